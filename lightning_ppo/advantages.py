@@ -1,0 +1,97 @@
+"""Generalised advantage estimation and advantage normalisation: pure functions of (T, N) tensors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def generalized_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminations: Tensor,
+    truncations: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """Estimate advantages by GAE(lambda) (Schulman et al. 2016, "High-Dimensional Continuous Control Using GAE", eq. 16).
+
+    An episode's end cuts the recursion; a termination also cuts the bootstrap, a truncation does not.
+
+    Args:
+        rewards: (T, N).
+        values: (T, N), V(s_t).
+        next_values: (T, N), V(s_{t+1}) of the true next observation; may hold anything, NaN too, where terminated.
+        terminations: (T, N) bool.
+        truncations: (T, N) bool.
+        gamma: Discount factor.
+        gae_lambda: Lambda.
+
+    Returns:
+        Advantages and value targets (advantage + value), each (T, N), without a graph.
+
+    Raises:
+        ValueError: If the shapes differ or are not (T, N).
+    """
+    tensors = (rewards, values, next_values, terminations, truncations)
+    if rewards.dim() != 2 or any(t.shape != rewards.shape for t in tensors):
+        raise ValueError(f"expected five tensors of one shape (T, N), got {[tuple(t.shape) for t in tensors]}")
+    with torch.no_grad():
+        bootstrap = torch.where(terminations, torch.zeros_like(next_values), next_values)
+        # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
+        deltas = (rewards + gamma * bootstrap - values).contiguous()
+        # (gamma lambda) where the episode goes on, 0 where it ended
+        decays = (gamma * gae_lambda) * (~(terminations | truncations)).to(deltas.dtype)
+        advantages = deltas.clone()
+        accumulate = zip(reversed(advantages.unbind(0)[:-1]), reversed(advantages.unbind(0)[1:]), strict=True)
+        for (current, following), decay in zip(accumulate, reversed(decays.unbind(0)[:-1]), strict=True):
+            # A_t = delta_t + gamma lambda A_{t+1}
+            current.addcmul_(decay, following)
+        return advantages, advantages + values
+
+
+def normalize_advantages(advantages: Tensor, valid: Tensor, reduce: Reduce = lambda x: x) -> Tensor:
+    """Shift and scale advantages to mean 0 and standard deviation 1 over the valid rows of all ranks.
+
+    Args:
+        advantages: (T, N).
+        valid: (T, N) bool; the other rows do not count and come out as 0.
+        reduce: Sums a float64 tensor over all ranks; the identity on one rank.
+    """
+    rows = torch.where(valid, advantages, torch.zeros_like(advantages)).double()
+    count, total = reduce(torch.stack((valid.sum().double(), rows.sum())))
+    mean = total / count
+    deviations = torch.where(valid, rows - mean, torch.zeros_like(rows))
+    variance = reduce(deviations.square().sum().reshape(1))[0] / (count - 1.0).clamp(min=1.0)
+    return (deviations / (variance.sqrt() + 1e-8)).to(advantages.dtype)
+
+
+def discounted_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return the discounted sums G_t = r_t + gamma G_{t-1} within each episode, and where they stand afterwards.
+
+    A sum includes the last reward of its episode and restarts after it.
+
+    Args:
+        rewards: (T, N).
+        ended: (T, N) bool, the episode ended at this step.
+        running: (N,) float64, the sums before the first step.
+        gamma: Discount factor in [0, 1].
+
+    Returns:
+        Sums (T, N) and the running sums (N,) after the last step, float64.
+
+    Raises:
+        ValueError: If `gamma` lies outside [0, 1].
+    """
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+    sums = torch.empty(rewards.shape, dtype=torch.float64, device=rewards.device)
+    going = (~ended).double()
+    for row, reward, goes_on in zip(sums.unbind(0), rewards.double().unbind(0), going.unbind(0), strict=True):
+        torch.add(reward, running, alpha=gamma, out=row)
+        running = row * goes_on
+    return sums, running

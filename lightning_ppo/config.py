@@ -1,0 +1,389 @@
+"""Typed settings: dataclasses with the universal defaults, YAML files and `key=value` overrides merged over them."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_ppo.errors import ConfigError
+from lightning_ppo.schedules import Schedule
+
+ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
+BACKENDS = ("auto", "vector", "sync", "async")
+OBJECTIVES = ("clip",)
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass
+class EnvConfig:
+    """Which environment, and how many copies of it step together."""
+
+    id: str = "CartPole-v1"
+    """A Gymnasium id, or an import path `package.module:EnvClass`."""
+    num_envs: int = 8
+    """Copies per rank, at least 1."""
+    backend: str = "auto"
+    """`auto` (native vector entry point, else sync), `vector`, `sync` or `async`."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment's constructor."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_envs >= 1, f"env.num_envs: must be at least 1, got {self.num_envs}")
+        _require(
+            self.backend in BACKENDS,
+            f"env.backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}",
+        )
+
+
+@dataclass
+class RolloutConfig:
+    """How much is collected per iteration, and how returns are estimated."""
+
+    num_steps: int = 256
+    """T, steps per environment and iteration."""
+    gamma: float = 0.99
+    """Discount factor in [0, 1]."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation in [0, 1]; 0 is the TD error, 1 the Monte Carlo return."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, f"rollout.num_steps: must be at least 1, got {self.num_steps}")
+        _require(0.0 <= self.gamma <= 1.0, f"rollout.gamma: must lie in [0, 1], got {self.gamma:g}")
+        _require(0.0 <= self.gae_lambda <= 1.0, f"rollout.gae_lambda: must lie in [0, 1], got {self.gae_lambda:g}")
+
+
+@dataclass
+class UpdateConfig:
+    """What one PPO iteration does with a rollout. Coefficients take a number or a schedule."""
+
+    epochs: int = 10
+    """Passes over the rollout."""
+    minibatch_size: int = 64
+    """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
+    clip_range: Any = 0.2
+    """Epsilon of the clipped surrogate (PPO paper, equation 7), usually 0.1 to 0.3."""
+    value_clip_range: Any = None
+    """Clip range of the value function as in OpenAI baselines; null turns it off."""
+    entropy_coefficient: Any = 0.0
+    """Weight of the entropy bonus (c2 of equation 9), usually 0 to 0.02."""
+    value_coefficient: Any = 0.5
+    """Weight of the value loss (c1 of equation 9)."""
+    max_grad_norm: float | None = 0.5
+    """Bound on the global gradient norm; null turns clipping off."""
+    target_kl: float | None = None
+    """End the iteration after an epoch whose exact KL to the behaviour policy exceeds this, in nats; null never does."""
+    normalize_advantages: bool = True
+    """Shift and scale the advantages of a rollout (over all ranks) to mean 0 and standard deviation 1."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"update.epochs: must be at least 1, got {self.epochs}")
+        _require(self.minibatch_size >= 1, f"update.minibatch_size: must be at least 1, got {self.minibatch_size}")
+        _require(
+            self.max_grad_norm is None or (self.max_grad_norm > 0.0 and math.isfinite(self.max_grad_norm)),
+            f"update.max_grad_norm: must be a positive number or null, got {self.max_grad_norm}",
+        )
+        _require(
+            self.target_kl is None or self.target_kl > 0.0,
+            f"update.target_kl: must be a positive number or null, got {self.target_kl}",
+        )
+        self.schedules()
+
+    def schedules(self) -> dict[str, Schedule]:
+        """Return the scheduled coefficients by name; `value_clip_range` only where it is set."""
+        names = ["clip_range", "entropy_coefficient", "value_coefficient"]
+        if self.value_clip_range is not None:
+            names.append("value_clip_range")
+        return {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam and its learning rate."""
+
+    learning_rate: Any = 3e-4
+    """Step size: a number or a schedule, also `{kind: adaptive_kl, start: 3e-4, target_kl: 0.01}`."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Decay rates of Adam's moments."""
+    epsilon: float = 1e-5
+    """Adam's epsilon; 1e-5 as in OpenAI baselines."""
+
+    def __post_init__(self) -> None:
+        self.schedule()
+        _require(self.epsilon > 0.0, f"optimizer.epsilon: must be positive, got {self.epsilon:g}")
+        _require(
+            len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas),
+            f"optimizer.betas: expected two numbers in [0, 1), got {list(self.betas)}",
+        )
+
+    def schedule(self) -> Schedule:
+        """Return the learning rate as a schedule."""
+        return Schedule.parse(self.learning_rate, "optimizer.learning_rate", allow_adaptive=True)
+
+
+@dataclass
+class PolicyConfig:
+    """The networks of actor and critic."""
+
+    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
+    """Units of each hidden layer."""
+    activation: str = "tanh"
+    """`tanh`, `relu`, `elu`, `silu` or `gelu`."""
+    shared_trunk: bool = False
+    """One trunk with two heads instead of two networks."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of Gaussian actions, in units of the half action range."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.activation in ACTIVATIONS,
+            f"policy.activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}",
+        )
+        _require(
+            all(size >= 1 for size in self.hidden_sizes),
+            f"policy.hidden_sizes: every layer needs at least 1 unit, got {list(self.hidden_sizes)}",
+        )
+
+
+@dataclass
+class NormalizeConfig:
+    """Running statistics that make the scale of observations and rewards irrelevant."""
+
+    observations: bool = True
+    """Shift and scale observations to mean 0 and variance 1."""
+    rewards: bool = True
+    """Divide rewards by the standard deviation of the discounted return."""
+    observation_clip: float = 10.0
+    """Bound on normalised observations."""
+    reward_clip: float = 10.0
+    """Bound on scaled rewards."""
+    epsilon: float = 1e-8
+    """Added to variances before the square root."""
+
+    def __post_init__(self) -> None:
+        for name in ("observation_clip", "reward_clip", "epsilon"):
+            _require(getattr(self, name) > 0.0, f"normalize.{name}: must be positive, got {getattr(self, name):g}")
+
+
+@dataclass
+class EvaluationConfig:
+    """How the agent is evaluated after each epoch and at the end."""
+
+    episodes: int = 20
+    """Episodes per evaluation during training; 0 turns it off."""
+    final_episodes: int = 100
+    """Episodes of the evaluation after training; 0 turns it off."""
+    every_n_epochs: int = 1
+    """Epochs between evaluations."""
+    num_envs: int = 8
+    """Copies of the environment that play side by side."""
+    deterministic: bool = True
+    """Play the mode of the action distribution instead of sampling."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 0), ("final_episodes", 0), ("every_n_epochs", 1), ("num_envs", 1)):
+            value = getattr(self, name)
+            _require(value >= least, f"evaluation.{name}: must be at least {least}, got {value}")
+
+
+@dataclass
+class CheckpointConfig:
+    """What is kept under `run_dir/checkpoints`."""
+
+    every_n_epochs: int = 1
+    """Epochs between writes of last.ckpt."""
+    save_best: bool = True
+    """Keep best.ckpt, the agent with the highest evaluation return."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every_n_epochs >= 1, f"checkpoint.every_n_epochs: must be at least 1, got {self.every_n_epochs}"
+        )
+
+
+@dataclass
+class Config:
+    """Everything `train.py` reads."""
+
+    seed: int = 1
+    """Seeds weights, environments and sampling."""
+    total_env_steps: int = 1_000_000
+    """Training budget in environment steps over all ranks; never exceeded."""
+    run_dir: str | None = None
+    """Where everything is written; default runs/<env id>/<timestamp>."""
+    resume: str | None = None
+    """`last`, or the path of a checkpoint, to continue a run in its run_dir."""
+    compile: bool = False
+    """Compile the minibatch update with torch.compile."""
+    debug: bool = False
+    """Print full tracebacks."""
+    objective: str = "clip"
+    """The policy objective."""
+    rollouts_per_epoch: int = 5
+    """Iterations per Lightning epoch, after which evaluation and checkpoints happen."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Passed to `pytorch_lightning.Trainer` as it is."""
+    callbacks: list[Any] = field(default_factory=list)
+    """Extra callbacks: a class path, or `{class_path: ..., init_args: {...}}`."""
+    loggers: list[Any] = field(default_factory=list)
+    """Extra loggers, in the same form."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed: must not be negative, got {self.seed}")
+        _require(self.total_env_steps >= 1, f"total_env_steps: must be at least 1, got {self.total_env_steps}")
+        _require(self.rollouts_per_epoch >= 1, f"rollouts_per_epoch: must be at least 1, got {self.rollouts_per_epoch}")
+        _require(
+            self.objective in OBJECTIVES,
+            f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}",
+        )
+        check_rollout_size(self.rollout.num_steps, self.env.num_envs, self.update)
+
+
+def check_rollout_size(num_steps: int, num_envs: int, update: UpdateConfig) -> None:
+    """Raise ConfigError unless a rollout of T x N transitions divides into minibatches without remainder."""
+    size = num_steps * num_envs
+    if size % update.minibatch_size:
+        divisors = [d for d in range(1, size + 1) if size % d == 0]
+        nearest = min(divisors, key=lambda d: abs(d - update.minibatch_size))
+        raise ConfigError(
+            f"update.minibatch_size: {update.minibatch_size} does not divide the rollout of "
+            f"{num_steps} steps x {num_envs} envs = {size} transitions; the nearest size that does is {nearest}"
+        )
+    if size < 2 and update.normalize_advantages:
+        raise ConfigError(
+            "update.normalize_advantages: a single transition has no standard deviation; "
+            "set it to false or raise rollout.num_steps or env.num_envs"
+        )
+
+
+def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) -> T:
+    """Return a settings dataclass from itself, a mapping of its fields, or None for the defaults.
+
+    Raises:
+        ConfigError: If a field is unknown or has the wrong type or value.
+    """
+    if value is None:
+        return section()
+    if isinstance(value, section):
+        return value
+    merged = _merge(OmegaConf.structured(section), OmegaConf.create(to_container(value)), section, f"{key}.")
+    return _to_object(merged)
+
+
+def to_container(value: Any) -> Any:
+    """Return settings (dataclasses, schedules, mappings, sequences, scalars) as plain dicts, lists and scalars."""
+    if isinstance(value, Schedule):
+        return value.to_container()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_container(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_container(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_container(v) for v in value]
+    return value
+
+
+def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+    """Merge the defaults, YAML files in order, and `key=value` overrides; later ones win.
+
+    Raises:
+        ConfigError: Naming the key, what is wrong, and the nearest valid key.
+    """
+    merged = OmegaConf.structured(Config)
+    for file in files:
+        merged = _merge(merged, _read_yaml(Path(file)), Config, "")
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"{override!r}: expected key=value or the path of a .yaml file")
+        try:
+            parsed = OmegaConf.from_dotlist([override])
+        except Exception as error:
+            raise ConfigError(f"{key}: cannot read the value as YAML: {_one_line(error)}") from None
+        merged = _merge(merged, parsed, Config, "")
+    return _to_object(merged)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        present = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), present, n=1, cutoff=0.0)
+        raise ConfigError(f"{path}: no such config file" + (f"; did you mean {near[0]}?" if near else "")) from None
+    except Exception as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {_one_line(error)}") from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{path}: expected a mapping of settings at the top level")
+    return content
+
+
+def _merge(base: Any, update: Any, section: type, prefix: str) -> Any:
+    unknown = _first_unknown_key(OmegaConf.to_container(update, resolve=False), section, "")
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, _valid_keys(section, ""), n=1, cutoff=0.0)
+        raise ConfigError(f"{prefix}{unknown}: unknown setting" + (f"; did you mean {prefix}{near[0]}?" if near else ""))
+    try:
+        return OmegaConf.merge(base, update)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{prefix}{error.full_key}: {_one_line(error)}") from None
+
+
+def _to_object(merged: Any) -> Any:
+    try:
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        cause = error.__cause__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        raise ConfigError(f"{error.full_key}: {_one_line(error)}") from None
+
+
+def _section_type(section: type, name: str) -> type | None:
+    for f in fields(section):  # type: ignore[arg-type]
+        if f.name == name and f.default_factory is not MISSING and is_dataclass(f.default_factory):
+            return f.default_factory  # type: ignore[return-value]
+    return None
+
+
+def _valid_keys(section: type, prefix: str) -> list[str]:
+    keys = []
+    for f in fields(section):  # type: ignore[arg-type]
+        child = _section_type(section, f.name)
+        keys += _valid_keys(child, f"{prefix}{f.name}.") if child else [f"{prefix}{f.name}"]
+    return keys
+
+
+def _first_unknown_key(content: Any, section: type, prefix: str) -> str | None:
+    names = {f.name for f in fields(section)}  # type: ignore[arg-type]
+    for name, value in content.items():
+        if name not in names:
+            return f"{prefix}{name}"
+        child = _section_type(section, name)
+        if child and isinstance(value, dict):
+            unknown = _first_unknown_key(value, child, f"{prefix}{name}.")
+            if unknown:
+                return unknown
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,248 @@
+"""Lightning's owner of the environments: seeds by rank, training and evaluation data, state for resuming."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from gymnasium.vector import VectorEnv
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_ppo.collector import Collector
+from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
+from lightning_ppo.distributed import gather_objects, rank, world_size
+from lightning_ppo.envs import make_vector_env, reset_seeds
+from lightning_ppo.errors import ConfigError
+from lightning_ppo.evaluation import play
+from lightning_ppo.policy import ActorCritic
+from lightning_ppo.rollout import Episodes
+from lightning_ppo.stream import RolloutStream
+
+_TRAINING, _EVALUATION, _NOISE = 0, 1, 2
+
+
+class _EpisodeLoader:
+    """A loader of one item: the episodes of one evaluation, played when the item is asked for."""
+
+    def __init__(self, episodes: Callable[[], Episodes]) -> None:
+        self.episodes = episodes
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Episodes]:
+        yield self.episodes()
+
+
+class RolloutDataModule(pl.LightningDataModule):
+    """Streams fresh rollouts for `PPO`, and plays the episodes of validation and test.
+
+    Args:
+        env: A Gymnasium id, an import path `package.module:EnvClass`, an already built vector environment, or the
+            settings of the `env` section.
+        num_envs: N, copies of the environment per rank.
+        num_steps: T, steps per environment and rollout.
+        gamma: Discount factor.
+        gae_lambda: Lambda of GAE.
+        rollouts_per_epoch: Rollouts per Lightning epoch.
+        backend: See `EnvConfig.backend`.
+        env_kwargs: Arguments of the environment's constructor.
+        evaluation: Settings of the `evaluation` section.
+        evaluation_env: Vector environment to evaluate on; needed where `env` is an already built one.
+        seed: Seeds environments and sampling; None takes the seed of torch's global generator.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        env: str | VectorEnv | EnvConfig | Mapping[str, Any] = "CartPole-v1",
+        num_envs: int | None = None,
+        num_steps: int | None = None,
+        *,
+        gamma: float | None = None,
+        gae_lambda: float | None = None,
+        rollouts_per_epoch: int = 5,
+        backend: str | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        evaluation: EvaluationConfig | Mapping[str, Any] | None = None,
+        evaluation_env: VectorEnv | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._given_env = env if isinstance(env, VectorEnv) else None
+        self._given_evaluation_env = evaluation_env
+        base = to_container(env) if isinstance(env, EnvConfig | Mapping) else {"id": env if isinstance(env, str) else ""}
+        if self._given_env is not None:
+            num_envs = self._given_env.num_envs
+        env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
+        rollout = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda}
+        self.env_settings = as_section(EnvConfig, {**base, **_given(env_settings)}, "env")
+        self.rollout_settings = as_section(RolloutConfig, _given(rollout), "rollout")
+        self.evaluation_settings = as_section(EvaluationConfig, evaluation, "evaluation")
+        if rollouts_per_epoch < 1:
+            raise ConfigError(f"rollouts_per_epoch: must be at least 1, got {rollouts_per_epoch}")
+        self.rollouts_per_epoch = rollouts_per_epoch
+        self.seed = seed
+        self.save_hyperparameters(
+            {
+                "env": to_container(self.env_settings),
+                **to_container(self.rollout_settings),
+                "rollouts_per_epoch": rollouts_per_epoch,
+                "evaluation": to_container(self.evaluation_settings),
+                "seed": seed,
+            },
+            logger=False,
+        )
+        self._env: VectorEnv | None = None
+        self._evaluation_env: VectorEnv | None = None
+        self._stream: RolloutStream | None = None
+        self._resume_state: dict[str, Any] | None = None
+
+    @property
+    def env(self) -> VectorEnv:
+        """The training environments of this rank, built on first use."""
+        if self._env is None:
+            self._env = self._given_env or self._make(self.env_settings.num_envs)
+        return self._env
+
+    @property
+    def observation_space(self) -> gymnasium.Space:
+        """Observation space of one environment."""
+        return self.env.single_observation_space
+
+    @property
+    def action_space(self) -> gymnasium.Space:
+        """Action space of one environment."""
+        return self.env.single_action_space
+
+    @property
+    def num_envs(self) -> int:
+        """N, copies of the environment per rank."""
+        return self.env_settings.num_envs
+
+    @property
+    def num_steps(self) -> int:
+        """T, steps per environment and rollout."""
+        return self.rollout_settings.num_steps
+
+    def _make(self, num_envs: int) -> VectorEnv:
+        settings = self.env_settings
+        return make_vector_env(settings.id, num_envs, backend=settings.backend, kwargs=settings.kwargs)
+
+    def _base_seed(self) -> int:
+        return (self.seed if self.seed is not None else torch.initial_seed()) % 2**32
+
+    def _policy(self) -> ActorCritic:
+        assert self.trainer is not None
+        return self.trainer.lightning_module.policy
+
+    def setup(self, stage: str) -> None:
+        """Start a new stream for each `fit`, so that its data does not depend on what was fitted before."""
+        if stage == "fit":
+            self._stream = None
+
+    def train_dataloader(self) -> RolloutStream:
+        """Return the stream of rollouts of this rank."""
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        if self._stream is None:
+            collector = Collector(
+                self.env,
+                module.policy,
+                self.num_steps,
+                torch.Generator(module.device).manual_seed(reset_seeds(self._base_seed(), rank(), 1, _NOISE)[0]),
+                reset_seeds(self._base_seed(), rank() * self.num_envs, self.num_envs, _TRAINING),
+            )
+            self._stream = RolloutStream(
+                collector,
+                self.rollout_settings,
+                self.rollouts_per_epoch,
+                module.update_settings.normalize_advantages,
+                self.trainer.precision_plugin.forward_context,
+            )
+            self._restore()
+        return self._stream
+
+    def val_dataloader(self) -> Any:
+        """Return a loader of one item, the episodes of one evaluation; empty if `evaluation.episodes` is 0."""
+        return self._evaluation_loader(self.evaluation_settings.episodes)
+
+    def test_dataloader(self) -> Any:
+        """Return a loader of one item, the episodes of the final evaluation."""
+        return self._evaluation_loader(self.evaluation_settings.final_episodes)
+
+    def predict_dataloader(self) -> Any:
+        """Return a loader of one item, the first observations of the evaluation environments."""
+        env = self._evaluation_environment()
+        return [torch.from_numpy(np.array(env.reset(seed=self._base_seed())[0]))]
+
+    def _evaluation_environment(self) -> VectorEnv:
+        if self._evaluation_env is None:
+            self._evaluation_env = self._given_evaluation_env or self._make(self.evaluation_settings.num_envs)
+        return self._evaluation_env
+
+    def _evaluation_loader(self, episodes: int) -> Any:
+        if self._given_env is not None and self._given_evaluation_env is None:
+            return []
+        return _EpisodeLoader(lambda: self.evaluate(episodes)) if episodes else []
+
+    def evaluate(self, episodes: int) -> Episodes:
+        """Play this rank's share of `episodes` with the current policy in the evaluation environments."""
+        assert self.trainer is not None
+        if self.trainer.sanity_checking:
+            episodes = world_size()
+        share = episodes // world_size() + (rank() < episodes % world_size())
+        if share == 0:
+            return Episodes(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+        env = self._evaluation_environment()
+        seeds = reset_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, _EVALUATION)
+        deterministic = self.evaluation_settings.deterministic
+        return play(self._policy(), env, share, seeds=seeds, deterministic=deterministic, seed=seeds[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of environments, episode records and sampling of every rank; call it on all ranks."""
+        if self._stream is None:
+            return {}
+        return {"ranks": gather_objects(self._stream.state_dict())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the environments exist."""
+        self._resume_state = state_dict
+
+    def _restore(self) -> None:
+        if not self._resume_state or self._stream is None:
+            return
+        ranks, self._resume_state = self._resume_state["ranks"], None
+        if len(ranks) != world_size():
+            rank_zero_warn(
+                f"the checkpoint was written by {len(ranks)} ranks, this run has {world_size()}: "
+                "environments and sampling are seeded anew"
+            )
+            return
+        state = ranks[rank()]
+        stepper = state["collector"]["stepper"]
+        if len(stepper["ended"]) != self.num_envs:
+            rank_zero_warn(
+                f"the checkpoint has {len(stepper['ended'])} environments per rank, this run {self.num_envs}: "
+                "environments and sampling are seeded anew"
+            )
+            return
+        if stepper["env"] is None:
+            rank_zero_info(f"Episodes in progress were restarted: {stepper['reason']}.")
+        self._stream.load_state_dict(state)
+
+    def teardown(self, stage: str) -> None:
+        """Close the environments that were built here."""
+        for name, given in (("_env", self._given_env), ("_evaluation_env", self._given_evaluation_env)):
+            env = getattr(self, name)
+            if env is not None and env is not given:
+                env.close()
+            setattr(self, name, None)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,6 @@
+"""Seeded vector environments from an id, an import path, or as the user built them."""
+
+from lightning_ppo.envs.make import autoreset_mode, make_vector_env, reset_seeds
+from lightning_ppo.envs.state import get_env_state, set_env_state
+
+__all__ = ["autoreset_mode", "get_env_state", "make_vector_env", "reset_seeds", "set_env_state"]

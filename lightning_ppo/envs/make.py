@@ -1,0 +1,162 @@
+"""Build vector environments: Gymnasium ids, a user's class by import path, any backend."""
+
+import difflib
+import importlib
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from lightning_ppo.errors import EnvironmentFault
+
+EXTRAS = {"mujoco": "mujoco", "ale_py": "atari", "envpool": "envpool"}
+"""Extra of this package that provides a module."""
+
+
+def make_vector_env(
+    env_id: str, num_envs: int, *, backend: str = "auto", kwargs: dict[str, Any] | None = None
+) -> VectorEnv:
+    """Return a vector environment of `num_envs` copies.
+
+    `vector` is the environment's own vectorised implementation, `sync` steps the copies one after the other in this
+    process, `async` in one process each. `auto` takes the native implementation where there is one, else `sync`.
+
+    Args:
+        env_id: A Gymnasium id, or an import path `package.module:EnvClass`.
+        num_envs: Number of copies.
+        backend: `auto`, `vector`, `sync` or `async`.
+        kwargs: Arguments of the environment's constructor.
+
+    Raises:
+        EnvironmentFault: If there is no such environment, a package is missing, or the constructor fails.
+    """
+    spec = _find_spec(env_id)
+    kwargs = dict(kwargs or {})
+    native = spec.vector_entry_point is not None and not spec.additional_wrappers
+    if backend == "auto":
+        backend = "vector" if native else "sync"
+    try:
+        if backend == "vector":
+            if not native:
+                raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
+            return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        copies = [partial(_make_single, spec, kwargs, index) for index in range(num_envs)]
+        if backend == "async":
+            return AsyncVectorEnv(copies, autoreset_mode=AutoresetMode.SAME_STEP)
+        return SyncVectorEnv(copies, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    except EnvironmentFault:
+        raise
+    except Exception as error:
+        raise _explain(env_id, error) from error
+
+
+class _GuardedEnv(gymnasium.Wrapper):
+    """Names the copy and the step where an environment raises or returns an observation of the wrong shape."""
+
+    def __init__(self, env: gymnasium.Env, index: int) -> None:
+        super().__init__(env)
+        self.index = index
+        self.steps = 0
+        self.expected = getattr(env.observation_space, "shape", None)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self._checked("reset", partial(self.env.reset, seed=seed, options=options))
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self._checked("step", partial(self.env.step, action))
+
+    def _checked(self, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            result = call()
+        except Exception as error:
+            raise EnvironmentFault(
+                f"env {self.index} raised in {what} after {self.steps} steps: {type(error).__name__}: {error}"
+            ) from error
+        if self.expected is not None and getattr(result[0], "shape", self.expected) != self.expected:
+            raise EnvironmentFault(
+                f"env {self.index} returned an observation of shape {result[0].shape} from {what} "
+                f"{self.steps}, but its observation space has shape {self.expected}"
+            )
+        return result
+
+
+def _make_single(spec: EnvSpec, kwargs: dict[str, Any], index: int) -> gymnasium.Env:
+    return _GuardedEnv(gymnasium.make(spec, disable_env_checker=True, **kwargs), index)
+
+
+def _find_spec(env_id: str) -> EnvSpec:
+    module_name, separator, attribute = env_id.partition(":")
+    if separator:
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {error}") from None
+        entry_point = getattr(module, attribute, None)
+        if callable(entry_point):
+            return EnvSpec(id=f"{attribute}-v0", entry_point=entry_point, kwargs={})
+        if attribute not in gymnasium.registry:
+            raise EnvironmentFault(f"env.id: {module_name!r} neither defines nor registers {attribute!r}")
+        env_id = attribute
+    _register_optional(env_id)
+    try:
+        return gymnasium.spec(env_id)
+    except gymnasium.error.Error as error:
+        near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=1, cutoff=0.0)
+        reason = str(error).strip().splitlines()[0]
+        raise EnvironmentFault(f"env.id: no environment {env_id!r} ({reason}); did you mean {near[0]}?") from None
+
+
+def _register_optional(env_id: str) -> None:
+    """Import the package that registers a namespace of ids, such as ale_py for `ALE/`."""
+    if env_id.startswith("ALE/"):
+        try:
+            gymnasium.register_envs(importlib.import_module("ale_py"))
+        except ImportError:
+            raise EnvironmentFault(
+                f"env.id: {env_id} needs the package ale_py: pip install 'lightning-ppo[atari]'"
+            ) from None
+
+
+def _explain(env_id: str, error: Exception) -> EnvironmentFault:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    chain = itertools.takewhile(lambda e: e is not None, (error, error.__cause__, error.__context__))
+    for cause in chain:
+        for module, extra in EXTRAS.items():
+            missing = isinstance(cause, ModuleNotFoundError) and cause.name == module
+            if missing or (isinstance(cause, gymnasium.error.DependencyNotInstalled) and module in str(cause).lower()):
+                return EnvironmentFault(
+                    f"env.id: {env_id} needs the package {module}: pip install 'lightning-ppo[{extra}]'"
+                )
+    return EnvironmentFault(f"env.id: {env_id} could not be built: {type(error).__name__}: {text}")
+
+
+def autoreset_mode(env: VectorEnv) -> AutoresetMode:
+    """Return how a vector environment starts the next episode.
+
+    Raises:
+        EnvironmentFault: If its metadata does not say, or says something unknown.
+    """
+    mode = (env.metadata or {}).get("autoreset_mode")
+    try:
+        return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+    except ValueError:
+        known = ", ".join(m.name for m in AutoresetMode)
+        raise EnvironmentFault(
+            f"the vector environment {type(env).__name__} declares the autoreset mode {mode!r}; set "
+            f"metadata['autoreset_mode'] to one of {known}, or episode ends cannot be told from resets"
+        ) from None
+
+
+def reset_seeds(seed: int, first: int, count: int, purpose: int = 0) -> list[int]:
+    """Return one seed for each of the global environment indices first..first+count-1.
+
+    Seeds of different run seeds, purposes (0 training, 1 evaluation) and indices do not overlap as consecutive
+    integers would.
+    """
+    return [int(np.random.SeedSequence([seed, purpose, index]).generate_state(1)[0]) for index in range(first, first + count)]

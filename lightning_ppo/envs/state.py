@@ -1,0 +1,175 @@
+"""Save and restore the exact state of environments as plain data.
+
+An environment or wrapper may offer `get_state()` and `set_state(state)`. For the others every layer's attributes are
+read: numbers, strings, arrays, random generators and containers of them are state; spaces, specs and functions are
+constant; anything else means that the state cannot be known to be complete, and says so.
+"""
+
+import types
+from collections import deque
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
+
+_CONSTANT = (gymnasium.Space, EnvSpec, np.dtype, type, types.FunctionType, types.MethodType, types.ModuleType)
+
+
+class _Opaque(Exception):
+    """An attribute whose state cannot be read as plain data."""
+
+
+def get_env_state(env: VectorEnv) -> tuple[dict[str, Any] | None, str]:
+    """Return the state of a vector environment as plain data, or None and the reason why it cannot be had."""
+    if isinstance(env, AsyncVectorEnv):
+        return None, "environments in other processes keep their state to themselves"
+    try:
+        return _get_layer(env, type(env).__name__), ""
+    except _Opaque as reason:
+        return None, str(reason)
+
+
+def set_env_state(env: VectorEnv, state: dict[str, Any]) -> None:
+    """Put a vector environment, built and reset like the saved one, into the state `get_env_state` returned."""
+    _set_layer(env, state)
+
+
+def _get_layer(layer: Any, path: str) -> dict[str, Any]:
+    own = getattr(type(layer), "get_state", None)
+    if callable(own) and callable(getattr(type(layer), "set_state", None)) and not _is_mujoco(layer):
+        return {"own": layer.get_state()}
+    attributes: dict[str, Any] = {}
+    children: dict[str, Any] = {}
+    for name, value in vars(layer).items():
+        where = f"{path}.{name}"
+        if name == "env" and isinstance(value, gymnasium.Env):
+            children[name] = _get_layer(value, type(value).__name__)
+        elif name == "envs" and isinstance(value, list | tuple):
+            children[name] = [_get_layer(e, type(e).__name__) for e in value]
+        elif isinstance(value, _CONSTANT) or name in ("env_fns", "metadata"):
+            continue
+        elif _is_mujoco_model(value):
+            continue
+        elif _is_mujoco_data(value):
+            attributes[name] = {"mujoco": _get_mujoco(layer.model, value)}
+        else:
+            attributes[name] = _encode(value, where)
+    return {"attributes": attributes, "children": children}
+
+
+def _set_layer(layer: Any, state: dict[str, Any]) -> None:
+    if "own" in state:
+        layer.set_state(state["own"])
+        return
+    for name, value in state["attributes"].items():
+        if isinstance(value, dict) and "mujoco" in value:
+            _set_mujoco(layer.model, getattr(layer, name), value["mujoco"])
+            continue
+        current = vars(layer).get(name)
+        decoded = _decode(value)
+        if isinstance(current, np.random.Generator):
+            current.bit_generator.state = decoded.bit_generator.state
+        elif isinstance(current, np.ndarray) and isinstance(decoded, np.ndarray) and current.shape == decoded.shape:
+            current[...] = decoded
+        else:
+            vars(layer)[name] = decoded
+    for name, child in state["children"].items():
+        if isinstance(child, list):
+            for env, env_state in zip(getattr(layer, name), child, strict=True):
+                _set_layer(env, env_state)
+        else:
+            _set_layer(getattr(layer, name), child)
+
+
+def _encode(value: Any, where: str) -> Any:
+    """Return `value` in terms that `torch.load(weights_only=True)` reads back."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        return {"scalar": value.item(), "dtype": value.dtype.str}
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return {"array": torch.from_numpy(np.array(value, order="C"))}
+    if isinstance(value, torch.Tensor):
+        return {"tensor": value.clone()}
+    if isinstance(value, np.random.Generator):
+        return {"generator": _encode(value.bit_generator.state, where)}
+    if isinstance(value, deque):
+        return {"deque": [_encode(v, where) for v in value], "maxlen": value.maxlen}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(v, where) for v in value]}
+    if isinstance(value, list):
+        return [_encode(v, where) for v in value]
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return {"dict": {k: _encode(v, f"{where}[{k!r}]") for k, v in value.items()}}
+    if isinstance(value, _CONSTANT):
+        return {"constant": True}
+    raise _Opaque(f"{where} is a {type(value).__name__}, which is not plain data")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    (kind, content), *_ = value.items()
+    if kind == "scalar":
+        return np.dtype(value["dtype"]).type(content)
+    if kind == "array":
+        return content.numpy().copy()
+    if kind == "tensor":
+        return content.clone()
+    if kind == "generator":
+        state = _decode(content)
+        bit_generator = getattr(np.random, state["bit_generator"])()
+        bit_generator.state = state
+        return np.random.Generator(bit_generator)
+    if kind == "deque":
+        return deque((_decode(v) for v in content), maxlen=value["maxlen"])
+    if kind == "tuple":
+        return tuple(_decode(v) for v in content)
+    if kind == "dict":
+        return {k: _decode(v) for k, v in content.items()}
+    raise ValueError(f"unknown kind of environment state: {kind}")
+
+
+def _is_mujoco(layer: Any) -> bool:
+    return _is_mujoco_data(vars(layer).get("data"))
+
+
+def _is_mujoco_data(value: Any) -> bool:
+    return type(value).__module__.startswith("mujoco") and type(value).__name__ == "MjData"
+
+
+def _is_mujoco_model(value: Any) -> bool:
+    module = type(value).__module__
+    return (module.startswith("mujoco") and type(value).__name__ == "MjModel") or module.endswith("mujoco_rendering")
+
+
+def _derived(data: Any) -> dict[str, np.ndarray]:
+    """Return the arrays of MjData by name; a step's rewards and observations read some that lag behind the state."""
+    arrays = {name: getattr(data, name) for name in dir(data) if not name.startswith(("_", "efc_", "iefc_"))}
+    return {name: value for name, value in arrays.items() if isinstance(value, np.ndarray) and value.size}
+
+
+def _get_mujoco(model: Any, data: Any) -> dict[str, Any]:
+    import mujoco
+
+    # everything a step reads, warm start included (MuJoCo documentation, "Physics state")
+    state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    derived = {name: torch.from_numpy(value.copy()) for name, value in _derived(data).items()}
+    return {"state": torch.from_numpy(state), "derived": derived}
+
+
+def _set_mujoco(model: Any, data: Any, saved: dict[str, Any]) -> None:
+    import mujoco
+
+    mujoco.mj_setState(model, data, saved["state"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
+    mujoco.mj_forward(model, data)
+    for name, value in _derived(data).items():
+        stored = saved["derived"].get(name)
+        if stored is not None and tuple(stored.shape) == value.shape:
+            value[...] = stored.numpy()

@@ -1,0 +1,25 @@
+"""The errors that a user can act on: each message is one line that names the cause and the remedy."""
+
+
+class UserError(Exception):
+    """Base of all errors whose message is meant for a person; the command line prints it without a traceback."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, has the wrong type, or cannot be combined with another."""
+
+
+class EnvironmentFault(UserError):
+    """An environment could not be built, raised, or returned something it must not."""
+
+
+class UnsupportedSpaceError(UserError):
+    """An observation or action space that no encoder or action head handles."""
+
+
+class NonFiniteError(UserError):
+    """A loss, gradient or rollout tensor became NaN or infinite; the weights are those from before the iteration."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or belongs to another task."""

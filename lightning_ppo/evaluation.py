@@ -1,0 +1,65 @@
+"""Play whole episodes with a policy whose weights and statistics stay as they are."""
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from lightning_ppo.collector import EpisodeRecorder, VectorStepper
+from lightning_ppo.policy import ActorCritic
+from lightning_ppo.rollout import Episodes
+
+
+@torch.no_grad()
+def play(
+    policy: ActorCritic,
+    env: VectorEnv,
+    episodes: int,
+    *,
+    seeds: list[int],
+    deterministic: bool = True,
+    seed: int = 0,
+) -> Episodes:
+    """Play `episodes` whole episodes and return their undiscounted returns and lengths.
+
+    Each copy of the environment plays a fixed share of them: taking whichever episodes end first would favour short
+    ones. The environments are reset first, so the result depends on nothing but the arguments.
+
+    Args:
+        policy: Left in the mode (train or eval) it was in.
+        env: Vector environment; the rewards counted are those it returns.
+        episodes: Number of episodes, at least 1.
+        seeds: One seed per copy of the environment.
+        deterministic: Play the mode of the action distribution instead of sampling.
+        seed: Seed of the sampling.
+
+    Raises:
+        ValueError: If `episodes` is less than 1.
+        EnvironmentFault: If the environment misbehaves.
+    """
+    if episodes < 1:
+        raise ValueError(f"expected at least one episode, got {episodes}")
+    num_envs = env.num_envs
+    quota = np.full(num_envs, episodes // num_envs)
+    quota[: episodes % num_envs] += 1
+    device = next(policy.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    stepper, recorder = VectorStepper(env, lambda actions: actions), EpisodeRecorder(num_envs)
+    stepper.reset(seeds)
+    was_training = policy.training
+    policy.eval()
+    returns, lengths = [], []
+    try:
+        while quota.any():
+            observations = torch.from_numpy(stepper.observations).to(device)
+            actions = policy.predict(observations, deterministic, generator)
+            rewards, terminations, truncations = stepper.step(actions)
+            ended = terminations | truncations
+            finished = recorder.record(rewards[None], ended[None], ~stepper.filler[None])
+            for position, index in enumerate(np.flatnonzero(ended)):
+                if quota[index]:
+                    quota[index] -= 1
+                    returns.append(finished.returns[position])
+                    lengths.append(finished.lengths[position])
+    finally:
+        policy.train(was_training)
+    return Episodes(torch.stack(returns), torch.stack(lengths))

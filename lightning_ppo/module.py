@@ -1,0 +1,457 @@
+"""The LightningModule: one training step is one PPO iteration over a rollout."""
+
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import CatMetric
+
+from lightning_ppo.config import (
+    OBJECTIVES,
+    NormalizeConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    UpdateConfig,
+    as_section,
+    check_rollout_size,
+    to_container,
+)
+from lightning_ppo.distributed import rank, sum_over_ranks, world_size
+from lightning_ppo.envs import reset_seeds
+from lightning_ppo.errors import CheckpointError, ConfigError, NonFiniteError
+from lightning_ppo.objectives import clipped_surrogate_loss, explained_variance, kl_k3, value_loss
+from lightning_ppo.policy import ActorCritic
+from lightning_ppo.rollout import Episodes, Minibatch, Observations, Rollout, select, shuffled_indices
+from lightning_ppo.spaces import space_from_spec, space_to_spec
+
+STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "approximate_kl", "clip_fraction", "grad_norm")
+"""What every minibatch reports, in this order."""
+
+RETURN_WINDOW = 100
+"""Training episodes over which returns and lengths are averaged."""
+
+
+class SteeredLearningRate(LRScheduler):
+    """Hands the learning rate that PPO computes to the optimizer, where Lightning's callbacks look for it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, value: float) -> None:
+        self.value = value
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        """Return the value for every parameter group."""
+        return [self.value] * len(self.optimizer.param_groups)
+
+    def set(self, value: float) -> None:
+        """Use `value` from now on."""
+        self.value = value
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+        self._last_lr = self.get_lr()
+
+
+class PPO(pl.LightningModule):
+    """Proximal Policy Optimization (Schulman et al. 2017, "Proximal Policy Optimization Algorithms").
+
+    Its batches are the rollouts of `RolloutDataModule`. To change the algorithm, override `policy_loss`,
+    `minibatch_loss` or `configure_optimizers`.
+
+    Args:
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment.
+        objective: Name of the policy objective.
+        update: Settings of the `update` section, as `UpdateConfig` or a mapping of its fields.
+        optimizer: Settings of the `optimizer` section.
+        policy: Settings of the `policy` section.
+        normalize: Settings of the `normalize` section.
+        total_env_steps: Training stops before this many environment steps over all ranks would be exceeded, and
+            schedules reach their end there. None leaves the end to the Trainer.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range.
+        UnsupportedSpaceError: If no network or action head handles a space.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space | dict[str, Any],
+        action_space: gymnasium.Space | dict[str, Any],
+        *,
+        objective: str = "clip",
+        update: UpdateConfig | Mapping[str, Any] | None = None,
+        optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
+        policy: PolicyConfig | Mapping[str, Any] | None = None,
+        normalize: NormalizeConfig | Mapping[str, Any] | None = None,
+        total_env_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        if objective not in OBJECTIVES:
+            raise ConfigError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        self.update_settings = as_section(UpdateConfig, update, "update")
+        self.optimizer_settings = as_section(OptimizerConfig, optimizer, "optimizer")
+        policy_settings = as_section(PolicyConfig, policy, "policy")
+        normalize_settings = as_section(NormalizeConfig, normalize, "normalize")
+        self.observation_space = space_from_spec(observation_space)
+        self.action_space = space_from_spec(action_space)
+        self.save_hyperparameters(
+            {
+                "observation_space": space_to_spec(self.observation_space),
+                "action_space": space_to_spec(self.action_space),
+                "objective": objective,
+                "update": to_container(self.update_settings),
+                "optimizer": to_container(self.optimizer_settings),
+                "policy": to_container(policy_settings),
+                "normalize": to_container(normalize_settings),
+                "total_env_steps": total_env_steps,
+            },
+            logger=False,
+        )
+        self.total_env_steps = total_env_steps
+        self.policy = ActorCritic(self.observation_space, self.action_space, policy_settings, normalize_settings)
+        self.coefficients = self.update_settings.schedules()
+        self.learning_rate = self.optimizer_settings.schedule()
+
+        self.env_steps = 0
+        """Environment steps trained on, over all ranks."""
+        self.iterations = 0
+        """Rollouts trained on."""
+        self.recent_returns: deque[float] = deque(maxlen=RETURN_WINDOW)
+        self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
+        self._current: dict[str, Tensor] = {}
+        self._shuffle: torch.Generator | None = None
+        self._restored_shuffle: Tensor | None = None
+        self.evaluation_returns = CatMetric()
+        self.evaluation_lengths = CatMetric()
+
+    # ---------------------------------------------------------------- the update
+
+    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
+        """Run one PPO iteration: epochs of shuffled minibatches over the rollout.
+
+        Raises:
+            NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are put back first.
+        """
+        started = time.perf_counter()
+        settings, optimizer = self.update_settings, self.optimizers()
+        size = rollout.num_steps * rollout.num_envs
+        batch = rollout.flatten()
+        self._apply_schedules()
+        before = self._snapshot()
+        shuffle = self._shuffle_generator()
+        epochs: list[Tensor] = []
+        for _ in range(settings.epochs):
+            indices = shuffled_indices(size, settings.minibatch_size, shuffle)
+            # a loss is a mean over the valid rows of a minibatch on all ranks
+            counts = sum_over_ranks(batch.weights[indices].sum(1)) / world_size()
+            scales = counts.clamp(min=1.0).reciprocal().unbind()
+            statistics = []
+            for rows, scale in zip(indices.unbind(0), scales, strict=True):
+                minibatch = select(batch, rows)
+                minibatch = minibatch._replace(weights=minibatch.weights * scale)
+                loss, reported = self.minibatch_loss(minibatch)
+                self.manual_backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                statistics.append(torch.stack((*reported, self._grad_norm)))
+            epochs.append(torch.stack(statistics).mean(0))
+            if settings.target_kl is not None and self._mean_over_ranks(epochs[-1])[3] > settings.target_kl:
+                break
+        self._finish(rollout, torch.stack(epochs), before, started)
+
+    def minibatch_loss(self, minibatch: Minibatch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the loss to minimise, policy + c1 value - c2 entropy (PPO paper, eq. 9), and what to report.
+
+        Args:
+            minibatch: B transitions whose weights sum to 1 over all ranks, on average over the ranks.
+
+        Returns:
+            The scalar loss, and the detached scalars named by `STATISTICS` up to `clip_fraction`.
+        """
+        now = self.policy.evaluate(minibatch.observations, minibatch.actions)
+        weights = minibatch.weights
+        log_ratios = now.log_probs - minibatch.log_probs
+        policy_loss = (weights * self.policy_loss(log_ratios, minibatch.advantages)).sum()
+        critic_loss = (weights * self.value_loss(now.values, minibatch)).sum()
+        entropy = (weights * now.entropies).sum()
+        loss = policy_loss
+        loss = loss + self._current["value_coefficient"] * critic_loss
+        loss = loss - self._current["entropy_coefficient"] * entropy
+        with torch.no_grad():
+            kl = (weights * self.policy.head.kl(minibatch.distribution, now.distribution)).sum()
+            approximate_kl = (weights * kl_k3(log_ratios)).sum()
+            clipped = ((log_ratios.exp() - 1.0).abs() > self._current["clip_range"]).to(weights.dtype)
+            clip_fraction = (weights * clipped).sum()
+        return loss, (policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, approximate_kl, clip_fraction)
+
+    def policy_loss(self, log_ratios: Tensor, advantages: Tensor) -> Tensor:
+        """Return the policy loss (B,) of log-ratios (B,) and advantages (B,)."""
+        return clipped_surrogate_loss(log_ratios, advantages, self._current["clip_range"])
+
+    def value_loss(self, values: Tensor, minibatch: Minibatch) -> Tensor:
+        """Return the value loss (B,) of current values (B,)."""
+        return value_loss(values, minibatch.returns, minibatch.values, self._current.get("value_clip_range"))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient norm, here because gradients are unscaled by now in every precision."""
+        bound = self.update_settings.max_grad_norm
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if bound is None else bound)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return Adam and the scheduler through which PPO sets the learning rate."""
+        settings = self.optimizer_settings
+        optimizer = torch.optim.Adam(
+            self.parameters(),
+            lr=self.learning_rate(0.0),
+            betas=(settings.betas[0], settings.betas[1]),
+            eps=settings.epsilon,
+            fused=True,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": SteeredLearningRate(optimizer, self.learning_rate(0.0))}
+
+    @property
+    def progress(self) -> float:
+        """Share of the training budget used, in [0, 1]: of env steps where they are the budget, else of epochs."""
+        if self.total_env_steps:
+            return min(self.env_steps / self.total_env_steps, 1.0)
+        trainer = self.trainer
+        if trainer.max_epochs and trainer.max_epochs > 0 and math.isfinite(trainer.num_training_batches):
+            return min(self.iterations / (trainer.max_epochs * trainer.num_training_batches), 1.0)
+        return 0.0
+
+    def _apply_schedules(self) -> None:
+        progress = self.progress
+        for name, schedule in self.coefficients.items():
+            value = schedule(progress)
+            if name in self._current:
+                self._current[name].fill_(value)
+            else:
+                self._current[name] = torch.tensor(value, device=self.device)
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, SteeredLearningRate) and not self.learning_rate.adaptive:
+            scheduler.set(self.learning_rate(progress))
+
+    def _shuffle_generator(self) -> torch.Generator:
+        if self._shuffle is None:
+            seed = reset_seeds(torch.initial_seed() % 2**32, rank(), 1, purpose=3)[0]
+            self._shuffle = torch.Generator(self.device).manual_seed(seed)
+            if self._restored_shuffle is not None:
+                self._shuffle.set_state(self._restored_shuffle)
+                self._restored_shuffle = None
+        return self._shuffle
+
+    def _snapshot(self) -> list[tuple[Tensor, Tensor]]:
+        tensors = [p.detach() for p in self.parameters()]
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        for state in optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        return [(tensor, tensor.clone()) for tensor in tensors]
+
+    def _mean_over_ranks(self, statistics: Tensor) -> Tensor:
+        return sum_over_ranks(statistics) / world_size()
+
+    @torch.no_grad()
+    def _finish(self, rollout: Rollout, epochs: Tensor, before: list[tuple[Tensor, Tensor]], started: float) -> None:
+        """Check, count and log an iteration, with one reduction over the ranks and one transfer to the host."""
+        self.recent_returns.extend(rollout.episodes.returns.tolist())
+        self.recent_lengths.extend(rollout.episodes.lengths.tolist())
+        window = (sum(self.recent_returns), sum(self.recent_lengths), len(self.recent_returns))
+        valid = rollout.valid.flatten()
+        assert rollout.returns is not None
+        explained = explained_variance(rollout.values.flatten()[valid], rollout.returns.flatten()[valid])
+        checked = epochs[:, [0, 1, 6]] if not self._scaled_gradients() else epochs[:, [0, 1]]
+        local = torch.cat(
+            (
+                epochs.mean(0).double(),
+                epochs[-1, 3:4].double(),
+                torch.stack((explained.double(), (~torch.isfinite(checked)).any(0).sum().double())),
+                torch.stack((valid.sum().double(), valid.new_tensor(len(epochs), dtype=torch.float64))),
+                torch.tensor([*window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device),
+            )
+        )
+        total = (sum_over_ranks(local) / world_size()).tolist()
+        means, (last_kl, explained_mean, bad) = total[:7], total[7:10]
+        steps, epochs_done, return_sum, length_sum, window_count, collect_seconds = total[10:]
+        if bad or not math.isfinite(sum(means)) and not self._scaled_gradients():
+            self._restore_and_raise(epochs, before)
+        self.policy.version += 1
+        self.iterations += 1
+        new_steps = round(steps * world_size())
+        self.env_steps += new_steps
+        if self.policy.observation_normalizer is not None:
+            assert isinstance(rollout.observations, Tensor)
+            self.policy.observation_normalizer.update(rollout.observations[rollout.valid], sum_over_ranks)
+        scheduler = self.lr_schedulers()
+        learning_rate = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
+        if isinstance(scheduler, SteeredLearningRate) and self.learning_rate.adaptive:
+            scheduler.set(self.learning_rate.steer(learning_rate, last_kl))
+        update_seconds = time.perf_counter() - started
+        seconds = collect_seconds + update_seconds
+        metrics = {
+            "loss/policy": means[0],
+            "loss/value": means[1],
+            "loss/entropy": means[2],
+            "update/kl": last_kl,
+            "update/approximate_kl": means[4],
+            "update/clip_fraction": means[5],
+            "update/grad_norm": means[6],
+            "update/epochs": epochs_done,
+            "update/explained_variance": explained_mean,
+            "update/learning_rate": learning_rate,
+            "time/env_steps_per_second": new_steps / seconds,
+            "time/collect_share": collect_seconds / seconds,
+            "time/update_share": update_seconds / seconds,
+            "step": float(self.env_steps),
+        }
+        metrics |= {f"update/{name}": float(value) for name, value in self._current.items()}
+        if window_count:
+            metrics["rollout/return_mean"] = return_sum / window_count
+            metrics["rollout/length_mean"] = length_sum / window_count
+        self.collect_seconds = collect_seconds
+        self.update_seconds = update_seconds
+        self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
+        if self.total_env_steps and self.env_steps + self._steps_per_iteration(rollout) > self.total_env_steps:
+            self.trainer.should_stop = True
+
+    def _steps_per_iteration(self, rollout: Rollout) -> int:
+        return rollout.num_steps * rollout.num_envs * world_size()
+
+    def _scaled_gradients(self) -> bool:
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    def _restore_and_raise(self, epochs: Tensor, before: list[tuple[Tensor, Tensor]]) -> None:
+        for tensor, saved in before:
+            tensor.copy_(saved)
+        epoch, column = torch.nonzero(~torch.isfinite(epochs))[0].tolist()
+        raise NonFiniteError(
+            f"the {STATISTICS[column].replace('_', ' ')} is {epochs[epoch, column].item()} in update epoch {epoch + 1} "
+            f"of iteration {self.iterations + 1} ({self.env_steps} env steps); the weights are those from before this "
+            f"iteration; lower optimizer.learning_rate, or check the environment's rewards"
+        )
+
+    # ---------------------------------------------------------------- evaluation and prediction
+
+    def validation_step(self, episodes: Episodes, batch_idx: int) -> None:
+        """Take in the episodes of an evaluation."""
+        self._take_in(episodes)
+
+    def test_step(self, episodes: Episodes, batch_idx: int) -> None:
+        """Take in the episodes of the final evaluation."""
+        self._take_in(episodes)
+
+    def predict_step(self, observations: Observations, batch_idx: int) -> Tensor:
+        """Return deterministic actions, as the environment takes them, for a batch of observations (B, ...)."""
+        return self.policy.predict(observations)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the evaluation under `eval/`."""
+        self._log_evaluation("eval")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the evaluation under `test/`."""
+        self._log_evaluation("test")
+
+    def _take_in(self, episodes: Episodes) -> None:
+        self.evaluation_returns.update(episodes.returns.float())
+        self.evaluation_lengths.update(episodes.lengths.float())
+
+    def _log_evaluation(self, prefix: str) -> None:
+        returns, lengths = (torch.as_tensor(m.compute()).reshape(-1) for m in (self.evaluation_returns, self.evaluation_lengths))
+        self.evaluation_returns.reset()
+        self.evaluation_lengths.reset()
+        if not returns.numel():
+            return
+        metrics = {
+            f"{prefix}/return_mean": returns.mean(),
+            f"{prefix}/return_std": returns.std(correction=0),
+            f"{prefix}/length_mean": lengths.mean(),
+            f"{prefix}/episodes": float(returns.numel()),
+            "step": float(self.env_steps),
+        }
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+
+    # ---------------------------------------------------------------- the Trainer's flags and checkpoints
+
+    def configure_callbacks(self) -> list:
+        """Explain Trainer flags that cannot work here, before Lightning rejects them without saying what to do."""
+        trainer = self.trainer
+        if trainer.gradient_clip_val:
+            raise ConfigError("trainer.gradient_clip_val: PPO clips its own gradients; set update.max_grad_norm instead")
+        if trainer.accumulate_grad_batches != 1:
+            raise ConfigError(
+                "trainer.accumulate_grad_batches: a batch is a whole rollout here; set update.minibatch_size instead"
+            )
+        if trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise ConfigError(f"trainer.precision: expected 32-true, bf16-mixed or 16-mixed, got {trainer.precision}")
+        return []
+
+    def on_fit_start(self) -> None:
+        """Check what can only be checked once data and callbacks are known."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "num_steps"):
+            return
+        check_rollout_size(data.num_steps, data.num_envs, self.update_settings)
+        if self.observation_space != data.observation_space or self.action_space != data.action_space:
+            raise CheckpointError(
+                f"this agent was made for observations {self.observation_space} and actions {self.action_space}, but "
+                f"the environment has {data.observation_space} and {data.action_space}"
+            )
+        size = data.num_steps * data.num_envs
+        steps = self.update_settings.epochs * size // self.update_settings.minibatch_size
+        for callback in self.trainer.callbacks:
+            every = getattr(callback, "_every_n_train_steps", 0) if isinstance(callback, ModelCheckpoint) else 0
+            if every and (every % steps or self.update_settings.target_kl is not None):
+                raise ConfigError(
+                    f"ModelCheckpoint(every_n_train_steps={every}) would never or seldom save: global_step advances by "
+                    f"{steps} optimizer steps per iteration; use every_n_epochs, an epoch is "
+                    f"{data.rollouts_per_epoch} iterations (rollouts_per_epoch)"
+                )
+        if self.total_env_steps and self.total_env_steps < size * world_size():
+            raise ConfigError(
+                f"total_env_steps: {self.total_env_steps} is less than one rollout of "
+                f"{data.num_steps} steps x {data.num_envs} envs x {world_size()} ranks"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add counters, episode records and random states."""
+        keys = np.random.get_state(legacy=False)
+        checkpoint["ppo"] = {
+            "env_steps": self.env_steps,
+            "iterations": self.iterations,
+            "recent_returns": list(self.recent_returns),
+            "recent_lengths": list(self.recent_lengths),
+            "shuffle": None if self._shuffle is None else self._shuffle.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": {"key": torch.from_numpy(keys["state"]["key"].copy()), "pos": int(keys["state"]["pos"])},
+            "python": random.getstate(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take counters, episode records and, inside `fit`, random states from a checkpoint."""
+        state = checkpoint["ppo"]
+        self.env_steps, self.iterations = state["env_steps"], state["iterations"]
+        self.policy.version = self.iterations
+        self.recent_returns.extend(state["recent_returns"])
+        self.recent_lengths.extend(state["recent_lengths"])
+        if self._trainer is None or not self._trainer.training:
+            return
+        self._restored_shuffle = state["shuffle"]
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        legacy = np.random.get_state(legacy=False)
+        legacy["state"] = {"key": state["numpy"]["key"].numpy(), "pos": state["numpy"]["pos"]}
+        np.random.set_state(legacy)
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))

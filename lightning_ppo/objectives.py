@@ -1,0 +1,84 @@
+"""The arithmetic of the losses: pure functions of (B,) tensors, one number per transition."""
+
+import torch
+from torch import Tensor
+
+
+def _same_shape(*tensors: Tensor) -> None:
+    if tensors[0].dim() != 1 or any(t.shape != tensors[0].shape for t in tensors):
+        raise ValueError(f"expected tensors of one shape (B,), got {[tuple(t.shape) for t in tensors]}")
+
+
+def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: Tensor | float) -> Tensor:
+    """Negative clipped surrogate, L^CLIP of the PPO paper (Schulman et al. 2017, eq. 7).
+
+    Args:
+        log_ratios: (B,), log pi(a|s) - log pi_old(a|s).
+        advantages: (B,).
+        clip_range: Epsilon.
+
+    Returns:
+        (B,), to be minimised.
+
+    Raises:
+        ValueError: If the shapes are not both (B,).
+    """
+    _same_shape(log_ratios, advantages)
+    ratios = log_ratios.exp()
+    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return -torch.minimum(ratios * advantages, clipped * advantages)
+
+
+def value_loss(
+    values: Tensor, returns: Tensor, old_values: Tensor | None = None, clip_range: Tensor | float | None = None
+) -> Tensor:
+    """Half the squared error of the value function, 0.5 (V - R)^2.
+
+    With a clip range, the pessimistic maximum with the loss of the value clipped around the old one, as in OpenAI
+    baselines.
+
+    Args:
+        values: (B,), V(s) of the current critic.
+        returns: (B,), value targets.
+        old_values: (B,), V(s) at collection; needed with `clip_range`.
+        clip_range: How far V may move from the old value; None does not clip.
+
+    Raises:
+        ValueError: If the shapes are not all (B,), or `clip_range` is given without `old_values`.
+    """
+    _same_shape(values, returns)
+    loss = 0.5 * (values - returns).square()
+    if clip_range is None:
+        return loss
+    if old_values is None:
+        raise ValueError("value clipping needs the old values")
+    _same_shape(values, old_values)
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return torch.maximum(loss, 0.5 * (clipped - returns).square())
+
+
+def kl_k1(log_ratios: Tensor) -> Tensor:
+    """Schulman's estimator k1 = -log r of KL(old || new) with r = new/old on samples of old: unbiased, high variance."""
+    return -log_ratios
+
+
+def kl_k2(log_ratios: Tensor) -> Tensor:
+    """Schulman's estimator k2 = (log r)^2 / 2: biased, low variance."""
+    return 0.5 * log_ratios.square()
+
+
+def kl_k3(log_ratios: Tensor) -> Tensor:
+    """Schulman's estimator k3 = (r - 1) - log r: unbiased, low variance, never negative ("Approximating KL", 2020)."""
+    return torch.expm1(log_ratios) - log_ratios
+
+
+def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
+    """Mean of x (B,) under weights (B,) that need not sum to 1."""
+    _same_shape(x, weights)
+    return (x * weights).sum() / weights.sum()
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
+    """Return 1 - Var(returns - values) / Var(returns) of (B,) tensors; 1 is perfect, 0 no better than a constant."""
+    _same_shape(values, returns)
+    return 1.0 - (returns - values).var(correction=0) / returns.var(correction=0).clamp(min=1e-8)

@@ -1,0 +1,91 @@
+"""The stream of training data: one item is one fresh rollout with its advantages."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from lightning_ppo.advantages import discounted_sums, generalized_advantages, normalize_advantages
+from lightning_ppo.collector import Collector
+from lightning_ppo.config import RolloutConfig
+from lightning_ppo.distributed import sum_over_ranks
+from lightning_ppo.rollout import Rollout
+
+
+class RolloutStream(IterableDataset):
+    """Yields `length` rollouts, each collected when it is asked for, with the policy as it then is.
+
+    Its exact length keeps Lightning from fetching one item ahead.
+
+    Args:
+        collector: Collects.
+        settings: Discounting.
+        length: Items per iteration over the stream.
+        normalize: Whether to normalise advantages.
+        precision: Enters the precision context the update runs in.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        settings: RolloutConfig,
+        length: int,
+        normalize: bool = True,
+        precision: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.collector = collector
+        self.settings = settings
+        self.length = length
+        self.normalize = normalize
+        self.precision = precision
+        self._running = torch.zeros(collector.episodes.returns.shape, dtype=torch.float64)
+
+    def __len__(self) -> int:
+        """Items per iteration over the stream."""
+        return self.length
+
+    def __iter__(self) -> Iterator[Rollout]:
+        """Yield fresh rollouts."""
+        for _ in range(self.length):
+            yield self.next_rollout()
+
+    def next_rollout(self) -> Rollout:
+        """Collect a rollout and estimate its advantages."""
+        with self.precision():
+            rollout = self.collector.collect()
+        self._estimate(rollout)
+        return rollout
+
+    @torch.no_grad()
+    def _estimate(self, rollout: Rollout) -> None:
+        scaler, settings = self.collector.policy.reward_scaler, self.settings
+        rewards = rollout.rewards
+        if scaler is not None:
+            sums, self._running = discounted_sums(
+                rewards, rollout.terminations | rollout.truncations, self._running.to(rewards.device), settings.gamma
+            )
+            scaler.update(sums[rollout.valid], sum_over_ranks)
+            rewards = scaler(rewards)
+        rollout.advantages, rollout.returns = generalized_advantages(
+            rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.terminations,
+            rollout.truncations,
+            gamma=settings.gamma,
+            gae_lambda=settings.gae_lambda,
+        )
+        if self.normalize:
+            rollout.advantages = normalize_advantages(rollout.advantages, rollout.valid, sum_over_ranks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the next rollout depends on besides the policy, as plain data."""
+        return {"collector": self.collector.state_dict(), "discounted_sums": self._running.cpu().clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.collector.load_state_dict(state["collector"])
+        if state["collector"]["stepper"]["env"] is not None:
+            self._running = state["discounted_sums"].clone()
