@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -322,13 +322,23 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
     return _to_object(merged)
 
 
+def to_yaml(config: Config) -> str:
+    """Return resolved settings as YAML that `load` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return the valid name that looks most like `name`."""
+    return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
+
+
 def _read_yaml(path: Path) -> DictConfig:
     try:
         content = OmegaConf.load(path)
     except FileNotFoundError:
         present = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(str(path), present, n=1, cutoff=0.0)
-        raise ConfigError(f"{path}: no such config file" + (f"; did you mean {near[0]}?" if near else "")) from None
+        hint = f"; did you mean {nearest(str(path), present)}?" if present else ""
+        raise ConfigError(f"{path}: no such config file{hint}") from None
     except Exception as error:
         raise ConfigError(f"{path}: not a readable YAML file: {_one_line(error)}") from None
     if not isinstance(content, DictConfig):
@@ -339,8 +349,8 @@ def _read_yaml(path: Path) -> DictConfig:
 def _merge(base: Any, update: Any, section: type, prefix: str) -> Any:
     unknown = _first_unknown_key(OmegaConf.to_container(update, resolve=False), section, "")
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, _valid_keys(section, ""), n=1, cutoff=0.0)
-        raise ConfigError(f"{prefix}{unknown}: unknown setting" + (f"; did you mean {prefix}{near[0]}?" if near else ""))
+        near = nearest(unknown, _valid_keys(section, ""))
+        raise ConfigError(f"{prefix}{unknown}: unknown setting; did you mean {prefix}{near}?")
     try:
         return OmegaConf.merge(base, update)
     except OmegaConfBaseException as error:

@@ -1,5 +1,6 @@
 """Lightning's owner of the environments: seeds by rank, training and evaluation data, state for resuming."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from gymnasium.vector import VectorEnv
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lightning_ppo.collector import Collector
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
@@ -19,6 +20,8 @@ from lightning_ppo.evaluation import play
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.rollout import Episodes
 from lightning_ppo.stream import RolloutStream
+
+_log = logging.getLogger(__name__)
 
 _TRAINING, _EVALUATION, _NOISE = 0, 1, 2
 
@@ -232,7 +235,7 @@ class RolloutDataModule(pl.LightningDataModule):
             )
             return
         if stepper["env"] is None:
-            rank_zero_info(f"Episodes in progress were restarted: {stepper['reason']}.")
+            rank_zero_only(_log.info)(f"Episodes in progress were restarted: {stepper['reason']}.")
         self._stream.load_state_dict(state)
 
     def teardown(self, stage: str) -> None:

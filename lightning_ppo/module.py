@@ -422,6 +422,14 @@ class PPO(pl.LightningModule):
                 f"{data.num_steps} steps x {data.num_envs} envs x {world_size()} ranks"
             )
 
+    def on_train_start(self) -> None:
+        """End a resumed run at once if its budget is used up."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.total_env_steps and hasattr(data, "num_steps"):
+            needed = data.num_steps * data.num_envs * world_size()
+            if self.env_steps + needed > self.total_env_steps:
+                self.trainer.should_stop = True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, episode records and random states."""
         keys = np.random.get_state(legacy=False)

@@ -14,7 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from lightning_ppo.errors import EnvironmentFault
 
-EXTRAS = {"mujoco": "mujoco", "ale_py": "atari", "envpool": "envpool"}
+EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "envpool": "envpool"}
 """Extra of this package that provides a module."""
 
 

@@ -1,0 +1,184 @@
+"""What Lightning lacks for reinforcement learning: progress in environment steps, and stopping without losing anything."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from tqdm import tqdm
+
+from lightning_ppo.distributed import sum_over_ranks
+from lightning_ppo.module import PPO
+
+
+class EnvStepsProgressBar(ProgressBar):
+    """One bar for the whole training, in environment steps, with return, speed and time left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing (Lightning calls this on all ranks but 0)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+        """Open the bar where training stands."""
+        if not self._enabled:
+            return
+        total = pl_module.total_env_steps
+        self._bar = tqdm(
+            total=total,
+            initial=pl_module.env_steps,
+            unit=" steps",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.1,
+            file=sys.stdout,
+            desc=_environment_name(trainer),
+            mininterval=0.2 if sys.stdout.isatty() else 10.0,
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PPO, *args: Any) -> None:
+        """Move the bar to the environment steps made."""
+        if self._bar is None:
+            return
+        shown = {}
+        if pl_module.recent_returns:
+            shown["return"] = f"{sum(pl_module.recent_returns) / len(pl_module.recent_returns):.1f}"
+        evaluated = trainer.callback_metrics.get("eval/return_mean")
+        if evaluated is not None:
+            shown["eval"] = f"{float(evaluated):.1f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(pl_module.env_steps - self._bar.n)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: PPO, exception: BaseException) -> None:
+        """Close the bar, so that the error stands on a line of its own."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _environment_name(trainer: pl.Trainer) -> str:
+    settings = getattr(trainer.datamodule, "env_settings", None)
+    return settings.id if settings is not None else ""
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal after its state had been saved.
+
+    Attributes:
+        signal_number: The signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as a shell would report it."""
+        return 128 + self.signal_number
+
+
+class GracefulStop(Callback):
+    """On Ctrl-C or SIGTERM: finish the iteration, save a checkpoint, stop.
+
+    All ranks agree at the end of an iteration, so that none waits for another. A second Ctrl-C stops at once.
+
+    Args:
+        checkpoint_path: Where the checkpoint goes.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, checkpoint_path: str | os.PathLike[str]) -> None:
+        self.checkpoint_path = os.fspath(checkpoint_path)
+        self._received = 0
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+        """Take over the signals; Lightning has installed its own handlers by now."""
+        with contextlib.suppress(ValueError):  # signals can only be handled in the main thread
+            for number in self.SIGNALS:
+                self._previous[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = number
+        tqdm.write(f"{signal.Signals(number).name}: finishing the iteration and saving; Ctrl-C again stops at once")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PPO, *args: Any) -> None:
+        """Save and stop if any rank has received a signal."""
+        agreed = int(sum_over_ranks(torch.tensor([self._received], device=pl_module.device)).max())
+        if agreed:
+            trainer.save_checkpoint(self.checkpoint_path)
+            raise Interrupted(self._received or signal.SIGTERM)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: PPO, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class Timing(Callback):
+    """Adds up where the time of training goes.
+
+    Attributes:
+        collect_seconds: Collecting rollouts.
+        update_seconds: Updating.
+        env_steps: Environment steps trained on in this process's run of `fit`, over all ranks.
+        fit_seconds: Whole `fit`, with evaluation and checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.collect_seconds = self.update_seconds = self.fit_seconds = 0.0
+        self.env_steps = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+        self._env_steps_before = pl_module.env_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PPO, *args: Any) -> None:
+        """Add an iteration."""
+        self.collect_seconds += pl_module.collect_seconds
+        self.update_seconds += pl_module.update_seconds
+        self.env_steps = pl_module.env_steps - self._env_steps_before
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+        """Stop the clock."""
+        self.fit_seconds = time.perf_counter() - self._started
+
+    @property
+    def env_steps_per_second(self) -> float:
+        """Environment steps per second of collecting and updating."""
+        seconds = self.collect_seconds + self.update_seconds
+        return self.env_steps / seconds if seconds > 0 else 0.0

@@ -1,0 +1,82 @@
+"""A CSV logger whose file survives resuming: rows are appended, and rows after the checkpoint are dropped first."""
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """Writes one row per logged step to one file.
+
+    Columns that appear later are added to the header, and the file is rewritten once for them.
+
+    Args:
+        path: The file.
+        resume_step: On resuming, rows whose step is greater are dropped, since training will write them again; None
+            starts a new file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._columns: list[str] = ["step"]
+        self._new = resume_step is None
+        self._resume_step = resume_step
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """There is one version per run directory."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml holds the settings."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row."""
+        row = {"step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
+        if self._new:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._columns = list(row)
+            self._write([])
+            self._new = False
+        elif self._resume_step is not None:
+            self._drop_rows_after(self._resume_step)
+        added = [name for name in row if name not in self._columns]
+        if added:
+            rows = self._read()
+            self._columns += added
+            self._write(rows)
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _drop_rows_after(self, step: int) -> None:
+        self._resume_step = None
+        rows = self._read() if self.path.exists() else []
+        self._write([row for row in rows if int(row["step"]) <= step])
+
+    def _read(self) -> list[dict[str, str]]:
+        with open(self.path, newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            self._columns = list(reader.fieldnames or self._columns)
+        return rows
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)

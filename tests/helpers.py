@@ -1,0 +1,124 @@
+"""Small environments whose right answers are known."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+
+class Count(gymnasium.Env):
+    """The observation is the number of steps since the reset; ends after `length` steps by `term` or `trunc`.
+
+    The reward of step t (from 1) is `reward`, or t if `reward` is None.
+    """
+
+    def __init__(self, length: int = 4, end: str = "term", reward: float | None = 1.0) -> None:
+        self.length, self.end, self.reward = length, end, reward
+        self.observation_space = spaces.Box(0.0, 1000.0, (1,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.t = 0
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.t], dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.t += 1
+        ended = self.t >= self.length
+        reward = float(self.t) if self.reward is None else self.reward
+        return self._observation(), reward, ended and self.end == "term", ended and self.end == "trunc", {}
+
+
+class Loop4(gymnasium.Env):
+    """Four states in a circle, reward 1, never ends by itself; truncated after `limit` steps."""
+
+    def __init__(self, limit: int = 8, end: str = "trunc") -> None:
+        self.limit, self.end = limit, end
+        self.observation_space = spaces.Box(0.0, 1.0, (4,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.t = 0
+
+    def _observation(self) -> np.ndarray:
+        return np.eye(4, dtype=np.float32)[self.t % 4]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.t += 1
+        ended = self.t >= self.limit
+        return self._observation(), 1.0, ended and self.end == "term", ended and self.end == "trunc", {}
+
+
+class Identity(gymnasium.Env):
+    """Episodes of 100 steps; reward 1 where the action is the state (Box: within `epsilon` of it), else 0."""
+
+    def __init__(self, action_space: gymnasium.Space, epsilon: float = 0.5) -> None:
+        self.action_space = action_space
+        self.discrete = isinstance(action_space, spaces.Discrete)
+        size = int(action_space.n) if self.discrete else action_space.shape[0]
+        self.observation_space = spaces.Box(-1.0, 1.0, (size,), np.float32)
+        self.epsilon = epsilon
+        self.t = 0
+
+    def _next_observation(self) -> np.ndarray:
+        if self.discrete:
+            self.state = int(self.np_random.integers(self.action_space.n))
+            return np.eye(int(self.action_space.n), dtype=np.float32)[self.state]
+        self.state = self.np_random.uniform(-1.0, 1.0, self.action_space.shape).astype(np.float32)
+        return self.state
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._next_observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.t += 1
+        hit = action == self.state if self.discrete else np.all(np.abs(action - self.state) <= self.epsilon)
+        return self._next_observation(), float(hit), False, self.t >= 100, {}
+
+
+class Bad(Count):
+    """Misbehaves at step `at`: `raises`, `nan_observation`, `nan_reward` or `wrong_shape`."""
+
+    def __init__(self, kind: str = "raises", at: int = 3) -> None:
+        super().__init__(length=1000)
+        self.kind, self.at = kind, at
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.t == self.at:
+            if self.kind == "raises":
+                raise ZeroDivisionError("the wheel came off")
+            if self.kind == "nan_observation":
+                observation = np.array([np.nan], dtype=np.float32)
+            if self.kind == "nan_reward":
+                reward = float("nan")
+            if self.kind == "wrong_shape":
+                observation = np.zeros(3, dtype=np.float32)
+        return observation, reward, terminated, truncated, info
+
+
+class Hopeful(Count):
+    """Needs a package that is not there."""
+
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("No module named 'mujoco'", name="mujoco")
+
+
+def vector(
+    makers: list[Any], mode: AutoresetMode = AutoresetMode.NEXT_STEP, kind: str = "sync", **kwargs: Any
+) -> VectorEnv:
+    """Return a vector environment of the given constructors."""
+    if kind == "async":
+        return AsyncVectorEnv(makers, autoreset_mode=mode, **kwargs)
+    return SyncVectorEnv(makers, autoreset_mode=mode, **kwargs)

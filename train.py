@@ -1,0 +1,395 @@
+"""Train an agent: `python train.py [CONFIG.yaml ...] [key=value ...]`; without arguments, configs/cartpole.yaml."""
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lightning_ppo.config import Config, load, nearest, to_container, to_yaml
+from lightning_ppo.errors import ConfigError, UserError
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "cartpole.yaml"
+RUN_DIR_VARIABLE = "LIGHTNING_PPO_RUN_DIR"
+PACKAGES = ("lightning-ppo", "torch", "pytorch-lightning", "gymnasium", "numpy", "torchmetrics", "omegaconf", "mujoco")
+
+HELP = """\
+usage: python train.py [CONFIG.yaml ...] [key=value ...]
+
+Train a PPO agent. Without a config file, trains configs/cartpole.yaml. Later files and overrides win.
+
+examples:
+  python train.py                                             CartPole-v1, solved in under a minute
+  python train.py configs/pendulum.yaml seed=3                another config, another seed
+  python train.py env.id=Acrobot-v1 total_env_steps=300000    any Gymnasium environment
+  python train.py env.id=my_package.my_env:MyEnv              an environment class of yours
+  python train.py run_dir=runs/mine trainer.max_time=00:01:00:00
+  python train.py run_dir=runs/mine resume=last               go on where it stopped
+
+options:
+  --print-config    print the resolved settings as YAML and exit
+  --help            print this and exit
+
+Configs are in {configs}. Every setting and its default: python train.py --print-config
+Play a trained agent: python -m lightning_ppo evaluate RUN_DIR/checkpoints/best.ckpt
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for a mistake in the settings, 1 for a failed run."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if any(argument in ("--help", "-h") for argument in arguments):
+        print(HELP.format(configs=DEFAULT_CONFIG.parent))
+        return 0
+    debug = "debug=true" in [argument.lower() for argument in arguments]
+    try:
+        config = read_arguments([a for a in arguments if a != "--print-config"])
+        debug = config.debug
+        if "--print-config" in arguments:
+            print(to_yaml(config), end="")
+            return 0
+        train(config)
+        return 0
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except Exception as error:
+        from lightning_ppo.callbacks import Interrupted
+
+        if isinstance(error, Interrupted):
+            return error.exit_code
+        if debug:
+            traceback.print_exc()
+        reason = " ".join(str(error).split())
+        print(f"error: {type(error).__name__}: {reason} (debug=true shows where)", file=sys.stderr)
+        return 1
+
+
+def read_arguments(arguments: Sequence[str]) -> Config:
+    """Return the settings that config files and `key=value` overrides describe; a resumed run brings its own.
+
+    Raises:
+        ConfigError: If an argument or setting is wrong.
+    """
+    files = [a for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    for name in files:
+        if name.startswith("-"):
+            raise ConfigError(f"{name}: unknown option; the options are --help and --print-config")
+        if not name.endswith((".yaml", ".yml")):
+            raise ConfigError(f"{name}: expected a .yaml file or key=value")
+    first = load([], overrides)
+    if first.resume is None:
+        return load(files or [DEFAULT_CONFIG], overrides)
+    run_dir, checkpoint = _resume_paths(first)
+    saved = run_dir / "config.yaml"
+    config = load([*([saved] if saved.is_file() else []), *files], overrides)
+    config = replace(config, run_dir=str(run_dir), resume=str(checkpoint))
+    if saved.is_file():
+        _check_resumable(load([saved]), config)
+    return config
+
+
+def _resume_paths(config: Config) -> tuple[Path, Path]:
+    """Return the run directory and the checkpoint to resume."""
+    if config.resume == "last":
+        if config.run_dir is None:
+            raise ConfigError("resume: `last` needs run_dir=PATH, the directory of the run to go on with")
+        run_dir = Path(config.run_dir)
+        checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    else:
+        checkpoint = Path(str(config.resume))
+        run_dir = Path(config.run_dir) if config.run_dir else checkpoint.parent.parent
+    if not checkpoint.is_file():
+        raise ConfigError(f"resume: there is no checkpoint {checkpoint}")
+    return run_dir, checkpoint
+
+
+def _check_resumable(saved: Config, config: Config) -> None:
+    """Refuse to go on with another task, and print which settings changed."""
+    for key in ("env.id", "objective"):
+        before, now = saved, config
+        for name in key.split("."):
+            before, now = getattr(before, name), getattr(now, name)
+        if before != now:
+            raise ConfigError(f"{key}: the run to resume has {before!r}, not {now!r}; start a new run for that")
+    old, new = (_flat(to_container(c)) for c in (saved, config))
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key) and key not in ("resume", "run_dir"):
+            print(f"resume: {key} changes from {old.get(key)} to {new.get(key)}")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Train as `config` says and return the contents of summary.json.
+
+    Raises:
+        UserError: For everything that a person can mend.
+        Interrupted: If a signal stopped the training; its state has been saved.
+    """
+    started = time.perf_counter()
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    from lightning_ppo.callbacks import Timing
+    from lightning_ppo.checkpoint import read_checkpoint
+    from lightning_ppo.datamodule import RolloutDataModule
+    from lightning_ppo.module import PPO
+
+    _quiet()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # a second thread slows small networks down
+    pl.seed_everything(config.seed, verbose=False)
+    resumed = read_checkpoint(config.resume) if config.resume else None
+    data = RolloutDataModule(
+        config.env,
+        rollouts_per_epoch=config.rollouts_per_epoch,
+        evaluation=config.evaluation,
+        seed=config.seed,
+        **to_container(config.rollout),
+    )
+    model = PPO(
+        data.observation_space,
+        data.action_space,
+        objective=config.objective,
+        update=config.update,
+        optimizer=config.optimizer,
+        policy=config.policy,
+        normalize=config.normalize,
+        total_env_steps=config.total_env_steps,
+    )
+    run_dir = _run_dir(config)
+    timing = Timing()
+    trainer = build_trainer(config, run_dir, timing, resumed["ppo"]["env_steps"] if resumed else None)
+    writes = rank_zero_only.rank == 0 and not trainer.fast_dev_run
+    if writes:
+        _claim(run_dir, config)
+    rank_zero_only(print)(_headline(config, model, trainer, run_dir))
+
+    trainer.fit(model, data, ckpt_path=config.resume, weights_only=True)
+    if trainer.fast_dev_run:
+        return {}
+    fit_metrics = dict(trainer.callback_metrics)
+    test = trainer.test(model, data, verbose=False)[0] if config.evaluation.final_episodes else {}
+    returns = torch.tensor(list(model.recent_returns), dtype=torch.float64)
+    summary = {
+        "env_id": config.env.id,
+        "seed": config.seed,
+        "world_size": trainer.world_size,
+        "env_steps": model.env_steps,
+        "iterations": model.iterations,
+        "optimizer_steps": trainer.global_step,
+        "wall_seconds": time.perf_counter() - started,
+        "fit_seconds": timing.fit_seconds,
+        "collect_seconds": timing.collect_seconds,
+        "update_seconds": timing.update_seconds,
+        "env_steps_per_second": timing.env_steps_per_second,
+        "train_return_mean": float(returns.mean()) if len(returns) else None,
+        "train_return_std": float(returns.std(correction=0)) if len(returns) else None,
+        "eval_return_mean": test.get("test/return_mean"),
+        "eval_return_std": test.get("test/return_std"),
+        "eval_episodes": int(test.get("test/episodes", 0)),
+        "versions": versions(),
+    }
+    if writes:
+        (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        print(_table(summary, fit_metrics, run_dir))
+    return summary
+
+
+def _quiet() -> None:
+    """Leave to Lightning only what a person must act on."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lightning_ppo").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # rollouts come from the environment, so there is no sampler that could be distributed
+    warnings.filterwarnings("ignore", message=".*it is recommended to use.*single device to ensure each sample.*")
+
+
+def _run_dir(config: Config) -> Path:
+    """Return the run directory, the same in every process of a launch."""
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    if RUN_DIR_VARIABLE not in os.environ:
+        name = re.sub(r"[^\w./-]+", "_", config.env.id)
+        os.environ[RUN_DIR_VARIABLE] = str(Path("runs") / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        path = Path(os.environ[RUN_DIR_VARIABLE])
+        for count in range(2, 100):
+            if not path.exists():
+                break
+            path = path.with_name(f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{count}")
+        os.environ[RUN_DIR_VARIABLE] = str(path)
+    return Path(os.environ[RUN_DIR_VARIABLE])
+
+
+def _claim(run_dir: Path, config: Config) -> None:
+    """Create the run directory and write the settings there; refuse one that holds something else."""
+    if config.resume is None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise ConfigError(
+            f"run_dir: {run_dir} is not empty and nothing in it is overwritten; name another, or add resume=last"
+        )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir: cannot create {run_dir}: {error.strerror}") from None
+    (run_dir / "config.yaml").write_text(to_yaml(replace(config, resume=None)))
+
+
+def build_trainer(config: Config, run_dir: Path, timing: Any, resume_step: int | None) -> Any:
+    """Return the Trainer with callbacks and loggers; `trainer.*` settings win over the defaults here.
+
+    Raises:
+        ConfigError: If a Trainer setting is unknown, or a class path cannot be built.
+    """
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    from lightning_ppo.callbacks import EnvStepsProgressBar, GracefulStop
+    from lightning_ppo.checkpoint import AtomicCheckpointIO
+    from lightning_ppo.loggers import MetricsCSV
+
+    given = dict(config.trainer)
+    known = inspect.signature(pl.Trainer).parameters
+    for name in given:
+        if name in ("callbacks", "logger") and given[name] not in (None, True, False):
+            raise ConfigError(f"trainer.{name}: name classes in the setting {name.removesuffix('s')}s instead")
+        if name not in known:
+            raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {nearest(name, known)}?")
+    writes = not given.get("fast_dev_run")
+    callbacks: list[Any] = [timing]
+    if writes and given.get("enable_checkpointing", True):
+        folder = run_dir / "checkpoints"
+        keep = {"dirpath": folder, "enable_version_counter": False}
+        callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=config.checkpoint.every_n_epochs, **keep))
+        if config.checkpoint.save_best and config.evaluation.episodes:
+            callbacks.append(_best_checkpoint(keep))
+        callbacks.append(GracefulStop(folder / "last.ckpt"))
+    if given.get("enable_progress_bar", True):
+        callbacks.append(EnvStepsProgressBar())
+    callbacks += [_instantiate(entry, "callbacks") for entry in config.callbacks]
+    loggers: list[Any] = []
+    if writes and given.pop("logger", True) in (None, True):
+        loggers = [
+            MetricsCSV(run_dir / "metrics.csv", resume_step),
+            TensorBoardLogger(run_dir, name="", version="", purge_step=resume_step and resume_step + 1),
+        ]
+    loggers += [_instantiate(entry, "loggers") for entry in config.loggers]
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": -1,
+        "check_val_every_n_epoch": config.evaluation.every_n_epochs,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "enable_model_summary": False,
+        "default_root_dir": str(run_dir),
+        "plugins": [AtomicCheckpointIO()],
+    }
+    if not config.evaluation.episodes:
+        defaults["limit_val_batches"] = 0
+    try:
+        return pl.Trainer(**(defaults | given), callbacks=callbacks, logger=loggers)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _best_checkpoint(keep: dict[str, Any]) -> Any:
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    return ModelCheckpoint(filename="best", monitor="eval/return_mean", mode="max", save_on_train_epoch_end=False, **keep)
+
+
+def _instantiate(entry: Any, key: str) -> Any:
+    """Build an object from a class path, or from `{class_path: ..., init_args: {...}}`."""
+    path, arguments = (entry, {}) if isinstance(entry, str) else (entry.get("class_path"), entry.get("init_args") or {})
+    module_name, _, name = str(path).rpartition(".")
+    try:
+        cls: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}: cannot import {path!r}: {error}") from None
+    try:
+        return cls(**arguments)
+    except Exception as error:
+        raise ConfigError(f"{key}: {path} could not be built: {' '.join(str(error).split())}") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and the packages that decide results."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _headline(config: Config, model: Any, trainer: Any, run_dir: Path) -> str:
+    import torch
+
+    parameters = sum(p.numel() for p in model.parameters())
+    batch = config.env.num_envs * config.rollout.num_steps * trainer.world_size
+    threads = torch.get_num_threads()
+    device = trainer.strategy.root_device.type
+    idle = " (a GPU is idle: small networks are faster on the CPU; trainer.accelerator=gpu overrides)"
+    return (
+        f"{config.env.id}: {config.total_env_steps:,} steps, {trainer.world_size} x {config.env.num_envs} envs x "
+        f"{config.rollout.num_steps} steps = {batch:,} per iteration, {parameters:,} parameters, seed {config.seed}\n"
+        f"on {device}{idle if device == 'cpu' and torch.cuda.is_available() else ''}, "
+        f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}; writing to {run_dir}"
+    )
+
+
+def _table(summary: dict[str, Any], metrics: dict[str, Any], run_dir: Path) -> str:
+    def spread(mean: float | None, std: float | None, what: str) -> str:
+        return "-" if mean is None or std is None else f"{mean:,.1f} ± {std:,.1f} {what}"
+
+    rows = [
+        ("training return", spread(summary["train_return_mean"], summary["train_return_std"], "(last 100 episodes)")),
+        (
+            "evaluation return",
+            spread(summary["eval_return_mean"], summary["eval_return_std"], f"({summary['eval_episodes']} episodes)"),
+        ),
+        ("environment steps", f"{summary['env_steps']:,} in {summary['iterations']:,} iterations"),
+        ("speed", f"{summary['env_steps_per_second']:,.0f} steps/s"),
+        (
+            "time",
+            f"{summary['wall_seconds']:.1f} s (collecting {summary['collect_seconds']:.1f}, "
+            f"updating {summary['update_seconds']:.1f})",
+        ),
+        ("curves", f"tensorboard --logdir {run_dir}"),
+    ]
+    checkpoints = [p for p in ("best", "last") if (run_dir / "checkpoints" / f"{p}.ckpt").exists()]
+    if checkpoints:
+        rows.append(("play it", f"python -m lightning_ppo evaluate {run_dir}/checkpoints/{checkpoints[0]}.ckpt"))
+    width = max(len(name) for name, _ in rows)
+    return "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
