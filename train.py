@@ -177,6 +177,7 @@ def train(config: Config) -> dict[str, Any]:
         policy=config.policy,
         normalize=config.normalize,
         total_env_steps=config.total_env_steps,
+        compile=config.compile,
     )
     run_dir = _run_dir(config)
     timing = Timing()
@@ -203,6 +204,7 @@ def train(config: Config) -> dict[str, Any]:
         "fit_seconds": timing.fit_seconds,
         "collect_seconds": timing.collect_seconds,
         "update_seconds": timing.update_seconds,
+        "compile_seconds": model.compile_seconds,
         "env_steps_per_second": timing.env_steps_per_second,
         "train_return_mean": float(returns.mean()) if len(returns) else None,
         "train_return_std": float(returns.std(correction=0)) if len(returns) else None,

@@ -145,7 +145,8 @@ class GaussianHead(ActionHead):
         self.identity = bool(np.all(center == 0.0) and np.all(half_range == 1.0))
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return parameters[..., : self.num_outputs], parameters[..., self.num_outputs :]
+        mean, log_std = parameters.chunk(2, -1)
+        return mean, log_std
 
     def parameters_of(self, outputs: Tensor) -> Tensor:
         """Return means and log standard deviations, (B, 2A)."""

@@ -1,21 +1,19 @@
 """The LightningModule: one training step is one PPO iteration over a rollout."""
 
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import CatMetric
 
+from lightning_ppo.checks import check_fit, check_trainer
 from lightning_ppo.config import (
     OBJECTIVES,
     NormalizeConfig,
@@ -23,15 +21,17 @@ from lightning_ppo.config import (
     PolicyConfig,
     UpdateConfig,
     as_section,
-    check_rollout_size,
     to_container,
 )
-from lightning_ppo.distributed import rank, sum_over_ranks, world_size
+from lightning_ppo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from lightning_ppo.envs import reset_seeds
-from lightning_ppo.errors import CheckpointError, ConfigError, NonFiniteError
+from lightning_ppo.errors import ConfigError, NonFiniteError
 from lightning_ppo.objectives import clipped_surrogate_loss, explained_variance, kl_k3, value_loss
+from lightning_ppo.optimization import CompiledGradients, SteeredLearningRate, clip_gradients
 from lightning_ppo.policy import ActorCritic
+from lightning_ppo.random_state import get_random_state, set_random_state
 from lightning_ppo.rollout import Episodes, Minibatch, Observations, Rollout, select, shuffled_indices
+from lightning_ppo.schedules import Schedule
 from lightning_ppo.spaces import space_from_spec, space_to_spec
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "approximate_kl", "clip_fraction", "grad_norm")
@@ -39,25 +39,6 @@ STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "approximate_kl", "c
 
 RETURN_WINDOW = 100
 """Training episodes over which returns and lengths are averaged."""
-
-
-class SteeredLearningRate(LRScheduler):
-    """Hands the learning rate that PPO computes to the optimizer, where Lightning's callbacks look for it."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, value: float) -> None:
-        self.value = value
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[float]:
-        """Return the value for every parameter group."""
-        return [self.value] * len(self.optimizer.param_groups)
-
-    def set(self, value: float) -> None:
-        """Use `value` from now on."""
-        self.value = value
-        for group in self.optimizer.param_groups:
-            group["lr"] = value
-        self._last_lr = self.get_lr()
 
 
 class PPO(pl.LightningModule):
@@ -76,6 +57,7 @@ class PPO(pl.LightningModule):
         normalize: Settings of the `normalize` section.
         total_env_steps: Training stops before this many environment steps over all ranks would be exceeded, and
             schedules reach their end there. None leaves the end to the Trainer.
+        compile: Compile forward and backward of the minibatch loss into one graph.
 
     Raises:
         ConfigError: If a setting is unknown or out of range.
@@ -93,6 +75,7 @@ class PPO(pl.LightningModule):
         policy: PolicyConfig | Mapping[str, Any] | None = None,
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         total_env_steps: int | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -114,10 +97,13 @@ class PPO(pl.LightningModule):
                 "policy": to_container(policy_settings),
                 "normalize": to_container(normalize_settings),
                 "total_env_steps": total_env_steps,
+                "compile": compile,
             },
             logger=False,
         )
         self.total_env_steps = total_env_steps
+        self.compile_update = compile
+        self._compiled: CompiledGradients | None = None
         self.policy = ActorCritic(self.observation_space, self.action_space, policy_settings, normalize_settings)
         self.coefficients = self.update_settings.schedules()
         self.learning_rate = self.optimizer_settings.schedule()
@@ -126,9 +112,14 @@ class PPO(pl.LightningModule):
         """Environment steps trained on, over all ranks."""
         self.iterations = 0
         """Rollouts trained on."""
+        self.collect_seconds = self.update_seconds = 0.0
+        """Time of the latest iteration."""
+        self.compile_seconds = 0.0
+        """Time spent compiling, not counted as updating."""
         self.recent_returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
         self._current: dict[str, Tensor] = {}
+        self._entropy_matters = self.coefficients["entropy_coefficient"] != Schedule()
         self._shuffle: torch.Generator | None = None
         self._restored_shuffle: Tensor | None = None
         self.evaluation_returns = CatMetric()
@@ -148,6 +139,8 @@ class PPO(pl.LightningModule):
         batch = rollout.flatten()
         self._apply_schedules()
         before = self._snapshot()
+        if self._compiled is not None:
+            self._compiled.attach()
         shuffle = self._shuffle_generator()
         epochs: list[Tensor] = []
         for _ in range(settings.epochs):
@@ -155,19 +148,29 @@ class PPO(pl.LightningModule):
             # a loss is a mean over the valid rows of a minibatch on all ranks
             counts = sum_over_ranks(batch.weights[indices].sum(1)) / world_size()
             scales = counts.clamp(min=1.0).reciprocal().unbind()
-            statistics = []
+            statistics: list[Tensor] = []
             for rows, scale in zip(indices.unbind(0), scales, strict=True):
                 minibatch = select(batch, rows)
                 minibatch = minibatch._replace(weights=minibatch.weights * scale)
-                loss, reported = self.minibatch_loss(minibatch)
-                self.manual_backward(loss)
+                reported = self._backward(minibatch)
                 optimizer.step()
-                optimizer.zero_grad()
-                statistics.append(torch.stack((*reported, self._grad_norm)))
-            epochs.append(torch.stack(statistics).mean(0))
+                statistics += [*reported, self._grad_norm]
+            epochs.append(torch.stack(statistics).view(len(scales), -1).mean(0))
             if settings.target_kl is not None and self._mean_over_ranks(epochs[-1])[3] > settings.target_kl:
                 break
         self._finish(rollout, torch.stack(epochs), before, started)
+
+    def _backward(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
+        """Set the gradients of a minibatch and return its statistics."""
+        if self._compiled is not None:
+            reported = self._compiled(minibatch).unbind()
+            if world_size() > 1:
+                self._compiled.flat.copy_(sum_over_ranks(self._compiled.flat) / world_size())
+            return reported
+        self.optimizers().zero_grad()
+        loss, reported = self.minibatch_loss(minibatch)
+        self.manual_backward(loss)
+        return reported
 
     def minibatch_loss(self, minibatch: Minibatch) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss to minimise, policy + c1 value - c2 entropy (PPO paper, eq. 9), and what to report.
@@ -184,9 +187,9 @@ class PPO(pl.LightningModule):
         policy_loss = (weights * self.policy_loss(log_ratios, minibatch.advantages)).sum()
         critic_loss = (weights * self.value_loss(now.values, minibatch)).sum()
         entropy = (weights * now.entropies).sum()
-        loss = policy_loss
-        loss = loss + self._current["value_coefficient"] * critic_loss
-        loss = loss - self._current["entropy_coefficient"] * entropy
+        loss = policy_loss + self._current["value_coefficient"] * critic_loss
+        if self._entropy_matters:
+            loss = loss - self._current["entropy_coefficient"] * entropy
         with torch.no_grad():
             kl = (weights * self.policy.head.kl(minibatch.distribution, now.distribution)).sum()
             approximate_kl = (weights * kl_k3(log_ratios)).sum()
@@ -204,8 +207,8 @@ class PPO(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient norm, here because gradients are unscaled by now in every precision."""
-        bound = self.update_settings.max_grad_norm
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if bound is None else bound)
+        flat = None if self._compiled is None else self._compiled.flat
+        self._grad_norm = clip_gradients(self.parameters(), flat, self.update_settings.max_grad_norm)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return Adam and the scheduler through which PPO sets the learning rate."""
@@ -296,6 +299,9 @@ class PPO(pl.LightningModule):
         if isinstance(scheduler, SteeredLearningRate) and self.learning_rate.adaptive:
             scheduler.set(self.learning_rate.steer(learning_rate, last_kl))
         update_seconds = time.perf_counter() - started
+        if self._compiled is not None and self.compile_seconds == 0.0:
+            self.compile_seconds = self._compiled.compile_seconds or 0.0
+            update_seconds -= self.compile_seconds
         seconds = collect_seconds + update_seconds
         metrics = {
             "loss/policy": means[0],
@@ -384,43 +390,27 @@ class PPO(pl.LightningModule):
 
     def configure_callbacks(self) -> list:
         """Explain Trainer flags that cannot work here, before Lightning rejects them without saying what to do."""
-        trainer = self.trainer
-        if trainer.gradient_clip_val:
-            raise ConfigError("trainer.gradient_clip_val: PPO clips its own gradients; set update.max_grad_norm instead")
-        if trainer.accumulate_grad_batches != 1:
-            raise ConfigError(
-                "trainer.accumulate_grad_batches: a batch is a whole rollout here; set update.minibatch_size instead"
-            )
-        if trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
-            raise ConfigError(f"trainer.precision: expected 32-true, bf16-mixed or 16-mixed, got {trainer.precision}")
+        check_trainer(self.trainer)
         return []
 
     def on_fit_start(self) -> None:
-        """Check what can only be checked once data and callbacks are known."""
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "num_steps"):
-            return
-        check_rollout_size(data.num_steps, data.num_envs, self.update_settings)
-        if self.observation_space != data.observation_space or self.action_space != data.action_space:
-            raise CheckpointError(
-                f"this agent was made for observations {self.observation_space} and actions {self.action_space}, but "
-                f"the environment has {data.observation_space} and {data.action_space}"
-            )
-        size = data.num_steps * data.num_envs
-        steps = self.update_settings.epochs * size // self.update_settings.minibatch_size
-        for callback in self.trainer.callbacks:
-            every = getattr(callback, "_every_n_train_steps", 0) if isinstance(callback, ModelCheckpoint) else 0
-            if every and (every % steps or self.update_settings.target_kl is not None):
-                raise ConfigError(
-                    f"ModelCheckpoint(every_n_train_steps={every}) would never or seldom save: global_step advances by "
-                    f"{steps} optimizer steps per iteration; use every_n_epochs, an epoch is "
-                    f"{data.rollouts_per_epoch} iterations (rollouts_per_epoch)"
-                )
-        if self.total_env_steps and self.total_env_steps < size * world_size():
-            raise ConfigError(
-                f"total_env_steps: {self.total_env_steps} is less than one rollout of "
-                f"{data.num_steps} steps x {data.num_envs} envs x {world_size()} ranks"
-            )
+        """Check what can only be checked once data and callbacks are known, and compile if asked to."""
+        check_fit(self, self.trainer, self.update_settings, self.total_env_steps)
+        self._compiled = self._compile() if self.compile_update else None
+
+    def _compile(self) -> CompiledGradients | None:
+        if self._scaled_gradients():
+            raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
+        if self.device.type == "cpu":
+            from torch._inductor.cpp_builder import get_cpp_compiler
+            from torch._inductor.exc import InvalidCxxCompiler
+
+            try:
+                get_cpp_compiler()
+            except InvalidCxxCompiler:
+                rank_zero_warn("compile: no C++ compiler was found, so training goes on uncompiled; install g++")
+                return None
+        return CompiledGradients(self.policy, self.minibatch_loss)
 
     def on_train_start(self) -> None:
         """End a resumed run at once if its budget is used up."""
@@ -432,17 +422,14 @@ class PPO(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, episode records and random states."""
-        keys = np.random.get_state(legacy=False)
         checkpoint["ppo"] = {
             "env_steps": self.env_steps,
             "iterations": self.iterations,
             "recent_returns": list(self.recent_returns),
             "recent_lengths": list(self.recent_lengths),
-            "shuffle": None if self._shuffle is None else self._shuffle.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": {"key": torch.from_numpy(keys["state"]["key"].copy()), "pos": int(keys["state"]["pos"])},
-            "python": random.getstate(),
+            "ranks": gather_objects(
+                {"shuffle": None if self._shuffle is None else self._shuffle.get_state(), "random": get_random_state()}
+            ),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -452,14 +439,6 @@ class PPO(pl.LightningModule):
         self.policy.version = self.iterations
         self.recent_returns.extend(state["recent_returns"])
         self.recent_lengths.extend(state["recent_lengths"])
-        if self._trainer is None or not self._trainer.training:
-            return
-        self._restored_shuffle = state["shuffle"]
-        torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-        legacy = np.random.get_state(legacy=False)
-        legacy["state"] = {"key": state["numpy"]["key"].numpy(), "pos": state["numpy"]["pos"]}
-        np.random.set_state(legacy)
-        version, words, gauss = state["python"]
-        random.setstate((version, tuple(words), gauss))
+        if self._trainer is not None and self._trainer.training and len(state["ranks"]) == world_size():
+            self._restored_shuffle = state["ranks"][rank()]["shuffle"]
+            set_random_state(state["ranks"][rank()]["random"])

@@ -1,0 +1,108 @@
+"""How gradients are made and applied: the compiled minibatch, gradient clipping, the steered learning rate."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_ppo.rollout import Minibatch
+
+Loss = Callable[[Minibatch], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+class SteeredLearningRate(LRScheduler):
+    """Hands the learning rate that PPO computes to the optimizer, where Lightning's callbacks look for it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, value: float) -> None:
+        self.value = value
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the value for every parameter group."""
+        return [self.value] * len(self.optimizer.param_groups)
+
+    def set(self, value: float) -> None:
+        """Use `value` from now on."""
+        self.value = value
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+        self._last_lr = self.get_lr()
+
+
+class _LossModule(nn.Module):
+    """A loss as the `forward` of a module that holds its parameters, which is what `functional_call` takes."""
+
+    def __init__(self, policy: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.policy = policy
+        self.loss = loss
+
+    def forward(self, minibatch: Minibatch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.loss(minibatch)
+
+
+class CompiledGradients:
+    """Forward and backward of the minibatch loss as one compiled graph, written into the parameters' `grad`.
+
+    All gradients live in one flat buffer, so that clipping and averaging over ranks are single operations.
+
+    Attributes:
+        flat: The buffer, (number of parameters,).
+        compile_seconds: Time the first call took, which compiles.
+
+    Args:
+        policy: Its trainable parameters get the gradients.
+        loss: Computes loss and statistics of a minibatch from `policy`.
+    """
+
+    def __init__(self, policy: nn.Module, loss: Loss) -> None:
+        module = _LossModule(policy, loss)
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._parameters = {name: p.detach() for name, p in named.items()}
+        self.flat = torch.zeros(sum(p.numel() for p in named.values()), device=next(iter(named.values())).device)
+        pieces = self.flat.split([p.numel() for p in named.values()])
+        self._views = [(p, piece.view_as(p)) for p, piece in zip(named.values(), pieces, strict=True)]
+        self.compile_seconds: float | None = None
+
+        def gradients(parameters: dict[str, Tensor], minibatch: Minibatch) -> tuple[Tensor, Tensor]:
+            def of_parameters(values: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+                return functional_call(module, values, (minibatch,))
+
+            grads, (_, reported) = grad_and_value(of_parameters, has_aux=True)(parameters)
+            return torch.cat([grads[name].reshape(-1) for name in parameters]), torch.stack(reported)
+
+        self._gradients = torch.compile(gradients, fullgraph=True, dynamic=False)
+
+    def attach(self) -> None:
+        """Make every parameter's `grad` its part of the buffer; Lightning sets gradients to None now and then."""
+        for parameter, view in self._views:
+            parameter.grad = view
+
+    def __call__(self, minibatch: Minibatch) -> Tensor:
+        """Set the gradients of a minibatch and return its statistics, stacked."""
+        started = time.perf_counter()
+        flat, reported = self._gradients(self._parameters, minibatch)
+        self.flat.copy_(flat)
+        if self.compile_seconds is None:
+            self.compile_seconds = time.perf_counter() - started
+        return reported
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], flat: Tensor | None, bound: float | None) -> Tensor:
+    """Scale gradients to a global norm of at most `bound`, in place, and return the norm they had.
+
+    Args:
+        parameters: Their gradients are clipped.
+        flat: The one buffer in which all of them lie, where there is one.
+        bound: None only measures.
+    """
+    if flat is None:
+        return nn.utils.clip_grad_norm_(parameters, math.inf if bound is None else bound)
+    norm = torch.linalg.vector_norm(flat)
+    if bound is not None:
+        flat.mul_((bound / (norm + 1e-6)).clamp(max=1.0))
+    return norm

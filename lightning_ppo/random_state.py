@@ -1,0 +1,30 @@
+"""The state of all global random generators as plain data."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def get_random_state() -> dict[str, Any]:
+    """Return the state of torch's, CUDA's, NumPy's and Python's global generators."""
+    numpy_state = np.random.get_state(legacy=False)["state"]
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": {"key": torch.from_numpy(numpy_state["key"].copy()), "pos": int(numpy_state["pos"])},
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the global generators into the state that `get_random_state` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    numpy_state = np.random.get_state(legacy=False)
+    numpy_state["state"] = {"key": state["numpy"]["key"].cpu().numpy(), "pos": state["numpy"]["pos"]}
+    np.random.set_state(numpy_state)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
