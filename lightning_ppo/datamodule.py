@@ -170,15 +170,15 @@ class RolloutDataModule(pl.LightningDataModule):
             self._restore()
         return self._stream
 
-    def val_dataloader(self) -> Any:
-        """Return a loader of one item, the episodes of one evaluation; empty if `evaluation.episodes` is 0."""
+    def val_dataloader(self) -> _EpisodeLoader:
+        """Return a loader of one item, the episodes of one evaluation."""
         return self._evaluation_loader(self.evaluation_settings.episodes)
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> _EpisodeLoader:
         """Return a loader of one item, the episodes of the final evaluation."""
         return self._evaluation_loader(self.evaluation_settings.final_episodes)
 
-    def predict_dataloader(self) -> Any:
+    def predict_dataloader(self) -> list[torch.Tensor]:
         """Return a loader of one item, the first observations of the evaluation environments."""
         env = self._evaluation_environment()
         return [torch.from_numpy(np.array(env.reset(seed=self._base_seed())[0]))]
@@ -188,16 +188,16 @@ class RolloutDataModule(pl.LightningDataModule):
             self._evaluation_env = self._given_evaluation_env or self._make(self.evaluation_settings.num_envs)
         return self._evaluation_env
 
-    def _evaluation_loader(self, episodes: int) -> Any:
+    def _evaluation_loader(self, episodes: int) -> _EpisodeLoader:
         if self._given_env is not None and self._given_evaluation_env is None:
-            return []
-        return _EpisodeLoader(lambda: self.evaluate(episodes)) if episodes else []
+            episodes = 0
+        return _EpisodeLoader(lambda: self.evaluate(episodes))
 
     def evaluate(self, episodes: int) -> Episodes:
         """Play this rank's share of `episodes` with the current policy in the evaluation environments."""
         assert self.trainer is not None
         if self.trainer.sanity_checking:
-            episodes = world_size()
+            episodes = min(episodes, world_size())
         share = episodes // world_size() + (rank() < episodes % world_size())
         if share == 0:
             return Episodes(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))

@@ -37,6 +37,8 @@ from lightning_ppo.spaces import space_from_spec, space_to_spec
 STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "approximate_kl", "clip_fraction", "grad_norm")
 """What every minibatch reports, in this order."""
 
+KL = STATISTICS.index("kl")
+
 RETURN_WINDOW = 100
 """Training episodes over which returns and lengths are averaged."""
 
@@ -155,8 +157,8 @@ class PPO(pl.LightningModule):
                 reported = self._backward(minibatch)
                 optimizer.step()
                 statistics += [*reported, self._grad_norm]
-            epochs.append(torch.stack(statistics).view(len(scales), -1).mean(0))
-            if settings.target_kl is not None and self._mean_over_ranks(epochs[-1])[3] > settings.target_kl:
+            epochs.append(torch.stack(statistics).view(len(scales), -1))
+            if settings.target_kl is not None and self._mean_over_ranks(epochs[-1][:, KL].mean()) > settings.target_kl:
                 break
         self._finish(rollout, torch.stack(epochs), before, started)
 
@@ -183,7 +185,8 @@ class PPO(pl.LightningModule):
         """
         now = self.policy.evaluate(minibatch.observations, minibatch.actions)
         weights = minibatch.weights
-        log_ratios = now.log_probs - minibatch.log_probs
+        # a filler row's ratio could overflow, and 0 x inf is NaN
+        log_ratios = torch.where(weights > 0, now.log_probs - minibatch.log_probs, 0.0)
         policy_loss = (weights * self.policy_loss(log_ratios, minibatch.advantages)).sum()
         critic_loss = (weights * self.value_loss(now.values, minibatch)).sum()
         entropy = (weights * now.entropies).sum()
@@ -272,20 +275,23 @@ class PPO(pl.LightningModule):
         valid = rollout.valid.flatten()
         assert rollout.returns is not None
         explained = explained_variance(rollout.values.flatten()[valid], rollout.returns.flatten()[valid])
-        checked = epochs[:, [0, 1, 6]] if not self._scaled_gradients() else epochs[:, [0, 1]]
+        # with scaled gradients an infinite norm is the scaler's business: it skips the step
+        checked = epochs[..., : -1 if self._scaled_gradients() else None]
         local = torch.cat(
             (
-                epochs.mean(0).double(),
-                epochs[-1, 3:4].double(),
-                torch.stack((explained.double(), (~torch.isfinite(checked)).any(0).sum().double())),
-                torch.stack((valid.sum().double(), valid.new_tensor(len(epochs), dtype=torch.float64))),
-                torch.tensor([*window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device),
+                epochs.mean((0, 1)).double(),
+                torch.stack((epochs[-1, :, KL].mean().double(), explained.double())),
+                torch.stack(((~torch.isfinite(checked)).any().double(), valid.sum().double())),
+                torch.tensor(
+                    [len(epochs), *window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device
+                ),
             )
         )
         total = (sum_over_ranks(local) / world_size()).tolist()
-        means, (last_kl, explained_mean, bad) = total[:7], total[7:10]
-        steps, epochs_done, return_sum, length_sum, window_count, collect_seconds = total[10:]
-        if bad or not math.isfinite(sum(means)) and not self._scaled_gradients():
+        means = dict(zip(STATISTICS, total, strict=False))
+        last_kl, explained_mean, bad, steps, epochs_done, *window_means, collect_seconds = total[len(STATISTICS) :]
+        return_sum, length_sum, window_count = window_means
+        if bad:
             self._restore_and_raise(epochs, before)
         self.policy.version += 1
         self.iterations += 1
@@ -304,13 +310,13 @@ class PPO(pl.LightningModule):
             update_seconds -= self.compile_seconds
         seconds = collect_seconds + update_seconds
         metrics = {
-            "loss/policy": means[0],
-            "loss/value": means[1],
-            "loss/entropy": means[2],
+            "loss/policy": means["policy_loss"],
+            "loss/value": means["value_loss"],
+            "loss/entropy": means["entropy"],
             "update/kl": last_kl,
-            "update/approximate_kl": means[4],
-            "update/clip_fraction": means[5],
-            "update/grad_norm": means[6],
+            "update/approximate_kl": means["approximate_kl"],
+            "update/clip_fraction": means["clip_fraction"],
+            "update/grad_norm": means["grad_norm"],
             "update/epochs": epochs_done,
             "update/explained_variance": explained_mean,
             "update/learning_rate": learning_rate,
@@ -338,11 +344,11 @@ class PPO(pl.LightningModule):
     def _restore_and_raise(self, epochs: Tensor, before: list[tuple[Tensor, Tensor]]) -> None:
         for tensor, saved in before:
             tensor.copy_(saved)
-        epoch, column = torch.nonzero(~torch.isfinite(epochs))[0].tolist()
+        epoch, minibatch, column = torch.nonzero(~torch.isfinite(epochs))[0].tolist()
         raise NonFiniteError(
-            f"the {STATISTICS[column].replace('_', ' ')} is {epochs[epoch, column].item()} in update epoch {epoch + 1} "
-            f"of iteration {self.iterations + 1} ({self.env_steps} env steps); the weights are those from before this "
-            f"iteration; lower optimizer.learning_rate, or check the environment's rewards"
+            f"the {STATISTICS[column].replace('_', ' ')} is {epochs[epoch, minibatch, column].item()} in minibatch "
+            f"{minibatch + 1} of update epoch {epoch + 1}, iteration {self.iterations + 1}, {self.env_steps} env steps; "
+            f"the weights are those from before this iteration; lower optimizer.learning_rate, or check the rewards"
         )
 
     # ---------------------------------------------------------------- evaluation and prediction

@@ -5,6 +5,7 @@ read: numbers, strings, arrays, random generators and containers of them are sta
 constant; anything else means that the state cannot be known to be complete, and says so.
 """
 
+import enum
 import types
 from collections import deque
 from typing import Any
@@ -15,7 +16,16 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
-_CONSTANT = (gymnasium.Space, EnvSpec, np.dtype, type, types.FunctionType, types.MethodType, types.ModuleType)
+_CONSTANT = (
+    gymnasium.Space,
+    EnvSpec,
+    enum.Enum,
+    np.dtype,
+    type,
+    types.FunctionType,
+    types.MethodType,
+    types.ModuleType,
+)
 
 
 class _Opaque(Exception):

@@ -1,0 +1,225 @@
+"""A checkpoint is the whole agent: it loads as plain data, acts alone, and resumes bit for bit."""
+
+import os
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.checkpoint import AtomicCheckpointIO, read_checkpoint
+from lightning_ppo.errors import CheckpointError
+from tests.test_module import make_trainer
+
+SETTINGS = {
+    "update": {"epochs": 2, "minibatch_size": 16, "clip_range": {"kind": "linear", "start": 0.3, "end": 0.1}},
+    "optimizer": {"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 1e-9}},
+    "total_env_steps": 1000,
+}
+
+
+def build(env: str, seed: int = 5, rollouts_per_epoch: int = 2, backend: str = "auto"):
+    pl.seed_everything(seed, verbose=False)
+    data = RolloutDataModule(
+        env=env, num_envs=4, num_steps=16, rollouts_per_epoch=rollouts_per_epoch, seed=seed, backend=backend
+    )
+    return PPO(data.observation_space, data.action_space, **SETTINGS), data
+
+
+def fit(env: str, epochs: int, path: Path | None = None, save: Path | None = None, **kwargs):
+    model, data = build(env, **kwargs)
+    trainer = make_trainer(max_epochs=epochs)
+    trainer.fit(model, data, ckpt_path=path, weights_only=True)
+    if save is not None:
+        trainer.save_checkpoint(save)
+    return model, trainer
+
+
+def assert_same_agent(one: PPO, one_trainer: pl.Trainer, two: PPO, two_trainer: pl.Trainer) -> None:
+    first, second = one.state_dict(), two.state_dict()
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    moments = [t.optimizers[0].state_dict() for t in (one_trainer, two_trainer)]
+    assert moments[0]["param_groups"] == moments[1]["param_groups"]
+    for index, state in moments[0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, moments[1]["state"][index][name]), (index, name)
+    assert one.env_steps == two.env_steps and one.iterations == two.iterations
+    assert list(one.recent_returns) == list(two.recent_returns)
+    assert one_trainer.global_step == two_trainer.global_step
+
+
+class MidEpoch(pl.Callback):
+    """Saves after a given iteration, inside an epoch, and stops there."""
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        self.path, self.iteration = path, iteration
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if module.iterations == self.iteration:
+            trainer.save_checkpoint(self.path)
+            raise KeyError("stop here")
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0"])
+def test_train_stop_resume_is_train_through_bit_for_bit(env, tmp_path):
+    path = tmp_path / "agent.ckpt"
+    through = fit(env, 4)
+    fit(env, 2, save=path)
+    pl.seed_everything(99, verbose=False)
+    resumed = fit(env, 4, path)
+    assert through[0].iterations == 8
+    assert_same_agent(*through, *resumed)
+
+
+@pytest.mark.parametrize("iteration", [1, 2, 3, 4, 5])
+def test_resuming_in_the_middle_of_an_epoch(iteration, tmp_path):
+    """Epochs have 3 iterations, so iterations 1, 2, 4 and 5 lie inside one and 3 at its end."""
+    path = tmp_path / "agent.ckpt"
+    through = fit("CartPole-v1", 2, rollouts_per_epoch=3)
+    model, data = build("CartPole-v1", rollouts_per_epoch=3)
+    with pytest.raises(KeyError, match="stop here"):
+        make_trainer(max_epochs=2, callbacks=[MidEpoch(path, iteration)]).fit(model, data)
+    resumed = fit("CartPole-v1", 2, path, rollouts_per_epoch=3)
+    assert resumed[0].iterations == 6
+    assert_same_agent(*through, *resumed)
+
+
+@pytest.mark.parametrize("env", ["HalfCheetah-v5", "Hopper-v5", "Ant-v5"])
+def test_mujoco_resumes_bit_for_bit(env, tmp_path):
+    pytest.importorskip("mujoco", reason="needs the mujoco extra")
+    path = tmp_path / "agent.ckpt"
+    through = fit(env, 4)
+    fit(env, 2, save=path)
+    assert_same_agent(*through, *fit(env, 4, path))
+
+
+def test_environment_without_readable_state_restarts_episodes_and_says_so(tmp_path, caplog):
+    path = tmp_path / "agent.ckpt"
+    fit("CartPole-v1", 1, save=path, backend="async")
+    model, data = build("CartPole-v1", backend="async")
+    with caplog.at_level("INFO", logger="lightning_ppo"):
+        make_trainer(max_epochs=2).fit(model, data, ckpt_path=path, weights_only=True)
+    assert "Episodes in progress were restarted" in caplog.text
+    assert model.iterations == 4
+
+
+def test_loading_restores_every_tensor_and_the_actions(tmp_path):
+    model, trainer = fit("Pendulum-v1", 1, save=tmp_path / "agent.ckpt")
+    observations = torch.randn(10, 3)
+    actions = model.policy.predict(observations)
+    loaded = PPO.load_from_checkpoint(tmp_path / "agent.ckpt", weights_only=True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    assert torch.equal(loaded.policy.predict(observations), actions)
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.normal_()
+    assert not torch.equal(loaded.policy.predict(observations), actions)  # the comparison can fail
+    assert loaded.env_steps == model.env_steps
+    assert loaded.policy.observation_normalizer.count == model.policy.observation_normalizer.count > 0
+
+
+def test_missing_and_unknown_weights_are_refused(tmp_path):
+    fit("Pendulum-v1", 1, save=tmp_path / "agent.ckpt")
+    content = torch.load(tmp_path / "agent.ckpt", weights_only=True)
+    content["state_dict"]["policy.stranger"] = content["state_dict"].pop("policy.actor_output.bias")
+    torch.save(content, tmp_path / "broken.ckpt")
+    with pytest.raises(RuntimeError, match=r"(?s)actor_output.bias.*stranger"):
+        PPO.load_from_checkpoint(tmp_path / "broken.ckpt", weights_only=True)
+
+
+def test_at_train_start_after_resume_everything_equals_the_file(tmp_path):
+    fit("CartPole-v1", 2, save=tmp_path / "agent.ckpt")
+    saved = torch.load(tmp_path / "agent.ckpt", weights_only=True)
+    seen = {}
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, module):
+            seen["epoch"], seen["global_step"] = trainer.current_epoch, trainer.global_step
+            optimizer = trainer.optimizers[0].state_dict()
+            seen["lr"] = optimizer["param_groups"][0]["lr"]
+            seen["moments"] = {i: {k: v.clone() for k, v in s.items()} for i, s in optimizer["state"].items()}
+
+    model, data = build("CartPole-v1")
+    make_trainer(max_epochs=3, callbacks=[Look()]).fit(
+        model, data, ckpt_path=tmp_path / "agent.ckpt", weights_only=True
+    )
+    assert (seen["epoch"], seen["global_step"]) == (2, saved["global_step"]) == (2, 2 * 2 * 2 * 4)
+    optimizer = saved["optimizer_states"][0]
+    assert seen["lr"] == optimizer["param_groups"][0]["lr"] != 1e-3  # steered by KL, and kept
+    for index, state in optimizer["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, seen["moments"][index][name])
+
+
+def test_a_failing_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    checkpoint_io = AtomicCheckpointIO()
+    checkpoint_io.save_checkpoint({"generation": 1}, path)
+
+    def out_of_space(content, file):
+        file.write(b"half a checkpoint")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", out_of_space)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint_io.save_checkpoint({"generation": 2}, path)
+    assert torch.load(path, weights_only=True) == {"generation": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+class Planted:
+    """Would create a file if it were unpickled."""
+
+    def __init__(self, sentinel: Path) -> None:
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.sentinel),))
+
+
+def test_damaged_files_are_one_line_errors_and_nothing_is_executed(tmp_path):
+    good = tmp_path / "best.ckpt"
+    fit("Pendulum-v1", 1, save=good)
+    content = good.read_bytes()
+    bad = tmp_path / "last.ckpt"
+    for cut in range(0, len(content), len(content) // 20):
+        bad.write_bytes(content[:cut])
+        with pytest.raises(CheckpointError, match=r"last.ckpt: damaged.*best.ckpt exists beside it") as error:
+            read_checkpoint(bad)
+        assert "\n" not in str(error.value)
+    sentinel = tmp_path / "sentinel"
+    torch.save({"ppo": Planted(sentinel), "hyper_parameters": {}}, bad)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(bad)
+    assert not sentinel.exists()
+    torch.save({"something": "else"}, bad)
+    with pytest.raises(CheckpointError, match="not a checkpoint of lightning_ppo"):
+        read_checkpoint(bad)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_another_number_of_environments_reseeds_with_a_warning(tmp_path):
+    fit("CartPole-v1", 1, save=tmp_path / "agent.ckpt")
+    pl.seed_everything(5, verbose=False)
+    data = RolloutDataModule(env="CartPole-v1", num_envs=8, num_steps=8, rollouts_per_epoch=2, seed=5)
+    model = PPO(data.observation_space, data.action_space, **SETTINGS)
+    with pytest.warns(UserWarning, match="4 environments per rank, this run 8"):
+        make_trainer(max_epochs=2).fit(model, data, ckpt_path=tmp_path / "agent.ckpt", weights_only=True)
+    assert model.iterations == 4
+
+
+def test_compiled_and_eager_agents_load_into_each_other(tmp_path):
+    pl.seed_everything(5, verbose=False)
+    data = RolloutDataModule(env="CartPole-v1", num_envs=4, num_steps=16, rollouts_per_epoch=1, seed=5)
+    model = PPO(data.observation_space, data.action_space, compile=True, **SETTINGS)
+    trainer = make_trainer()
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "agent.ckpt")
+    assert not any("_orig_mod" in name for name in model.state_dict())
+    resumed, _ = fit("CartPole-v1", 2, tmp_path / "agent.ckpt", rollouts_per_epoch=1)
+    assert resumed.iterations == 2

@@ -1,0 +1,73 @@
+"""PPO still learns: each test fails within seconds if some wire between observation, action and reward is cut."""
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.evaluation import play
+from tests.helpers import Identity, Loop4, vector
+from tests.test_module import make_trainer
+
+
+def learn(env, num_steps, iterations, **settings) -> PPO:
+    data = RolloutDataModule(env=env, num_steps=num_steps, rollouts_per_epoch=iterations, gamma=settings.pop("gamma"))
+    model = PPO(data.observation_space, data.action_space, **settings)
+    make_trainer().fit(model, data)
+    return model
+
+
+def test_identity_discrete():
+    pl.seed_everything(1, verbose=False)
+    envs = vector([lambda: Identity(spaces.Discrete(4))] * 4)
+    update = {"epochs": 4, "minibatch_size": 64}
+    model = learn(envs, 64, 10, gamma=0.4, update=update, optimizer={"learning_rate": 5e-3})
+    assert np.mean(list(model.recent_returns)[-8:]) > 50.0  # random: 25
+    episodes = play(model.policy, vector([lambda: Identity(spaces.Discrete(4))]), 5, seeds=[7])
+    assert episodes.returns.mean() > 95.0
+
+
+def test_identity_box():
+    pl.seed_everything(1, verbose=False)
+    box = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    envs = vector([lambda: Identity(box)] * 4)
+    update = {"epochs": 4, "minibatch_size": 64}
+    model = learn(envs, 64, 16, gamma=0.4, update=update, optimizer={"learning_rate": 5e-3})
+    episodes = play(model.policy, vector([lambda: Identity(box)]), 5, seeds=[7])
+    assert episodes.returns.mean() > 90.0  # the constant 0 gets 50
+
+
+@pytest.mark.parametrize("end", ["trunc", "term"])
+def test_value_of_an_endless_task(end):
+    """Reward 1 for ever, cut every 8 steps: V tends to 1 / (1 - gamma) if truncation bootstraps, far less if not."""
+    pl.seed_everything(1, verbose=False)
+    envs = vector([lambda: Loop4(8, end)] * 4, AutoresetMode.SAME_STEP)
+    model = learn(
+        envs,
+        32,
+        100,
+        gamma=0.9,
+        update={"epochs": 8, "minibatch_size": 32, "max_grad_norm": None},
+        optimizer={"learning_rate": {"kind": "linear", "start": 1e-2, "end": 1e-4}},
+        normalize={"observations": False, "rewards": False},
+    )
+    value = model.policy.value(torch.eye(4)).mean().item()
+    if end == "trunc":
+        assert value == pytest.approx(10.0, abs=0.3)  # 1 / (1 - 0.9)
+    else:
+        assert value < 7.0  # the mean of (1 - 0.9^k) / (1 - 0.9) over k = 1..8 is 4.9
+
+
+def test_cartpole_is_solved_by_the_defaults(tmp_path):
+    """The universal defaults solve CartPole-v1; fewer steps than the budget of configs/cartpole.yaml suffice."""
+    pl.seed_everything(2, verbose=False)
+    data = RolloutDataModule(env="CartPole-v1", seed=2)
+    model = PPO(data.observation_space, data.action_space, total_env_steps=60_000)
+    trainer = make_trainer(max_epochs=-1)
+    trainer.fit(model, data)
+    assert model.env_steps <= 60_000
+    (metrics,) = trainer.test(model, data, verbose=False)
+    assert metrics["test/return_mean"] >= 475.0

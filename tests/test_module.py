@@ -1,0 +1,402 @@
+"""The update: ratio 1 before the first step, counts, gradient clipping, KL control, schedules, bad numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from gymnasium import spaces
+
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
+from lightning_ppo.module import STATISTICS
+from lightning_ppo.rollout import Rollout
+from tests.helpers import Count
+
+
+def make_trainer(**kwargs) -> pl.Trainer:
+    defaults = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    return pl.Trainer(**(defaults | kwargs))
+
+
+def make_pair(env: str = "CartPole-v1", model: type[PPO] = PPO, rollouts_per_epoch: int = 1, **kwargs):
+    pl.seed_everything(3, verbose=False)
+    data = RolloutDataModule(env=env, num_envs=4, num_steps=16, rollouts_per_epoch=rollouts_per_epoch)
+    settings = {"update": {"epochs": 2, "minibatch_size": 16}} | kwargs
+    return model(data.observation_space, data.action_space, **settings), data
+
+
+class Recording(PPO):
+    """Keeps what every minibatch reports, and the rollouts."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.reports: list[dict[str, float]] = []
+        self.log_ratios: list[torch.Tensor] = []
+        self.rollouts: list[Rollout] = []
+
+    def policy_loss(self, log_ratios, advantages):
+        self.log_ratios.append(log_ratios.detach().clone())
+        return super().policy_loss(log_ratios, advantages)
+
+    def minibatch_loss(self, minibatch):
+        loss, reported = super().minibatch_loss(minibatch)
+        self.reports.append(dict(zip(STATISTICS, map(float, reported), strict=False)))
+        return loss, reported
+
+    def training_step(self, rollout, batch_idx):
+        self.rollouts.append(rollout)
+        super().training_step(rollout, batch_idx)
+
+
+def sharpen(model: PPO) -> None:
+    """Scale the policy head until logits are about +-10, where rounding them would show."""
+    torch.nn.init.orthogonal_(model.policy.actor_output.weight, 10.0)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize(
+    ("precision", "worst", "mean"), [("32-true", 1e-5, 1e-6), ("bf16-mixed", 1e-4, 1e-5)], ids=["32", "bf16"]
+)
+@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+def test_first_minibatch_has_ratio_one_and_no_kl(env, precision, worst, mean, shared):
+    model, data = make_pair(env, Recording, policy={"shared_trunk": shared})
+    sharpen(model)
+    make_trainer(precision=precision).fit(model, data)
+    ratios = model.log_ratios[0].exp()
+    assert (ratios - 1.0).abs().max() <= worst
+    assert (ratios - 1.0).abs().mean() <= mean
+    first = model.reports[0]
+    assert abs(first["approximate_kl"]) <= 1e-5
+    assert abs(first["kl"]) <= 1e-5
+    assert first["clip_fraction"] == 0.0
+    # and the test can fail: one optimizer step later the policy has moved
+    assert (model.log_ratios[-1].exp() - 1.0).abs().max() > 1e-4
+
+
+def test_acting_in_another_precision_would_break_the_ratio():
+    """The control of the test above: collecting outside the precision context is noticed."""
+    model, data = make_pair("CartPole-v1", Recording)
+    sharpen(model)
+    from contextlib import nullcontext
+
+    class Careless(RolloutDataModule):
+        def train_dataloader(self):
+            stream = super().train_dataloader()
+            stream.precision = nullcontext
+            return stream
+
+    careless = Careless(env="CartPole-v1", num_envs=4, num_steps=16, rollouts_per_epoch=1)
+    make_trainer(precision="bf16-mixed").fit(model, careless)
+    assert (model.log_ratios[0].exp() - 1.0).abs().max() > 1e-3
+
+
+def test_counts_of_steps_rollouts_and_env_steps():
+    model, data = make_pair("Pendulum-v1", Recording, rollouts_per_epoch=3)
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(model, data)
+    # 6 iterations x 2 epochs x (64 / 16 = 4) minibatches
+    assert trainer.global_step == len(model.reports) == 6 * 2 * 4
+    assert model.iterations == model.policy.version == len(model.rollouts) == 6
+    assert model.env_steps == 6 * 64  # Pendulum is stepped in SAME_STEP mode: no filler rows
+    assert [r.policy_version for r in model.rollouts] == [0, 1, 2, 3, 4, 5]
+
+
+def test_filler_rows_are_not_env_steps():
+    model, data = make_pair("CartPole-v1", Recording, rollouts_per_epoch=4)
+    make_trainer().fit(model, data)
+    invalid = sum(int((~r.valid).sum()) for r in model.rollouts)
+    assert invalid > 0
+    assert model.env_steps == 4 * 64 - invalid
+
+
+def test_env_steps_never_exceed_the_budget():
+    model, data = make_pair("Pendulum-v1", total_env_steps=300, rollouts_per_epoch=3)
+    trainer = make_trainer(max_epochs=-1)
+    trainer.fit(model, data)
+    assert model.env_steps == 256  # four rollouts of 64; a fifth would make 320
+    assert trainer.current_epoch == 2
+
+
+def test_weights_change_and_are_finite():
+    model, data = make_pair()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    make_trainer().fit(model, data)
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all()
+        assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_gradient_norm_after_clipping(precision, compiled):
+    norms = []
+
+    class Spy(PPO):
+        def on_before_optimizer_step(self, optimizer):
+            super().on_before_optimizer_step(optimizer)
+            norms.append(torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in self.parameters()])).item())
+
+    update = {"epochs": 1, "minibatch_size": 64, "max_grad_norm": 0.05}
+    model, data = make_pair(model=Spy, update=update, compile=compiled)
+    make_trainer(precision=precision).fit(model, data)
+    assert float(model._grad_norm) > 0.05
+    assert norms == [pytest.approx(0.05, rel=1e-4)]
+
+
+def test_one_epoch_one_minibatch_is_the_advantage_actor_critic_gradient():
+    """With ratio 1 nothing is clipped: the gradient is that of -log pi A + c1 (V - R)^2 / 2."""
+    gradients = []
+
+    class Spy(Recording):
+        def on_before_optimizer_step(self, optimizer):
+            gradients.append({name: p.grad.clone() for name, p in self.policy.named_parameters()})
+            super().on_before_optimizer_step(optimizer)
+
+    model, data = make_pair(model=Spy, update={"epochs": 1, "minibatch_size": 64})
+    trainer = make_trainer()
+    initial = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    trainer.fit(model, data)
+    rollout = model.rollouts[0]
+    reference, _ = make_pair()
+    reference.policy.load_state_dict({**reference.policy.state_dict(), **initial})
+    valid = rollout.valid.flatten()
+    observations = rollout.observations.flatten(0, 1)[valid]
+    now = reference.policy.evaluate(observations, rollout.actions.flatten()[valid])
+    advantages, returns = rollout.advantages.flatten()[valid], rollout.returns.flatten()[valid]
+    loss = -(now.log_probs * advantages).mean() + 0.5 * 0.5 * (now.values - returns).square().mean()
+    loss.backward()
+    for name, parameter in reference.policy.named_parameters():
+        torch.testing.assert_close(gradients[0][name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_target_kl_ends_the_iteration_after_an_epoch():
+    update = {"epochs": 10, "minibatch_size": 16, "target_kl": 1e-8}
+    model, data = make_pair(model=Recording, update=update)
+    make_trainer().fit(model, data)
+    assert len(model.reports) == 4  # the first epoch already exceeds the target
+    update = {"epochs": 10, "minibatch_size": 16, "target_kl": 1e3}
+    model, data = make_pair(model=Recording, update=update)
+    make_trainer().fit(model, data)
+    assert len(model.reports) == 40
+
+
+@pytest.mark.parametrize(("target", "factor"), [(1e-9, 1 / 1.5), (1e3, 1.5)], ids=["above", "below"])
+def test_kl_steers_the_learning_rate_of_the_optimizer(target, factor):
+    rate = {"kind": "adaptive_kl", "start": 1e-3, "target_kl": target}
+    model, data = make_pair(optimizer={"learning_rate": rate})
+    trainer = make_trainer()
+    trainer.fit(model, data)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * factor)
+
+
+def test_schedules_follow_env_steps():
+    seen = []
+
+    class Spy(PPO):
+        def minibatch_loss(self, minibatch):
+            seen.append((float(self._current["clip_range"]), self.trainer.optimizers[0].param_groups[0]["lr"]))
+            return super().minibatch_loss(minibatch)
+
+    linear = {"kind": "linear", "start": 0.4, "end": 0.0}
+    model, data = make_pair(
+        "Pendulum-v1",
+        Spy,
+        update={"epochs": 1, "minibatch_size": 64, "clip_range": linear},
+        optimizer={"learning_rate": {"kind": "linear", "start": 1e-3, "end": 0.0}},
+        total_env_steps=256,
+    )
+    make_trainer(max_epochs=-1).fit(model, data)
+    # progress 0, 64/256, 128/256, 192/256
+    assert [round(clip, 6) for clip, _ in seen] == [0.4, 0.3, 0.2, 0.1]
+    assert [rate for _, rate in seen] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_without_a_step_budget_schedules_follow_epochs():
+    rates = []
+
+    class Spy(PPO):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    model, data = make_pair(
+        model=Spy, rollouts_per_epoch=2, optimizer={"learning_rate": {"kind": "linear", "start": 1.0e-3, "end": 0.0}}
+    )
+    make_trainer(max_epochs=2).fit(model, data)
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_non_finite_loss_stops_before_anything_is_lost(compiled):
+    class Broken(PPO):
+        def value_loss(self, values, minibatch):
+            loss = super().value_loss(values, minibatch)
+            return loss * torch.where(self.poison > 0, math.nan, 1.0)
+
+    model, data = make_pair(model=Broken, rollouts_per_epoch=2, compile=compiled)
+    model.poison = torch.tensor(0.0)
+    states = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            optimizer = trainer.optimizers[0].state_dict()["state"]
+            states.append(
+                (
+                    {k: v.clone() for k, v in module.state_dict().items()},
+                    {i: {k: v.clone() for k, v in s.items()} for i, s in optimizer.items()},
+                )
+            )
+            module.poison.fill_(1.0)
+
+    trainer = make_trainer(callbacks=[Watch()])
+    with pytest.raises(NonFiniteError, match="value loss is nan in minibatch 1 of update epoch 1, iteration 2") as error:
+        trainer.fit(model, data)
+    assert "\n" not in str(error.value)
+    weights, moments = states[0]
+    for name, value in model.named_parameters():
+        assert torch.equal(value, weights[name]), name
+    for index, state in trainer.optimizers[0].state_dict()["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, moments[index][name])
+
+
+def test_overriding_policy_loss_changes_training():
+    class Frozen(PPO):
+        def policy_loss(self, log_ratios, advantages):
+            return super().policy_loss(log_ratios, advantages) * 0.0
+
+    model, data = make_pair(model=Frozen)
+    before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    make_trainer().fit(model, data)
+    after = dict(model.policy.named_parameters())
+    assert torch.equal(after["actor_output.weight"], before["actor_output.weight"])
+    assert not torch.equal(after["critic_output.weight"], before["critic_output.weight"])
+
+
+def test_overriding_configure_optimizers_is_respected():
+    class Plain(PPO):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.125)
+
+    model, data = make_pair(model=Plain)
+    trainer = make_trainer()
+    trainer.fit(model, data)
+    assert isinstance(trainer.optimizers[0], torch.optim.SGD)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.125
+    assert trainer.global_step == 8
+
+
+def test_observation_statistics_count_each_valid_row_once_and_only_between_iterations():
+    seen = []
+
+    class Spy(Recording):
+        def minibatch_loss(self, minibatch):
+            seen.append(float(self.policy.observation_normalizer.count))
+            return super().minibatch_loss(minibatch)
+
+    model, data = make_pair("CartPole-v1", Spy, rollouts_per_epoch=3)
+    make_trainer().fit(model, data)
+    rows = [int(r.valid.sum()) for r in model.rollouts]
+    assert sorted(set(seen)) == [0, rows[0], rows[0] + rows[1]]
+    normalizer = model.policy.observation_normalizer
+    everything = torch.cat([r.observations[r.valid] for r in model.rollouts]).double()
+    assert float(normalizer.count) == len(everything)
+    torch.testing.assert_close(normalizer.mean, everything.mean(0))
+    torch.testing.assert_close(normalizer.variance, everything.var(0, correction=0))
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_compiled_equals_eager(env):
+    """Same data, same initial weights: after 3 iterations the weights agree to float tolerance."""
+    weights = []
+    for compiled in (False, True):
+        model, data = make_pair(env, rollouts_per_epoch=3, compile=compiled)
+        make_trainer().fit(model, data)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-5)
+
+
+def test_compiling_happens_once_although_schedules_move():
+    linear = {"kind": "linear", "start": 0.4, "end": 0.0}
+    model, data = make_pair(
+        rollouts_per_epoch=4,
+        compile=True,
+        update={"epochs": 1, "minibatch_size": 16, "clip_range": linear},
+        optimizer={"learning_rate": {"kind": "linear", "start": 1e-3, "end": 0.0}},
+    )
+
+    class NoMoreCompiling(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            torch.compiler.set_stance("fail_on_recompile")
+
+    try:
+        make_trainer(callbacks=[NoMoreCompiling()]).fit(model, data)
+    finally:
+        torch.compiler.set_stance("default")
+    assert model.iterations == 4
+    assert model.compile_seconds > 0
+
+
+def test_trainer_flags_that_cannot_work_name_our_setting():
+    for flags, ours in (
+        ({"gradient_clip_val": 0.5}, "update.max_grad_norm"),
+        ({"accumulate_grad_batches": 2}, "update.minibatch_size"),
+        ({"precision": "bf16-true"}, "bf16-mixed"),
+    ):
+        model, data = make_pair()
+        with pytest.raises(ConfigError, match=ours):
+            make_trainer(**flags).fit(model, data)
+
+
+def test_checkpoint_callback_that_would_never_fire_is_explained(tmp_path):
+    callback = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=5)
+    model, data = make_pair()
+    with pytest.raises(ConfigError, match=r"every_n_train_steps=5.*8 optimizer steps per iteration"):
+        make_trainer(callbacks=[callback], enable_checkpointing=True).fit(model, data)
+
+
+def test_uneven_minibatches_are_refused():
+    model, data = make_pair(update={"minibatch_size": 63})
+    with pytest.raises(ConfigError, match=r"63 does not divide.*the nearest size that does is 64"):
+        make_trainer().fit(model, data)
+
+
+def test_unsupported_spaces_are_named():
+    box = spaces.Box(-1, 1, (3,), np.float32)
+    with pytest.raises(UnsupportedSpaceError, match="Text"):
+        PPO(spaces.Text(4), spaces.Discrete(2))
+    with pytest.raises(UnsupportedSpaceError, match="Graph"):
+        PPO(box, spaces.Graph(box, None))
+
+
+def test_agent_of_another_environment_is_refused():
+    model, _ = make_pair("Pendulum-v1")
+    _, data = make_pair("CartPole-v1")
+    with pytest.raises(Exception, match="made for the observation space"):
+        make_trainer().fit(model, data)
+
+
+def test_already_built_vector_env_in_python():
+    from gymnasium.vector import SyncVectorEnv
+
+    pl.seed_everything(0, verbose=False)
+    env = SyncVectorEnv([lambda: Count(5)] * 2)
+    data = RolloutDataModule(env=env, num_steps=8, rollouts_per_epoch=2)
+    model = PPO(data.observation_space, data.action_space, update={"epochs": 1, "minibatch_size": 16})
+    make_trainer(limit_val_batches=1.0).fit(model, data)
+    assert model.iterations == 2
+    # 16 steps per env: 5-step episodes and a filler row after each, so 14 of 16 rows are valid
+    assert model.env_steps == 2 * 14
+    assert list(model.recent_lengths) == [5, 5, 5, 5]
+    env.reset()  # not closed: it is the user's
+    env.close()
