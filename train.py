@@ -226,6 +226,8 @@ def _quiet() -> None:
     logging.getLogger("lightning_ppo").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # run directories that hold something are refused here unless they are resumed
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # rollouts come from the environment, so there is no sampler that could be distributed
     warnings.filterwarnings("ignore", message=".*it is recommended to use.*single device to ensure each sample.*")
 

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from tqdm import tqdm
 
-from lightning_ppo.distributed import sum_over_ranks
+from lightning_ppo.distributed import max_over_ranks
 from lightning_ppo.module import PPO
 
 
@@ -112,7 +112,7 @@ class GracefulStop(Callback):
 
     def __init__(self, checkpoint_path: str | os.PathLike[str]) -> None:
         self.checkpoint_path = os.fspath(checkpoint_path)
-        self._received = 0
+        self._received = self._agreed = 0
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PPO) -> None:
@@ -128,11 +128,30 @@ class GracefulStop(Callback):
         tqdm.write(f"{signal.Signals(number).name}: finishing the iteration and saving; Ctrl-C again stops at once")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PPO, *args: Any) -> None:
-        """Save and stop if any rank has received a signal."""
-        agreed = int(sum_over_ranks(torch.tensor([self._received], device=pl_module.device)).max())
-        if agreed:
+        """Save if any rank has received a signal."""
+        received = torch.tensor([self._received], device=pl_module.device)
+        self._agreed = int(max_over_ranks(received))
+        if self._agreed:
             trainer.save_checkpoint(self.checkpoint_path)
-            raise Interrupted(self._received or signal.SIGTERM)
+            trainer.should_stop = True
+
+    # Lightning logs an iteration after on_train_batch_end; whichever of these hooks comes next ends the run
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+        """Stop before an evaluation."""
+        self._stop()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+        """Stop at the end of the epoch, to which `should_stop` leads."""
+        self._stop()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: PPO, *args: Any) -> None:
+        """Stop before the next update, if the Trainer's `min_epochs` kept it going."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._agreed:
+            raise Interrupted(self._agreed)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: PPO) -> None:
         """Give the signals back."""

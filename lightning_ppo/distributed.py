@@ -23,6 +23,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the elementwise maximum of `tensor` over all ranks; the argument stays as it is."""
+    if world_size() == 1:
+        return tensor
+    greatest = tensor.clone()
+    dist.all_reduce(greatest, dist.ReduceOp.MAX)
+    return greatest
+
+
 def gather_objects(value: object) -> list:
     """Return one plain object of every rank, in rank order."""
     if world_size() == 1:

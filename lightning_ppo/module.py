@@ -89,6 +89,7 @@ class PPO(pl.LightningModule):
         normalize_settings = as_section(NormalizeConfig, normalize, "normalize")
         self.observation_space = space_from_spec(observation_space)
         self.action_space = space_from_spec(action_space)
+        self.policy = ActorCritic(self.observation_space, self.action_space, policy_settings, normalize_settings)
         self.save_hyperparameters(
             {
                 "observation_space": space_to_spec(self.observation_space),
@@ -106,7 +107,6 @@ class PPO(pl.LightningModule):
         self.total_env_steps = total_env_steps
         self.compile_update = compile
         self._compiled: CompiledGradients | None = None
-        self.policy = ActorCritic(self.observation_space, self.action_space, policy_settings, normalize_settings)
         self.coefficients = self.update_settings.schedules()
         self.learning_rate = self.optimizer_settings.schedule()
 

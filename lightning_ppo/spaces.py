@@ -21,7 +21,7 @@ def space_to_spec(space: gymnasium.Space) -> dict[str, Any]:
         return {"kind": "Box", "low": low, "high": high, "dtype": space.dtype.name}
     if isinstance(space, spaces.Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
-    raise UnsupportedSpaceError(f"space {space} is not supported; supported are Box and Discrete")
+    raise UnsupportedSpaceError(f"the space {space} is not supported; supported are Box and Discrete")
 
 
 def space_from_spec(spec: dict[str, Any] | gymnasium.Space) -> gymnasium.Space:

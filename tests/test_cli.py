@@ -1,0 +1,233 @@
+"""The command line: exit codes, one-line errors, the run directory, resuming, signals, evaluating."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from lightning_ppo.__main__ import main as command
+from lightning_ppo.config import load
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "env.num_envs=4",
+    "rollout.num_steps=16",
+    "update.epochs=2",
+    "update.minibatch_size=16",
+    "rollouts_per_epoch=2",
+    "evaluation.episodes=2",
+    "evaluation.final_episodes=3",
+    "evaluation.num_envs=2",
+]
+
+
+def run(*arguments: str) -> int:
+    return train.main([*SMALL, *arguments])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    run_dir = tmp_path / "run"
+    assert run("env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=300", "seed=7") == 0
+    return run_dir
+
+
+def test_run_directory_holds_what_the_contract_names(finished, capsys):
+    names = {p.name for p in finished.iterdir()}
+    assert {"config.yaml", "metrics.csv", "summary.json", "checkpoints"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {p.name for p in (finished / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["env_id"] == "Pendulum-v1" and summary["seed"] == 7 and summary["world_size"] == 1
+    # 300 steps hold four rollouts of 64; each is 2 epochs x 4 minibatches
+    assert (summary["env_steps"], summary["iterations"], summary["optimizer_steps"]) == (256, 4, 32)
+    assert summary["eval_episodes"] == 3 and -2000 < summary["eval_return_mean"] < 0
+    for name in ("wall_seconds", "fit_seconds", "collect_seconds", "update_seconds", "env_steps_per_second"):
+        assert summary[name] > 0
+    parts = summary["collect_seconds"] + summary["update_seconds"]
+    assert summary["env_steps_per_second"] == pytest.approx(256 / parts)
+    assert parts < summary["fit_seconds"] < summary["wall_seconds"]
+    assert summary["train_return_mean"] is None  # no episode of 200 steps has ended after 64
+    assert summary["versions"]["torch"] == torch.__version__
+    saved = load([finished / "config.yaml"])
+    assert (saved.env.id, saved.total_env_steps, saved.update.epochs) == ("Pendulum-v1", 300, 2)
+
+
+def test_curves_are_logged_against_env_steps(finished):
+    metrics = rows(finished / "metrics.csv")
+    assert [row["step"] for row in metrics if row["loss/policy"]] == ["64", "128", "192", "256"]
+    assert [row["step"] for row in metrics if row["eval/return_mean"]] == ["128", "256"]
+    standard = "loss/value loss/entropy update/approximate_kl update/clip_fraction update/explained_variance"
+    for name in [*standard.split(), "update/learning_rate", "time/env_steps_per_second", "time/collect_share"]:
+        assert all(float(row[name]) == float(row[name]) for row in metrics if row["loss/policy"]), name
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished)).Reload()
+    assert [e.step for e in events.Scalars("loss/policy")] == [64, 128, 192, 256]
+    csv_values = [float(row["loss/policy"]) for row in metrics if row["loss/policy"]]
+    assert [e.value for e in events.Scalars("loss/policy")] == pytest.approx(csv_values)
+
+
+def test_evaluate_needs_nothing_but_the_checkpoint(finished, tmp_path, monkeypatch, capsys):
+    alone = tmp_path / "elsewhere" / "agent.ckpt"
+    alone.parent.mkdir()
+    alone.write_bytes((finished / "checkpoints" / "last.ckpt").read_bytes())
+    monkeypatch.chdir(alone.parent)
+    capsys.readouterr()
+    assert command(["evaluate", str(alone), "--episodes", "3"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first.keys() == {"return_mean", "return_std", "length_mean", "episodes"}
+    assert first["episodes"] == 3 and first["length_mean"] == 200.0
+    command(["evaluate", str(alone), "--episodes", "3"])
+    assert json.loads(capsys.readouterr().out) == first
+    command(["evaluate", str(alone), "--episodes", "3", "--seed", "1"])
+    assert json.loads(capsys.readouterr().out) != first
+
+
+def test_a_used_run_directory_is_refused_and_left_alone(finished, capsys):
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    assert run("env.id=Pendulum-v1", f"run_dir={finished}", "total_env_steps=300") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "run_dir" in error and "resume=last" in error
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_resume_goes_on_with_the_runs_own_settings(finished, capsys):
+    assert train.main([f"run_dir={finished}", "resume=last", "total_env_steps=600"]) == 0
+    assert "total_env_steps changes from 300 to 600" in capsys.readouterr().out
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["env_steps"], summary["iterations"]) == (576, 9)
+    steps = [int(row["step"]) for row in rows(finished / "metrics.csv") if row["loss/policy"]]
+    assert steps == list(range(64, 577, 64))  # neither lost nor doubled
+
+
+def test_resuming_a_finished_run_trains_no_further(finished):
+    assert train.main([f"run_dir={finished}", "resume=last"]) == 0
+    assert json.loads((finished / "summary.json").read_text())["env_steps"] == 256
+
+
+def test_rows_after_the_checkpoint_are_written_once(finished):
+    with open(finished / "metrics.csv", "a") as file:
+        file.write("99999\n")  # a row of an iteration that a crash took back
+    assert train.main([f"run_dir={finished}", "resume=last", "total_env_steps=400"]) == 0
+    steps = [int(row["step"]) for row in rows(finished / "metrics.csv") if row["loss/policy"]]
+    assert steps == list(range(64, 385, 64))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"), [("env.id=CartPole-v1", "env.id: the run to resume has 'Pendulum-v1', not 'CartPole-v1'")]
+)
+def test_resuming_another_task_is_refused(finished, override, message, capsys):
+    assert train.main([f"run_dir={finished}", "resume=last", override]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["total_env_step=5"], 2, "total_env_step: unknown setting; did you mean total_env_steps?"),
+        (["update.clip_rnge=0.1"], 2, "did you mean update.clip_range?"),
+        (["rollout.num_steps=many"], 2, "rollout.num_steps"),
+        (["update.minibatch_size=7"], 2, "update.minibatch_size: 7 does not divide"),
+        (["rollout.gamma=1.5"], 2, "rollout.gamma: must lie in [0, 1]"),
+        (["env.id=CartPoule-v1"], 1, "did you mean CartPole-v"),
+        (["env.id=no_such_module:Env"], 1, "cannot import 'no_such_module'"),
+        (["env.id=tests.helpers:Hopeful", "env.backend=sync"], 1, "pip install 'lightning-ppo[mujoco]'"),
+        (["env.id=Blackjack-v1"], 1, "observation space Tuple"),
+        (["trainer.max_epoch=1"], 2, "trainer.max_epoch: unknown setting of the Trainer; did you mean max_epochs?"),
+        (["trainer.gradient_clip_val=0.5"], 2, "set update.max_grad_norm instead"),
+        (["callbacks=[no.such.Callback]"], 2, "callbacks: cannot import 'no.such.Callback'"),
+        (["configs/cartpol.yaml"], 2, "configs/cartpol.yaml: no such config file; did you mean configs/cartpole.yaml?"),
+        (["--verbose"], 2, "--verbose: unknown option"),
+        (["nonsense"], 2, "expected a .yaml file or key=value"),
+        (["resume=last"], 2, "needs run_dir"),
+        (["resume=/nowhere/last.ckpt"], 2, "there is no checkpoint"),
+        (["total_env_steps=10"], 2, "less than one rollout"),
+        (["env.id=tests.helpers:Bad", "env.kwargs={kind: raises}"], 1, "env 0 raised in step after 3 steps"),
+        (["env.id=tests.helpers:Bad", "env.kwargs={kind: nan_observation}"], 1, "env 0 returned the observation nan"),
+        (["env.id=tests.helpers:Bad", "env.kwargs={kind: nan_reward}"], 1, "env 0 returned the reward nan at step 2"),
+        (["env.id=tests.helpers:Bad", "env.kwargs={kind: wrong_shape}"], 1, "env 0 returned an observation of shape"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, code, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    run_dir = tmp_path / "run"
+    if not any(a.startswith("resume") for a in arguments):
+        arguments = [*arguments, f"run_dir={run_dir}"]
+    assert run(*arguments) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.out + captured.err
+    if code == 2 and "trainer.gradient_clip_val=0.5" not in arguments and "total_env_steps=10" not in arguments:
+        assert not run_dir.exists()
+
+
+def test_debug_shows_where(capsys):
+    assert run("env.id=no_such_module:Env", "debug=true") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_print_config_can_be_read_back(tmp_path, capsys):
+    assert run("seed=9", "optimizer.learning_rate={kind: linear, start: 1e-3, end: 0}", "--print-config") == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    config = load([path])
+    assert (config.seed, config.rollout.num_steps) == (9, 16)
+    assert config.optimizer.schedule()(0.5) == pytest.approx(5e-4)
+
+
+def test_help_names_commands_and_configs(capsys):
+    assert train.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "resume=last" in text and "--print-config" in text and "evaluate" in text
+
+
+def test_fast_dev_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("trainer.fast_dev_run=true", f"run_dir={tmp_path / 'run'}") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_returns_its_metrics(tmp_path):
+    config = load([], [*SMALL, "total_env_steps=64", f"run_dir={tmp_path / 'run'}"])
+    assert train.train(config)["iterations"] == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_finish_the_iteration_save_and_exit(number, code, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "rollouts_per_epoch=100000"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run_dir / "metrics.csv").exists():
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["env_steps"]
+    assert saved == int(rows(run_dir / "metrics.csv")[-1]["step"]) > 0
+    assert train.main([f"run_dir={run_dir}", "resume=last", f"total_env_steps={saved + 128}"]) == 0
+    steps = [int(row["step"]) for row in rows(run_dir / "metrics.csv") if row["loss/policy"]]
+    assert steps == list(range(64, saved + 129, 64))
