@@ -48,9 +48,10 @@ def evaluate(
         EnvironmentFault: If the environment cannot be built or misbehaves.
     """
     from lightning_ppo.checkpoint import read_checkpoint
-    from lightning_ppo.envs import make_vector_env, reset_seeds
+    from lightning_ppo.envs import make_vector_env
     from lightning_ppo.evaluation import play
     from lightning_ppo.module import PPO
+    from lightning_ppo.seeding import derive_seeds
 
     if episodes < 1 or num_envs < 1:
         raise UserError(f"--episodes and --num-envs must be at least 1, got {episodes} and {num_envs}")
@@ -66,7 +67,7 @@ def evaluate(
         kwargs=env_settings["kwargs"],
     )
     try:
-        seeds = reset_seeds(seed, 0, env.num_envs, purpose=1)
+        seeds = derive_seeds(seed, 0, env.num_envs, "evaluation")
         played = play(model.policy, env, episodes, seeds=seeds, deterministic=deterministic, seed=seed)
     finally:
         env.close()

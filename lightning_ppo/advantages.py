@@ -44,13 +44,13 @@ def generalized_advantages(
         bootstrap = torch.where(terminations, torch.zeros_like(next_values), next_values)
         # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
         deltas = (rewards + gamma * bootstrap - values).contiguous()
-        # (gamma lambda) where the episode goes on, 0 where it ended
-        decays = (gamma * gae_lambda) * (~(terminations | truncations)).to(deltas.dtype)
+        ended = terminations | truncations
         advantages = deltas.clone()
-        accumulate = zip(reversed(advantages.unbind(0)[:-1]), reversed(advantages.unbind(0)[1:]), strict=True)
-        for (current, following), decay in zip(accumulate, reversed(decays.unbind(0)[:-1]), strict=True):
-            # A_t = delta_t + gamma lambda A_{t+1}
-            current.addcmul_(decay, following)
+        rows, ends = advantages.unbind(0), ended.unbind(0)
+        nothing = torch.zeros_like(rows[0])
+        for t in range(len(rows) - 2, -1, -1):
+            # A_t = delta_t + gamma lambda A_{t+1} within an episode; selected, since 0 x NaN is NaN
+            rows[t].add_(torch.where(ends[t], nothing, rows[t + 1]), alpha=gamma * gae_lambda)
         return advantages, advantages + values
 
 

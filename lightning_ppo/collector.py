@@ -5,150 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from lightning_ppo.envs import autoreset_mode, get_env_state, set_env_state
+from lightning_ppo.envs.stepper import VectorStepper, check_finite
+from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.policy import ActorCritic
-from lightning_ppo.rollout import Episodes, Rollout
+from lightning_ppo.rollout import Rollout
 
 EVALUATION_ROWS = 8192
 """Rows that go through the networks at once when a rollout is scored."""
-
-
-class VectorStepper:
-    """Steps a vector environment and hides how it starts new episodes.
-
-    After `step`, `observations` is what the policy acts on next, and the other attributes tell of the step just made.
-
-    Attributes:
-        observations: (N, ...), current observations; valid until the next step.
-        filler: (N,) bool; this step only reset the environment (NEXT_STEP), it is no transition.
-        final_observations: True last observations by environment index, where they differ from what follows.
-        num_steps: Steps made, for error messages.
-
-    Args:
-        env: The vector environment.
-        to_env: Maps policy actions to environment actions.
-
-    Raises:
-        EnvironmentFault: If the environment's autoreset mode is unknown, or it raises or returns a wrong shape.
-    """
-
-    def __init__(self, env: VectorEnv, to_env: Any) -> None:
-        self.env = env
-        self.to_env = to_env
-        self.mode = autoreset_mode(env)
-        self.observations: np.ndarray = np.empty(0)
-        self.num_steps = 0
-        self.final_observations: dict[int, np.ndarray] = {}
-        self._shape = env.observation_space.shape
-        self.filler = np.zeros(env.num_envs, dtype=np.bool_)
-        self._ended = np.zeros(env.num_envs, dtype=np.bool_)
-
-    def reset(self, seeds: list[int]) -> None:
-        """Start all episodes anew, environment i from `seeds[i]`."""
-        per_copy = hasattr(self.env, "envs") or hasattr(self.env, "env_fns")
-        observations, _ = self._call("reset", seed=list(seeds) if per_copy else seeds[0])
-        self._set_observations(observations)
-        self.filler = np.zeros(self.env.num_envs, dtype=np.bool_)
-        self._ended = np.zeros(self.env.num_envs, dtype=np.bool_)
-
-    def step(self, actions: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Step with policy actions (N, ...); return rewards, terminations and truncations, each (N,)."""
-        observations, rewards, terminations, truncations, infos = self._call("step", self.to_env(actions).cpu().numpy())
-        self.num_steps += 1
-        if self.final_observations:
-            self.final_observations = {}
-        ended = terminations | truncations
-        if self.mode is AutoresetMode.NEXT_STEP:
-            self.filler, self._ended = self._ended, ended
-        elif ended.any():
-            ended_indices = np.flatnonzero(ended)
-            if self.mode is AutoresetMode.SAME_STEP:
-                final = infos.get("final_obs")
-                if final is None:
-                    raise EnvironmentFault(
-                        f"{type(self.env).__name__} declares SAME_STEP autoreset but gave no final_obs at step "
-                        f"{self.num_steps} although env {ended_indices[0]} ended"
-                    )
-                self.final_observations = {int(i): np.array(final[i]) for i in ended_indices}
-            else:
-                self.final_observations = {int(i): np.array(observations[i]) for i in ended_indices}
-                observations, _ = self._call("reset", options={"reset_mask": ended})
-        self._set_observations(observations)
-        return rewards, terminations, truncations
-
-    def _set_observations(self, observations: np.ndarray) -> None:
-        if observations.shape != self._shape:
-            raise EnvironmentFault(
-                f"the environment returned observations of shape {observations.shape} at step {self.num_steps}, "
-                f"expected {self._shape}"
-            )
-        self.observations = observations
-
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return getattr(self.env, method)(*args, **kwargs)
-        except EnvironmentFault:
-            raise
-        except Exception as error:
-            raise EnvironmentFault(
-                f"the environment raised in {method} after {self.num_steps} steps: {type(error).__name__}: "
-                f"{' '.join(str(error).split())}"
-            ) from error
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on exactly here; `env` is None where the environment's state cannot be had."""
-        env_state, reason = get_env_state(self.env)
-        return {
-            "env": env_state,
-            "reason": reason,
-            "observations": torch.from_numpy(np.array(self.observations)),
-            "ended": torch.from_numpy(self._ended.copy()),
-            "num_steps": self.num_steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; the environment must have been reset once before."""
-        set_env_state(self.env, state["env"])
-        self.observations = state["observations"].numpy().copy()
-        self._ended = state["ended"].numpy().copy()
-        self.num_steps = state["num_steps"]
-
-
-class EpisodeRecorder:
-    """Returns and lengths of episodes that span rollouts; filler rows count for neither.
-
-    Args:
-        num_envs: N.
-    """
-
-    def __init__(self, num_envs: int) -> None:
-        self.returns = np.zeros(num_envs, dtype=np.float64)
-        self.lengths = np.zeros(num_envs, dtype=np.int64)
-
-    def record(self, rewards: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> Episodes:
-        """Add T steps, each argument (T, N), and return the episodes that ended in them, in order of time."""
-        episodes: list[tuple[int, float, int]] = []
-        rewards = np.where(valid, rewards, 0.0)
-        steps = valid.astype(np.int64)
-        total_rewards = np.concatenate((self.returns[None], rewards)).cumsum(0)[1:]
-        total_steps = np.concatenate((self.lengths[None], steps)).cumsum(0)[1:]
-        self.returns, self.lengths = total_rewards[-1].copy(), total_steps[-1].copy()
-        for env in np.flatnonzero(ended.any(0)):
-            reward_before, steps_before = 0.0, 0
-            for t in np.flatnonzero(ended[:, env]):
-                episodes.append((int(t), total_rewards[t, env] - reward_before, int(total_steps[t, env]) - steps_before))
-                reward_before, steps_before = total_rewards[t, env], int(total_steps[t, env])
-            self.returns[env] -= reward_before
-            self.lengths[env] -= steps_before
-        episodes.sort(key=lambda episode: episode[0])
-        return Episodes(
-            torch.tensor([e[1] for e in episodes], dtype=torch.float64),
-            torch.tensor([e[2] for e in episodes], dtype=torch.int64),
-        )
 
 
 class Collector:
@@ -206,13 +73,14 @@ class Collector:
                 if stepper.filler.any():
                     valid[t] = ~stepper.filler
                 if stepper.final_observations:
-                    finals += [(t, i, final) for i, final in stepper.final_observations.items() if truncations[t, i]]
+                    finals += [(t, i, final) for i, final in stepper.final_observations.items()]
         except EnvironmentFault:
-            made = stepper.num_steps - first_step
-            _check_finite(observations_np[: made + 1], rewards[:made], first_step)
+            check_finite(observations_np[: t + 1], rewards[:t], first_step)
             raise
+        for t, i, final in finals:
+            check_finite(final[None, None], rewards[:0], first_step + t + 1, i)
         last = torch.from_numpy(np.array(stepper.observations, dtype=observations_np.dtype))
-        _check_finite(np.concatenate((observations_np, last.numpy()[None])), rewards, first_step)
+        check_finite(np.concatenate((observations_np, last.numpy()[None])), rewards, first_step)
 
         rollout = Rollout(
             observations=observations.to(device),
@@ -280,17 +148,3 @@ class Collector:
         self.stepper.load_state_dict(state["stepper"])
         self.episodes.returns = state["episode_returns"].numpy().copy()
         self.episodes.lengths = state["episode_lengths"].numpy().copy()
-
-
-def _check_finite(observations: np.ndarray, rewards: np.ndarray, first_step: int) -> None:
-    """Raise EnvironmentFault if observations (K, N, ...) or rewards (T, N) hold a NaN or an infinity."""
-    for name, values in (("observation", observations), ("reward", rewards)):
-        if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values.sum(dtype=np.float64)):
-            continue
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            step, env = int(bad[0][0]), int(bad[0][1])
-            raise EnvironmentFault(
-                f"env {env} returned the {name} {values[tuple(bad[0])]} at step {first_step + step} "
-                f"of this process; the weights have not been touched"
-            )

@@ -16,6 +16,7 @@ from lightning_ppo.schedules import Schedule
 ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
 BACKENDS = ("auto", "vector", "sync", "async")
 OBJECTIVES = ("clip",)
+SCHEDULED = ("clip_range", "value_clip_range", "entropy_coefficient", "value_coefficient", "learning_rate")
 
 T = TypeVar("T")
 
@@ -351,6 +352,14 @@ def _merge(base: Any, update: Any, section: type, prefix: str) -> Any:
     if unknown is not None:
         near = nearest(unknown, _valid_keys(section, ""))
         raise ConfigError(f"{prefix}{unknown}: unknown setting; did you mean {prefix}{near}?")
+    for key in _valid_keys(section, ""):
+        if key.rpartition(".")[2] not in SCHEDULED:
+            continue
+        new = OmegaConf.select(update, key, throw_on_resolution_failure=False)
+        if isinstance(new, DictConfig) and "kind" in new and isinstance(OmegaConf.select(base, key), DictConfig):
+            # a schedule of its own kind replaces the former one instead of mixing their fields
+            base = OmegaConf.merge(base)
+            OmegaConf.update(base, key, None, merge=False)
     try:
         return OmegaConf.merge(base, update)
     except OmegaConfBaseException as error:
@@ -388,7 +397,9 @@ def _first_unknown_key(content: Any, section: type, prefix: str) -> str | None:
         if name not in names:
             return f"{prefix}{name}"
         child = _section_type(section, name)
-        if child and isinstance(value, dict):
+        if child and not isinstance(value, dict):
+            raise ConfigError(f"{prefix}{name}: expected a mapping of settings, got {value!r}")
+        if child:
             unknown = _first_unknown_key(value, child, f"{prefix}{name}.")
             if unknown:
                 return unknown

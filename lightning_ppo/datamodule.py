@@ -14,29 +14,29 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lightning_ppo.collector import Collector
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
 from lightning_ppo.distributed import gather_objects, rank, world_size
-from lightning_ppo.envs import make_vector_env, reset_seeds
+from lightning_ppo.envs import make_vector_env
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.evaluation import play
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.rollout import Episodes
+from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.stream import RolloutStream
 
 _log = logging.getLogger(__name__)
 
-_TRAINING, _EVALUATION, _NOISE = 0, 1, 2
 
 
-class _EpisodeLoader:
-    """A loader of one item: the episodes of one evaluation, played when the item is asked for."""
+class _OneItemLoader:
+    """A loader of one item, made when it is asked for."""
 
-    def __init__(self, episodes: Callable[[], Episodes]) -> None:
-        self.episodes = episodes
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
 
     def __len__(self) -> int:
         return 1
 
-    def __iter__(self) -> Iterator[Episodes]:
-        yield self.episodes()
+    def __iter__(self) -> Iterator[Any]:
+        yield self.make()
 
 
 class RolloutDataModule(pl.LightningDataModule):
@@ -157,8 +157,8 @@ class RolloutDataModule(pl.LightningDataModule):
                 self.env,
                 module.policy,
                 self.num_steps,
-                torch.Generator(module.device).manual_seed(reset_seeds(self._base_seed(), rank(), 1, _NOISE)[0]),
-                reset_seeds(self._base_seed(), rank() * self.num_envs, self.num_envs, _TRAINING),
+                torch.Generator(module.device).manual_seed(derive_seeds(self._base_seed(), rank(), 1, "noise")[0]),
+                derive_seeds(self._base_seed(), rank() * self.num_envs, self.num_envs, "training"),
             )
             self._stream = RolloutStream(
                 collector,
@@ -170,28 +170,28 @@ class RolloutDataModule(pl.LightningDataModule):
             self._restore()
         return self._stream
 
-    def val_dataloader(self) -> _EpisodeLoader:
+    def val_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the episodes of one evaluation."""
         return self._evaluation_loader(self.evaluation_settings.episodes)
 
-    def test_dataloader(self) -> _EpisodeLoader:
+    def test_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the episodes of the final evaluation."""
         return self._evaluation_loader(self.evaluation_settings.final_episodes)
 
-    def predict_dataloader(self) -> list[torch.Tensor]:
+    def predict_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the first observations of the evaluation environments."""
         env = self._evaluation_environment()
-        return [torch.from_numpy(np.array(env.reset(seed=self._base_seed())[0]))]
+        return _OneItemLoader(lambda: torch.from_numpy(np.array(env.reset(seed=self._base_seed())[0])))
 
     def _evaluation_environment(self) -> VectorEnv:
         if self._evaluation_env is None:
             self._evaluation_env = self._given_evaluation_env or self._make(self.evaluation_settings.num_envs)
         return self._evaluation_env
 
-    def _evaluation_loader(self, episodes: int) -> _EpisodeLoader:
+    def _evaluation_loader(self, episodes: int) -> _OneItemLoader:
         if self._given_env is not None and self._given_evaluation_env is None:
             episodes = 0
-        return _EpisodeLoader(lambda: self.evaluate(episodes))
+        return _OneItemLoader(lambda: self.evaluate(episodes))
 
     def evaluate(self, episodes: int) -> Episodes:
         """Play this rank's share of `episodes` with the current policy in the evaluation environments."""
@@ -202,7 +202,7 @@ class RolloutDataModule(pl.LightningDataModule):
         if share == 0:
             return Episodes(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
         env = self._evaluation_environment()
-        seeds = reset_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, _EVALUATION)
+        seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation")
         deterministic = self.evaluation_settings.deterministic
         return play(self._policy(), env, share, seeds=seeds, deterministic=deterministic, seed=seeds[0])
 

@@ -140,8 +140,11 @@ class GaussianHead(ActionHead):
         bounded = np.isfinite(low) & np.isfinite(high)
         center = np.where(bounded, (np.where(bounded, high, 0.0) + np.where(bounded, low, 0.0)) / 2.0, 0.0)
         half_range = np.where(bounded, (np.where(bounded, high, 1.0) - np.where(bounded, low, -1.0)) / 2.0, 1.0)
-        for name, value in (("center", center), ("half_range", half_range), ("low", low), ("high", high)):
+        self.space_dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
+        for name, value in (("center", center), ("half_range", half_range)):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
+        for name, value in (("low", low), ("high", high)):
+            self.register_buffer(name, torch.as_tensor(value, dtype=self.space_dtype), persistent=False)
         self.identity = bool(np.all(center == 0.0) and np.all(half_range == 1.0))
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +189,7 @@ class GaussianHead(ActionHead):
         """Return actions (B, *space.shape) in the space's own units, clipped to its bounds."""
         if not self.identity:
             actions = torch.addcmul(self.center, actions, self.half_range)
-        return torch.clamp(actions, self.low, self.high).reshape(-1, *self.space_shape)
+        return torch.clamp(actions.to(self.space_dtype), self.low, self.high).reshape(-1, *self.space_shape)
 
 
 def make_action_head(space: gymnasium.Space, log_std_init: float = 0.0) -> ActionHead:

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.collector import EpisodeRecorder, VectorStepper
+from lightning_ppo.envs.stepper import VectorStepper, check_finite
+from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.rollout import Episodes
 
@@ -45,7 +46,7 @@ def play(
     generator = torch.Generator(device).manual_seed(seed)
     stepper, recorder = VectorStepper(env, lambda actions: actions), EpisodeRecorder(num_envs)
     stepper.reset(seeds)
-    was_training = policy.training
+    modes = {module: module.training for module in policy.modules()}
     policy.eval()
     returns, lengths = [], []
     try:
@@ -53,6 +54,8 @@ def play(
             observations = torch.from_numpy(stepper.observations).to(device)
             actions = policy.predict(observations, deterministic, generator)
             rewards, terminations, truncations = stepper.step(actions)
+            check_finite(stepper.observations[None], rewards[None, :0], stepper.num_steps)
+            check_finite(stepper.observations[None, :0], rewards[None], stepper.num_steps - 1)
             ended = terminations | truncations
             finished = recorder.record(rewards[None], ended[None], ~stepper.filler[None])
             for position, index in enumerate(np.flatnonzero(ended)):
@@ -61,5 +64,6 @@ def play(
                     returns.append(finished.returns[position])
                     lengths.append(finished.lengths[position])
     finally:
-        policy.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     return Episodes(torch.stack(returns), torch.stack(lengths))

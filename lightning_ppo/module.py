@@ -24,14 +24,14 @@ from lightning_ppo.config import (
     to_container,
 )
 from lightning_ppo.distributed import gather_objects, rank, sum_over_ranks, world_size
-from lightning_ppo.envs import reset_seeds
 from lightning_ppo.errors import ConfigError, NonFiniteError
-from lightning_ppo.objectives import clipped_surrogate_loss, explained_variance, kl_k3, value_loss
+from lightning_ppo.objectives import clipped_surrogate_loss, explained_variance, kl_k3, masked_log_ratios, value_loss
 from lightning_ppo.optimization import CompiledGradients, SteeredLearningRate, clip_gradients
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.random_state import get_random_state, set_random_state
 from lightning_ppo.rollout import Episodes, Minibatch, Observations, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
+from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.spaces import space_from_spec, space_to_spec
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "approximate_kl", "clip_fraction", "grad_norm")
@@ -185,8 +185,7 @@ class PPO(pl.LightningModule):
         """
         now = self.policy.evaluate(minibatch.observations, minibatch.actions)
         weights = minibatch.weights
-        # a filler row's ratio could overflow, and 0 x inf is NaN
-        log_ratios = torch.where(weights > 0, now.log_probs - minibatch.log_probs, 0.0)
+        log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, weights)
         policy_loss = (weights * self.policy_loss(log_ratios, minibatch.advantages)).sum()
         critic_loss = (weights * self.value_loss(now.values, minibatch)).sum()
         entropy = (weights * now.entropies).sum()
@@ -249,7 +248,7 @@ class PPO(pl.LightningModule):
 
     def _shuffle_generator(self) -> torch.Generator:
         if self._shuffle is None:
-            seed = reset_seeds(torch.initial_seed() % 2**32, rank(), 1, purpose=3)[0]
+            seed = derive_seeds(torch.initial_seed() % 2**32, rank(), 1, "shuffle")[0]
             self._shuffle = torch.Generator(self.device).manual_seed(seed)
             if self._restored_shuffle is not None:
                 self._shuffle.set_state(self._restored_shuffle)

@@ -9,6 +9,15 @@ def _same_shape(*tensors: Tensor) -> None:
         raise ValueError(f"expected tensors of one shape (B,), got {[tuple(t.shape) for t in tensors]}")
 
 
+def masked_log_ratios(log_probs: Tensor, behavior_log_probs: Tensor, weights: Tensor) -> Tensor:
+    """Return log pi(a|s) - log pi_old(a|s), (B,), and 0 where the weight is 0.
+
+    What stands in a row without weight may be anything: its ratio could overflow, and 0 x inf is NaN.
+    """
+    _same_shape(log_probs, behavior_log_probs, weights)
+    return torch.where(weights > 0, log_probs - behavior_log_probs, 0.0)
+
+
 def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: Tensor | float) -> Tensor:
     """Negative clipped surrogate, L^CLIP of the PPO paper (Schulman et al. 2017, eq. 7).
 

@@ -120,7 +120,9 @@ class Schedule:
                 raise ConfigError(f"{key}: expected a number or a schedule mapping, got {specification!r}") from None
         if schedule.adaptive and not allow_adaptive:
             raise ConfigError(f"{key}: the kind adaptive_kl steers only optimizer.learning_rate")
-        values = [schedule.start, schedule.end, *(value for _, value in schedule.points)]
+        values = [schedule.start, *(value for _, value in schedule.points)]
+        if "end" in _FIELDS[schedule.kind]:
+            values.append(schedule.end)
         if any(not math.isfinite(value) or value < minimum for value in values):
             raise ConfigError(f"{key}: values must be finite and at least {minimum:g}, got {specification!r}")
         return schedule
@@ -129,7 +131,7 @@ class Schedule:
 def _from_mapping(mapping: Mapping[Any, Any], key: str) -> Schedule:
     fields = dict(mapping)
     kind = fields.pop("kind", None)
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise ConfigError(f"{key}.kind: expected one of {', '.join(_FIELDS)}, got {kind!r}")
     unknown = set(fields) - _FIELDS[kind]
     if unknown:
@@ -140,8 +142,9 @@ def _from_mapping(mapping: Mapping[Any, Any], key: str) -> Schedule:
     try:
         if kind == "piecewise":
             points = tuple((float(progress), float(value)) for progress, value in fields["points"])
-            if not points or [p for p, _ in points] != sorted(p for p, _ in points):
-                raise ConfigError(f"{key}.points: expected [progress, value] pairs in rising order of progress")
+            shares = [progress for progress, _ in points]
+            if not points or shares != sorted(shares) or not all(0.0 <= share <= 1.0 for share in shares):
+                raise ConfigError(f"{key}.points: expected [progress, value] pairs in rising order of progress within [0, 1]")
             return Schedule(kind=kind, start=points[0][1], end=points[-1][1], points=points)
         schedule = Schedule(kind=kind, **{name: float(value) for name, value in fields.items()})
     except KeyError as error:

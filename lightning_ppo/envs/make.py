@@ -1,14 +1,13 @@
 """Build vector environments: Gymnasium ids, a user's class by import path, any backend."""
 
+import copy
 import difflib
 import importlib
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
@@ -69,14 +68,19 @@ class _GuardedEnv(gymnasium.Wrapper):
 
     def step(self, action: Any) -> Any:
         self.steps += 1
-        return self._checked("step", partial(self.env.step, action))
+        observation, reward, terminated, truncated, info = self._checked("step", partial(self.env.step, action))
+        if terminated or truncated:
+            # the reset that follows may write into the array that this environment has returned
+            observation = copy.deepcopy(observation)
+        return observation, reward, terminated, truncated, info
 
     def _checked(self, what: str, call: Callable[[], Any]) -> Any:
         try:
             result = call()
         except Exception as error:
+            text = " ".join(str(error).split())
             raise EnvironmentFault(
-                f"env {self.index} raised in {what} after {self.steps} steps: {type(error).__name__}: {error}"
+                f"env {self.index} raised in {what} after {self.steps} steps: {type(error).__name__}: {text}"
             ) from error
         if self.expected is not None and getattr(result[0], "shape", self.expected) != self.expected:
             raise EnvironmentFault(
@@ -95,8 +99,12 @@ def _find_spec(env_id: str) -> EnvSpec:
     if separator:
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {error}") from None
+        except Exception as error:
+            extra = _missing_extra(error)
+            if extra is not None:
+                raise _needs(env_id, *extra) from None
+            text = " ".join(str(error).split())
+            raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {type(error).__name__}: {text}") from None
         entry_point = getattr(module, attribute, None)
         if callable(entry_point):
             return EnvSpec(id=f"{attribute}-v0", entry_point=entry_point, kwargs={})
@@ -118,22 +126,31 @@ def _register_optional(env_id: str) -> None:
         try:
             gymnasium.register_envs(importlib.import_module("ale_py"))
         except ImportError:
-            raise EnvironmentFault(
-                f"env.id: {env_id} needs the package ale_py: pip install 'lightning-ppo[atari]'"
-            ) from None
+            raise _needs(env_id, "ale_py", EXTRAS["ale_py"]) from None
 
 
 def _explain(env_id: str, error: Exception) -> EnvironmentFault:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    chain = itertools.takewhile(lambda e: e is not None, (error, error.__cause__, error.__context__))
-    for cause in chain:
-        for module, extra in EXTRAS.items():
-            missing = isinstance(cause, ModuleNotFoundError) and cause.name == module
-            if missing or (isinstance(cause, gymnasium.error.DependencyNotInstalled) and module in str(cause).lower()):
-                return EnvironmentFault(
-                    f"env.id: {env_id} needs the package {module}: pip install 'lightning-ppo[{extra}]'"
-                )
+    extra = _missing_extra(error)
+    if extra is not None:
+        return _needs(env_id, *extra)
+    text = " ".join(str(error).split())
     return EnvironmentFault(f"env.id: {env_id} could not be built: {type(error).__name__}: {text}")
+
+
+def _needs(env_id: str, module: str, extra: str) -> EnvironmentFault:
+    return EnvironmentFault(f"env.id: {env_id} needs the package {module}: pip install 'lightning-ppo[{extra}]'")
+
+
+def _missing_extra(error: BaseException | None) -> tuple[str, str] | None:
+    """Return the missing module and the extra that brings it, if that is what an error or its causes say."""
+    while error is not None:
+        for module, extra in EXTRAS.items():
+            absent = isinstance(error, ModuleNotFoundError) and module in (error.name or str(error))
+            undeclared = isinstance(error, gymnasium.error.DependencyNotInstalled) and module in str(error).lower()
+            if absent or undeclared:
+                return module, extra
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def autoreset_mode(env: VectorEnv) -> AutoresetMode:
@@ -151,12 +168,3 @@ def autoreset_mode(env: VectorEnv) -> AutoresetMode:
             f"the vector environment {type(env).__name__} declares the autoreset mode {mode!r}; set "
             f"metadata['autoreset_mode'] to one of {known}, or episode ends cannot be told from resets"
         ) from None
-
-
-def reset_seeds(seed: int, first: int, count: int, purpose: int = 0) -> list[int]:
-    """Return one seed for each of the global environment indices first..first+count-1.
-
-    Seeds of different run seeds, purposes (0 training, 1 evaluation) and indices do not overlap as consecutive
-    integers would.
-    """
-    return [int(np.random.SeedSequence([seed, purpose, index]).generate_state(1)[0]) for index in range(first, first + count)]

@@ -50,7 +50,7 @@ def set_env_state(env: VectorEnv, state: dict[str, Any]) -> None:
 def _get_layer(layer: Any, path: str) -> dict[str, Any]:
     own = getattr(type(layer), "get_state", None)
     if callable(own) and callable(getattr(type(layer), "set_state", None)) and not _is_mujoco(layer):
-        return {"own": layer.get_state()}
+        return {"own": _encode(layer.get_state(), f"{path}.get_state()")}
     attributes: dict[str, Any] = {}
     children: dict[str, Any] = {}
     for name, value in vars(layer).items():
@@ -72,18 +72,16 @@ def _get_layer(layer: Any, path: str) -> dict[str, Any]:
 
 def _set_layer(layer: Any, state: dict[str, Any]) -> None:
     if "own" in state:
-        layer.set_state(state["own"])
+        layer.set_state(_decode(state["own"], None))
         return
     for name, value in state["attributes"].items():
         if isinstance(value, dict) and "mujoco" in value:
             _set_mujoco(layer.model, getattr(layer, name), value["mujoco"])
             continue
         current = vars(layer).get(name)
-        decoded = _decode(value)
+        decoded = _decode(value, current)
         if isinstance(current, np.random.Generator):
-            current.bit_generator.state = decoded.bit_generator.state
-        elif isinstance(current, np.ndarray) and isinstance(decoded, np.ndarray) and current.shape == decoded.shape:
-            current[...] = decoded
+            current.bit_generator.state = decoded.bit_generator.state  # others may hold the same generator
         else:
             vars(layer)[name] = decoded
     for name, child in state["children"].items():
@@ -119,12 +117,15 @@ def _encode(value: Any, where: str) -> Any:
     raise _Opaque(f"{where} is a {type(value).__name__}, which is not plain data")
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: Any, current: Any) -> Any:
+    """Return what `_encode` was given; constants are taken from the `current` value."""
     if isinstance(value, list):
-        return [_decode(v) for v in value]
+        return _decode_items(value, current)
     if not isinstance(value, dict):
         return value
-    (kind, content), *_ = value.items()
+    kind, content = next(iter(value.items()))
+    if kind == "constant":
+        return current
     if kind == "scalar":
         return np.dtype(value["dtype"]).type(content)
     if kind == "array":
@@ -132,17 +133,23 @@ def _decode(value: Any) -> Any:
     if kind == "tensor":
         return content.clone()
     if kind == "generator":
-        state = _decode(content)
+        state = _decode(content, None)
         bit_generator = getattr(np.random, state["bit_generator"])()
         bit_generator.state = state
         return np.random.Generator(bit_generator)
     if kind == "deque":
-        return deque((_decode(v) for v in content), maxlen=value["maxlen"])
+        return deque(_decode_items(content, current), maxlen=value["maxlen"])
     if kind == "tuple":
-        return tuple(_decode(v) for v in content)
+        return tuple(_decode_items(content, current))
     if kind == "dict":
-        return {k: _decode(v) for k, v in content.items()}
+        return {k: _decode(v, current.get(k) if isinstance(current, dict) else None) for k, v in content.items()}
     raise ValueError(f"unknown kind of environment state: {kind}")
+
+
+def _decode_items(values: list[Any], current: Any) -> list[Any]:
+    present = list(current) if isinstance(current, list | tuple | deque) else []
+    present += [None] * (len(values) - len(present))
+    return [_decode(value, now) for value, now in zip(values, present, strict=False)]
 
 
 def _is_mujoco(layer: Any) -> bool:

@@ -1,0 +1,132 @@
+"""Step a vector environment whatever its autoreset mode, and check what it returns."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from lightning_ppo.envs.make import autoreset_mode
+from lightning_ppo.envs.state import get_env_state, set_env_state
+from lightning_ppo.errors import EnvironmentFault
+
+
+class VectorStepper:
+    """Steps a vector environment and hides how it starts new episodes.
+
+    After `step`, `observations` is what the policy acts on next, and the other attributes tell of the step just made.
+
+    Attributes:
+        observations: (N, ...), current observations; valid until the next step.
+        filler: (N,) bool; this step only reset the environment (NEXT_STEP), it is no transition.
+        final_observations: True last observations by environment index, where they differ from what follows.
+        num_steps: Steps made, for error messages.
+
+    Args:
+        env: The vector environment.
+        to_env: Maps policy actions to environment actions.
+
+    Raises:
+        EnvironmentFault: If the environment's autoreset mode is unknown, or it raises or returns a wrong shape.
+    """
+
+    def __init__(self, env: VectorEnv, to_env: Any) -> None:
+        self.env = env
+        self.to_env = to_env
+        self.mode = autoreset_mode(env)
+        self.observations: np.ndarray = np.empty(0)
+        self.num_steps = 0
+        self.final_observations: dict[int, np.ndarray] = {}
+        self._shape = env.observation_space.shape
+        self.filler = np.zeros(env.num_envs, dtype=np.bool_)
+        self._ended = np.zeros(env.num_envs, dtype=np.bool_)
+
+    def reset(self, seeds: list[int]) -> None:
+        """Start all episodes anew, environment i from `seeds[i]`."""
+        per_copy = hasattr(self.env, "envs") or hasattr(self.env, "env_fns")
+        observations, _ = self._call("reset", seed=list(seeds) if per_copy else seeds[0])
+        self._set_observations(observations)
+        self.filler = np.zeros(self.env.num_envs, dtype=np.bool_)
+        self._ended = np.zeros(self.env.num_envs, dtype=np.bool_)
+
+    def step(self, actions: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Step with policy actions (N, ...); return rewards, terminations and truncations, each (N,)."""
+        observations, rewards, terminations, truncations, infos = self._call("step", self.to_env(actions).cpu().numpy())
+        self.num_steps += 1
+        if self.final_observations:
+            self.final_observations = {}
+        ended = terminations | truncations
+        if self.mode is AutoresetMode.NEXT_STEP:
+            self.filler, self._ended = self._ended, ended
+        elif ended.any():
+            ended_indices = np.flatnonzero(ended)
+            if self.mode is AutoresetMode.SAME_STEP:
+                final = infos.get("final_obs")
+                if final is None:
+                    raise EnvironmentFault(
+                        f"{type(self.env).__name__} declares SAME_STEP autoreset but gave no final_obs at step "
+                        f"{self.num_steps} although env {ended_indices[0]} ended"
+                    )
+                self.final_observations = {int(i): np.array(final[i]) for i in ended_indices}
+            else:
+                self.final_observations = {int(i): np.array(observations[i]) for i in ended_indices}
+                observations, _ = self._call("reset", options={"reset_mask": ended})
+        self._set_observations(observations)
+        return rewards, terminations, truncations
+
+    def _set_observations(self, observations: np.ndarray) -> None:
+        if observations.shape != self._shape:
+            raise EnvironmentFault(
+                f"the environment returned observations of shape {observations.shape} at step {self.num_steps}, "
+                f"expected {self._shape}"
+            )
+        self.observations = observations
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(self.env, method)(*args, **kwargs)
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            raise EnvironmentFault(
+                f"the environment raised in {method} after {self.num_steps} steps: {type(error).__name__}: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on exactly here; `env` is None where the environment's state cannot be had."""
+        env_state, reason = get_env_state(self.env)
+        return {
+            "env": env_state,
+            "reason": reason,
+            "observations": torch.from_numpy(np.array(self.observations)),
+            "ended": torch.from_numpy(self._ended.copy()),
+            "num_steps": self.num_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; the environment must have been reset once before."""
+        set_env_state(self.env, state["env"])
+        self.observations = state["observations"].numpy().copy()
+        self._ended = state["ended"].numpy().copy()
+        self.num_steps = state["num_steps"]
+
+
+def check_finite(observations: np.ndarray, rewards: np.ndarray, first_step: int, first_env: int = 0) -> None:
+    """Raise EnvironmentFault if a NaN or an infinity is among what environments returned.
+
+    Args:
+        observations: (K, N, ...), the first of them seen after `first_step` steps.
+        rewards: (T, N), the first of them given by the step after that.
+        first_step: Steps made before.
+        first_env: Index of the first environment.
+    """
+    for name, values, offset in (("observation", observations, 0), ("reward", rewards, 1)):
+        if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
+            continue
+        bad = tuple(np.argwhere(~np.isfinite(values))[0])
+        raise EnvironmentFault(
+            f"env {first_env + int(bad[1])} returned the {name} {values[bad]} at step {first_step + int(bad[0]) + offset} "
+            f"of this process; the weights have not been touched"
+        )
