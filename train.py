@@ -182,7 +182,7 @@ def train(config: Config) -> dict[str, Any]:
     run_dir = _run_dir(config)
     timing = Timing()
     trainer = build_trainer(config, run_dir, timing, resumed["ppo"]["env_steps"] if resumed else None)
-    writes = rank_zero_only.rank == 0 and not trainer.fast_dev_run
+    writes = trainer.is_global_zero and not trainer.fast_dev_run
     if writes:
         _claim(run_dir, config)
     rank_zero_only(print)(_headline(config, model, trainer, run_dir))
@@ -286,10 +286,11 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, resume_step: int |
     callbacks: list[Any] = [timing]
     if writes and given.get("enable_checkpointing", True):
         folder = run_dir / "checkpoints"
-        keep = {"dirpath": folder, "enable_version_counter": False}
+        keep: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
         callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=config.checkpoint.every_n_epochs, **keep))
         if config.checkpoint.save_best and config.evaluation.episodes:
-            callbacks.append(_best_checkpoint(keep))
+            best = ModelCheckpoint(filename="best", monitor="eval/return_mean", mode="max", **keep)
+            callbacks.append(best)
         callbacks.append(GracefulStop(folder / "last.ckpt"))
     if given.get("enable_progress_bar", True):
         callbacks.append(EnvStepsProgressBar())
@@ -301,7 +302,7 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, resume_step: int |
             TensorBoardLogger(run_dir, name="", version="", purge_step=resume_step and resume_step + 1),
         ]
     loggers += [_instantiate(entry, "loggers") for entry in config.loggers]
-    defaults = {
+    defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
         "max_epochs": -1,
@@ -320,12 +321,6 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, resume_step: int |
         raise
     except Exception as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def _best_checkpoint(keep: dict[str, Any]) -> Any:
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
-    return ModelCheckpoint(filename="best", monitor="eval/return_mean", mode="max", save_on_train_epoch_end=False, **keep)
 
 
 def _instantiate(entry: Any, key: str) -> Any:

@@ -18,7 +18,7 @@ def generalized_advantages(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:
-    """Estimate advantages by GAE(lambda) (Schulman et al. 2016, "High-Dimensional Continuous Control Using GAE", eq. 16).
+    """Estimate advantages by GAE(lambda) (Schulman et al. 2016, "Generalized Advantage Estimation", eq. 16).
 
     An episode's end cuts the recursion; a termination also cuts the bootstrap, a truncation does not.
 

@@ -1,4 +1,4 @@
-"""What Lightning lacks for reinforcement learning: progress in environment steps, and stopping without losing anything."""
+"""What Lightning lacks for reinforcement learning: progress in environment steps, stopping without losses."""
 
 import contextlib
 import os
@@ -33,14 +33,14 @@ class EnvStepsProgressBar(ProgressBar):
         """Show the bar."""
         self._enabled = True
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar where training stands."""
         if not self._enabled:
             return
-        total = pl_module.total_env_steps
+        module = _ppo(pl_module)
         self._bar = tqdm(
-            total=total,
-            initial=pl_module.env_steps,
+            total=module.total_env_steps,
+            initial=module.env_steps,
             unit=" steps",
             unit_scale=True,
             dynamic_ncols=True,
@@ -50,24 +50,26 @@ class EnvStepsProgressBar(ProgressBar):
             mininterval=0.2 if sys.stdout.isatty() else 10.0,
         )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PPO, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Move the bar to the environment steps made."""
         if self._bar is None:
             return
-        shown = {}
-        if pl_module.recent_returns:
-            shown["return"] = f"{sum(pl_module.recent_returns) / len(pl_module.recent_returns):.1f}"
+        module, shown = _ppo(pl_module), {}
+        if module.recent_returns:
+            shown["return"] = f"{sum(module.recent_returns) / len(module.recent_returns):.1f}"
         evaluated = trainer.callback_metrics.get("eval/return_mean")
         if evaluated is not None:
             shown["eval"] = f"{float(evaluated):.1f}"
         self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(pl_module.env_steps - self._bar.n)
+        self._bar.update(module.env_steps - self._bar.n)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""
         self._close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: PPO, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Close the bar, so that the error stands on a line of its own."""
         self._close()
 
@@ -77,8 +79,14 @@ class EnvStepsProgressBar(ProgressBar):
             self._bar = None
 
 
+def _ppo(module: pl.LightningModule) -> PPO:
+    if not isinstance(module, PPO):
+        raise TypeError(f"this callback is made for PPO, not for {type(module).__name__}")
+    return module
+
+
 def _environment_name(trainer: pl.Trainer) -> str:
-    settings = getattr(trainer.datamodule, "env_settings", None)
+    settings = getattr(getattr(trainer, "datamodule", None), "env_settings", None)
     return settings.id if settings is not None else ""
 
 
@@ -115,7 +123,7 @@ class GracefulStop(Callback):
         self._received = self._agreed = 0
         self._previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals; Lightning has installed its own handlers by now."""
         with contextlib.suppress(ValueError):  # signals can only be handled in the main thread
             for number in self.SIGNALS:
@@ -127,7 +135,9 @@ class GracefulStop(Callback):
         self._received = number
         tqdm.write(f"{signal.Signals(number).name}: finishing the iteration and saving; Ctrl-C again stops at once")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PPO, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save if any rank has received a signal."""
         received = torch.tensor([self._received], device=pl_module.device)
         self._agreed = int(max_over_ranks(received))
@@ -137,15 +147,17 @@ class GracefulStop(Callback):
 
     # Lightning logs an iteration after on_train_batch_end; whichever of these hooks comes next ends the run
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop before an evaluation."""
         self._stop()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop at the end of the epoch, to which `should_stop` leads."""
         self._stop()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: PPO, *args: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Stop before the next update, if the Trainer's `min_epochs` kept it going."""
         self._stop()
 
@@ -153,11 +165,11 @@ class GracefulStop(Callback):
         if self._agreed:
             raise Interrupted(self._agreed)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the signals back."""
         self._restore()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: PPO, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._restore()
 
@@ -181,18 +193,21 @@ class Timing(Callback):
         self.collect_seconds = self.update_seconds = self.fit_seconds = 0.0
         self.env_steps = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
-        self._env_steps_before = pl_module.env_steps
+        self._env_steps_before = _ppo(pl_module).env_steps
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PPO, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Add an iteration."""
-        self.collect_seconds += pl_module.collect_seconds
-        self.update_seconds += pl_module.update_seconds
-        self.env_steps = pl_module.env_steps - self._env_steps_before
+        module = _ppo(pl_module)
+        self.collect_seconds += module.collect_seconds
+        self.update_seconds += module.update_seconds
+        self.env_steps = module.env_steps - self._env_steps_before
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: PPO) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
         self.fit_seconds = time.perf_counter() - self._started
 

@@ -39,7 +39,7 @@ def check_fit(module: pl.LightningModule, trainer: pl.Trainer, update: UpdateCon
             raise CheckpointError(f"this agent was made for the {kind} space {ours}, but the environment has {theirs}")
     size = data.num_steps * data.num_envs
     steps = update.epochs * size // update.minibatch_size
-    for callback in trainer.callbacks:
+    for callback in getattr(trainer, "callbacks", []):
         every = getattr(callback, "_every_n_train_steps", 0) if isinstance(callback, ModelCheckpoint) else 0
         if every and (every % steps or update.target_kl is not None):
             raise ConfigError(

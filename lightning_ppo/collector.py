@@ -1,4 +1,4 @@
-"""Step a vector environment T times with a policy and return the rollout; owns environment state and episode records."""
+"""Step a vector environment T times with a policy and return the rollout; owns the environments and episode records."""
 
 import time
 from typing import Any

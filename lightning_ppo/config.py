@@ -83,7 +83,7 @@ class UpdateConfig:
     max_grad_norm: float | None = 0.5
     """Bound on the global gradient norm; null turns clipping off."""
     target_kl: float | None = None
-    """End the iteration after an epoch whose exact KL to the behaviour policy exceeds this, in nats; null never does."""
+    """End the iteration after an epoch whose KL to the behaviour policy exceeds this, in nats; null never does."""
     normalize_advantages: bool = True
     """Shift and scale the advantages of a rollout (over all ranks) to mean 0 and standard deviation 1."""
 
@@ -112,8 +112,16 @@ class UpdateConfig:
 class OptimizerConfig:
     """Adam and its learning rate."""
 
-    learning_rate: Any = 3e-4
-    """Step size: a number or a schedule, also `{kind: adaptive_kl, start: 3e-4, target_kl: 0.01}`."""
+    learning_rate: Any = field(
+        default_factory=lambda: {
+            "kind": "adaptive_kl",
+            "start": 3e-4,
+            "target_kl": 0.01,
+            "minimum": 1e-5,
+            "maximum": 1e-2,
+        }
+    )
+    """Step size: a number or a schedule; `adaptive_kl` steers it towards a KL of target_kl per iteration."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of Adam's moments."""
     epsilon: float = 1e-5
@@ -150,6 +158,7 @@ class PolicyConfig:
             self.activation in ACTIVATIONS,
             f"policy.activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}",
         )
+        _require(math.isfinite(self.log_std_init), f"policy.log_std_init: must be a number, got {self.log_std_init}")
         _require(
             all(size >= 1 for size in self.hidden_sizes),
             f"policy.hidden_sizes: every layer needs at least 1 unit, got {list(self.hidden_sizes)}",
@@ -207,9 +216,7 @@ class CheckpointConfig:
     """Keep best.ckpt, the agent with the highest evaluation return."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.every_n_epochs >= 1, f"checkpoint.every_n_epochs: must be at least 1, got {self.every_n_epochs}"
-        )
+        _require(self.every_n_epochs >= 1, f"checkpoint.every_n_epochs: must be at least 1, got {self.every_n_epochs}")
 
 
 @dataclass
@@ -350,7 +357,7 @@ def _read_yaml(path: Path) -> DictConfig:
 def _merge(base: Any, update: Any, section: type, prefix: str) -> Any:
     unknown = _first_unknown_key(OmegaConf.to_container(update, resolve=False), section, "")
     if unknown is not None:
-        near = nearest(unknown, _valid_keys(section, ""))
+        near = nearest(unknown, [*_valid_keys(section, ""), *(f.name for f in fields(section))])
         raise ConfigError(f"{prefix}{unknown}: unknown setting; did you mean {prefix}{near}?")
     for key in _valid_keys(section, ""):
         if key.rpartition(".")[2] not in SCHEDULED:
@@ -377,22 +384,22 @@ def _to_object(merged: Any) -> Any:
 
 
 def _section_type(section: type, name: str) -> type | None:
-    for f in fields(section):  # type: ignore[arg-type]
+    for f in fields(section):
         if f.name == name and f.default_factory is not MISSING and is_dataclass(f.default_factory):
-            return f.default_factory  # type: ignore[return-value]
+            return f.default_factory
     return None
 
 
 def _valid_keys(section: type, prefix: str) -> list[str]:
     keys = []
-    for f in fields(section):  # type: ignore[arg-type]
+    for f in fields(section):
         child = _section_type(section, f.name)
         keys += _valid_keys(child, f"{prefix}{f.name}.") if child else [f"{prefix}{f.name}"]
     return keys
 
 
 def _first_unknown_key(content: Any, section: type, prefix: str) -> str | None:
-    names = {f.name for f in fields(section)}  # type: ignore[arg-type]
+    names = {f.name for f in fields(section)}
     for name, value in content.items():
         if name not in names:
             return f"{prefix}{name}"

@@ -17,13 +17,11 @@ from lightning_ppo.distributed import gather_objects, rank, world_size
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.evaluation import play
-from lightning_ppo.policy import ActorCritic
 from lightning_ppo.rollout import Episodes
 from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.stream import RolloutStream
 
 _log = logging.getLogger(__name__)
-
 
 
 class _OneItemLoader:
@@ -78,7 +76,9 @@ class RolloutDataModule(pl.LightningDataModule):
         super().__init__()
         self._given_env = env if isinstance(env, VectorEnv) else None
         self._given_evaluation_env = evaluation_env
-        base = to_container(env) if isinstance(env, EnvConfig | Mapping) else {"id": env if isinstance(env, str) else ""}
+        base = (
+            to_container(env) if isinstance(env, EnvConfig | Mapping) else {"id": env if isinstance(env, str) else ""}
+        )
         if self._given_env is not None:
             num_envs = self._given_env.num_envs
         env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
@@ -139,9 +139,9 @@ class RolloutDataModule(pl.LightningDataModule):
     def _base_seed(self) -> int:
         return (self.seed if self.seed is not None else torch.initial_seed()) % 2**32
 
-    def _policy(self) -> ActorCritic:
+    def _module(self) -> Any:
         assert self.trainer is not None
-        return self.trainer.lightning_module.policy
+        return self.trainer.lightning_module
 
     def setup(self, stage: str) -> None:
         """Start a new stream for each `fit`, so that its data does not depend on what was fitted before."""
@@ -151,7 +151,7 @@ class RolloutDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> RolloutStream:
         """Return the stream of rollouts of this rank."""
         assert self.trainer is not None
-        module = self.trainer.lightning_module
+        module = self._module()
         if self._stream is None:
             collector = Collector(
                 self.env,
@@ -204,7 +204,7 @@ class RolloutDataModule(pl.LightningDataModule):
         env = self._evaluation_environment()
         seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation")
         deterministic = self.evaluation_settings.deterministic
-        return play(self._policy(), env, share, seeds=seeds, deterministic=deterministic, seed=seeds[0])
+        return play(self._module().policy, env, share, seeds=seeds, deterministic=deterministic, seed=seeds[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of environments, episode records and sampling of every rank; call it on all ranks."""

@@ -39,5 +39,3 @@ def gather_objects(value: object) -> list:
     gathered: list = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
-
-

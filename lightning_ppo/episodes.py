@@ -28,7 +28,9 @@ class EpisodeRecorder:
         for env in np.flatnonzero(ended.any(0)):
             reward_before, steps_before = 0.0, 0
             for t in np.flatnonzero(ended[:, env]):
-                episodes.append((int(t), total_rewards[t, env] - reward_before, int(total_steps[t, env]) - steps_before))
+                episodes.append(
+                    (int(t), total_rewards[t, env] - reward_before, int(total_steps[t, env]) - steps_before)
+                )
                 reward_before, steps_before = total_rewards[t, env], int(total_steps[t, env])
             self.returns[env] -= reward_before
             self.lengths[env] -= steps_before

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import CatMetric
@@ -136,7 +137,7 @@ class PPO(pl.LightningModule):
             NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are put back first.
         """
         started = time.perf_counter()
-        settings, optimizer = self.update_settings, self.optimizers()
+        settings, optimizer = self.update_settings, self._optimizer()
         size = rollout.num_steps * rollout.num_envs
         batch = rollout.flatten()
         self._apply_schedules()
@@ -169,7 +170,7 @@ class PPO(pl.LightningModule):
             if world_size() > 1:
                 self._compiled.flat.copy_(sum_over_ranks(self._compiled.flat) / world_size())
             return reported
-        self.optimizers().zero_grad()
+        self._optimizer().zero_grad()
         loss, reported = self.minibatch_loss(minibatch)
         self.manual_backward(loss)
         return reported
@@ -212,7 +213,12 @@ class PPO(pl.LightningModule):
         flat = None if self._compiled is None else self._compiled.flat
         self._grad_norm = clip_gradients(self.parameters(), flat, self.update_settings.max_grad_norm)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer), "PPO takes one optimizer"
+        return optimizer
+
+    def configure_optimizers(self) -> Any:
         """Return Adam and the scheduler through which PPO sets the learning rate."""
         settings = self.optimizer_settings
         optimizer = torch.optim.Adam(
@@ -257,7 +263,7 @@ class PPO(pl.LightningModule):
 
     def _snapshot(self) -> list[tuple[Tensor, Tensor]]:
         tensors = [p.detach() for p in self.parameters()]
-        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer = self._optimizer().optimizer
         for state in optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
         return [(tensor, tensor.clone()) for tensor in tensors]
@@ -300,7 +306,7 @@ class PPO(pl.LightningModule):
             assert isinstance(rollout.observations, Tensor)
             self.policy.observation_normalizer.update(rollout.observations[rollout.valid], sum_over_ranks)
         scheduler = self.lr_schedulers()
-        learning_rate = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]
+        learning_rate = self._optimizer().optimizer.param_groups[0]["lr"]
         if isinstance(scheduler, SteeredLearningRate) and self.learning_rate.adaptive:
             scheduler.set(self.learning_rate.steer(learning_rate, last_kl))
         update_seconds = time.perf_counter() - started
@@ -346,7 +352,7 @@ class PPO(pl.LightningModule):
         epoch, minibatch, column = torch.nonzero(~torch.isfinite(epochs))[0].tolist()
         raise NonFiniteError(
             f"the {STATISTICS[column].replace('_', ' ')} is {epochs[epoch, minibatch, column].item()} in minibatch "
-            f"{minibatch + 1} of update epoch {epoch + 1}, iteration {self.iterations + 1}, {self.env_steps} env steps; "
+            f"{minibatch + 1} of update epoch {epoch + 1}, iteration {self.iterations + 1} ({self.env_steps} steps); "
             f"the weights are those from before this iteration; lower optimizer.learning_rate, or check the rewards"
         )
 
@@ -377,12 +383,14 @@ class PPO(pl.LightningModule):
         self.evaluation_lengths.update(episodes.lengths.float())
 
     def _log_evaluation(self, prefix: str) -> None:
-        returns, lengths = (torch.as_tensor(m.compute()).reshape(-1) for m in (self.evaluation_returns, self.evaluation_lengths))
+        returns, lengths = (
+            torch.as_tensor(m.compute()).reshape(-1) for m in (self.evaluation_returns, self.evaluation_lengths)
+        )
         self.evaluation_returns.reset()
         self.evaluation_lengths.reset()
         if not returns.numel():
             return
-        metrics = {
+        metrics: dict[str, Any] = {
             f"{prefix}/return_mean": returns.mean(),
             f"{prefix}/return_std": returns.std(correction=0),
             f"{prefix}/length_mean": lengths.mean(),
@@ -420,7 +428,7 @@ class PPO(pl.LightningModule):
     def on_train_start(self) -> None:
         """End a resumed run at once if its budget is used up."""
         data = getattr(self.trainer, "datamodule", None)
-        if self.total_env_steps and hasattr(data, "num_steps"):
+        if self.total_env_steps and data is not None and hasattr(data, "num_steps"):
             needed = data.num_steps * data.num_envs * world_size()
             if self.env_steps + needed > self.total_env_steps:
                 self.trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""Running mean and variance as module buffers: frozen within an iteration, merged across ranks, saved with the agent."""
+"""Running mean and variance as module buffers: frozen within an iteration, merged over ranks, saved with the agent."""
 
 from collections.abc import Callable
 

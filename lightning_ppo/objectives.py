@@ -1,7 +1,12 @@
 """The arithmetic of the losses: pure functions of (B,) tensors, one number per transition."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+Scalar = Any
+"""A number or a tensor of shape ()."""
 
 
 def _same_shape(*tensors: Tensor) -> None:
@@ -18,7 +23,7 @@ def masked_log_ratios(log_probs: Tensor, behavior_log_probs: Tensor, weights: Te
     return torch.where(weights > 0, log_probs - behavior_log_probs, 0.0)
 
 
-def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: Tensor | float) -> Tensor:
+def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: Scalar) -> Tensor:
     """Negative clipped surrogate, L^CLIP of the PPO paper (Schulman et al. 2017, eq. 7).
 
     Args:
@@ -39,7 +44,7 @@ def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: T
 
 
 def value_loss(
-    values: Tensor, returns: Tensor, old_values: Tensor | None = None, clip_range: Tensor | float | None = None
+    values: Tensor, returns: Tensor, old_values: Tensor | None = None, clip_range: Scalar | None = None
 ) -> Tensor:
     """Half the squared error of the value function, 0.5 (V - R)^2.
 
@@ -67,7 +72,7 @@ def value_loss(
 
 
 def kl_k1(log_ratios: Tensor) -> Tensor:
-    """Schulman's estimator k1 = -log r of KL(old || new) with r = new/old on samples of old: unbiased, high variance."""
+    """Schulman's estimator k1 = -log r of KL(old || new), r = new/old, on samples of old: unbiased, high variance."""
     return -log_ratios
 
 

@@ -95,14 +95,13 @@ class Schedule:
         return value
 
     @staticmethod
-    def parse(specification: Any, key: str, *, allow_adaptive: bool = False, minimum: float = 0.0) -> "Schedule":
+    def parse(specification: Any, key: str, *, allow_adaptive: bool = False) -> "Schedule":
         """Build a schedule from what a config holds.
 
         Args:
             specification: A number, a mapping with `kind` and its fields, or a `Schedule`.
             key: Name of the setting, for error messages.
             allow_adaptive: Whether `adaptive_kl` is meaningful for this coefficient.
-            minimum: Smallest legal value.
 
         Raises:
             ConfigError: If the specification is none of these, or a value is out of range.
@@ -123,8 +122,8 @@ class Schedule:
         values = [schedule.start, *(value for _, value in schedule.points)]
         if "end" in _FIELDS[schedule.kind]:
             values.append(schedule.end)
-        if any(not math.isfinite(value) or value < minimum for value in values):
-            raise ConfigError(f"{key}: values must be finite and at least {minimum:g}, got {specification!r}")
+        if any(not math.isfinite(value) or value < 0.0 for value in values):
+            raise ConfigError(f"{key}: values must be finite and not negative, got {specification!r}")
         return schedule
 
 
@@ -144,17 +143,21 @@ def _from_mapping(mapping: Mapping[Any, Any], key: str) -> Schedule:
             points = tuple((float(progress), float(value)) for progress, value in fields["points"])
             shares = [progress for progress, _ in points]
             if not points or shares != sorted(shares) or not all(0.0 <= share <= 1.0 for share in shares):
-                raise ConfigError(f"{key}.points: expected [progress, value] pairs in rising order of progress within [0, 1]")
+                raise ConfigError(
+                    f"{key}.points: expected [progress, value] pairs in rising order of progress within [0, 1]"
+                )
             return Schedule(kind=kind, start=points[0][1], end=points[-1][1], points=points)
-        schedule = Schedule(kind=kind, **{name: float(value) for name, value in fields.items()})
+        numbers: dict[str, Any] = {name: float(value) for name, value in fields.items()}
+        schedule = Schedule(kind=kind, **numbers)
     except KeyError as error:
         raise ConfigError(f"{key}: the kind {kind} needs the field {error}") from None
     except (TypeError, ValueError):
         raise ConfigError(f"{key}: every field of the kind {kind} must be a number, got {dict(mapping)!r}") from None
     if not 0.0 < schedule.until <= 1.0:
         raise ConfigError(f"{key}.until: expected a share of training in (0, 1], got {schedule.until:g}")
-    if schedule.adaptive and not (schedule.target_kl > 0.0 and 0.0 < schedule.minimum <= schedule.maximum):
-        raise ConfigError(f"{key}: adaptive_kl needs target_kl > 0 and 0 < minimum <= maximum")
     if "start" not in fields:
         raise ConfigError(f"{key}: the kind {kind} needs the field 'start'")
+    bounds = (schedule.minimum, schedule.start, schedule.maximum)
+    if schedule.adaptive and not (schedule.target_kl > 0.0 and 0.0 < bounds[0] <= bounds[1] <= bounds[2]):
+        raise ConfigError(f"{key}: adaptive_kl needs target_kl > 0 and 0 < minimum <= start <= maximum")
     return schedule

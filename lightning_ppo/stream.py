@@ -64,7 +64,10 @@ class RolloutStream(IterableDataset):
         rewards = rollout.rewards
         if scaler is not None:
             sums, self._running = discounted_sums(
-                torch.where(rollout.valid, rewards, 0.0), rollout.terminations | rollout.truncations, self._running.to(rewards.device), settings.gamma
+                torch.where(rollout.valid, rewards, 0.0),
+                rollout.terminations | rollout.truncations,
+                self._running.to(rewards.device),
+                settings.gamma,
             )
             scaler.update(sums[rollout.valid], sum_over_ranks)
             rewards = scaler(rewards)

@@ -50,7 +50,9 @@ def test_pure_rooms_import_torch_and_the_standard_library_only(room):
 
 @pytest.mark.parametrize("room", ["envs", "collector", "stream", "policy", "distributions", "evaluation", "config"])
 def test_rooms_below_the_trainer_do_not_know_lightning(room):
-    assert uses(room, "pytorch_lightning", "lightning_fabric", "lightning_ppo.module", "lightning_ppo.callbacks") == set()
+    assert (
+        uses(room, "pytorch_lightning", "lightning_fabric", "lightning_ppo.module", "lightning_ppo.callbacks") == set()
+    )
 
 
 def test_the_module_knows_nothing_of_how_data_is_made():
@@ -81,6 +83,9 @@ def _code_lines(path: Path) -> int:
 
 
 def test_importing_the_package_is_quick_and_light():
-    code = "import sys, lightning_ppo; print(sorted(m for m in ('torch', 'gymnasium', 'pytorch_lightning') if m in sys.modules))"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
+    heavy = ("torch", "gymnasium", "pytorch_lightning")
+    code = f"import sys, lightning_ppo; print([m for m in {heavy} if m in sys.modules])"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
+    )
     assert output.stdout.strip() == "[]"

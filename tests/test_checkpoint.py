@@ -107,7 +107,7 @@ def test_environment_without_readable_state_restarts_episodes_and_says_so(tmp_pa
 
 
 def test_loading_restores_every_tensor_and_the_actions(tmp_path):
-    model, trainer = fit("Pendulum-v1", 1, save=tmp_path / "agent.ckpt")
+    model, _ = fit("Pendulum-v1", 1, save=tmp_path / "agent.ckpt")
     observations = torch.randn(10, 3)
     actions = model.policy.predict(observations)
     loaded = PPO.load_from_checkpoint(tmp_path / "agent.ckpt", weights_only=True)

@@ -158,7 +158,7 @@ def test_resuming_another_task_is_refused(finished, override, message, capsys):
         (["total_env_steps=10"], 2, "less than one rollout"),
         (["env.id=tests.helpers:Bad", "env.kwargs={kind: raises}"], 1, "env 0 raised in step after 3 steps"),
         (["env.id=tests.helpers:Bad", "env.kwargs={kind: nan_observation}"], 1, "env 0 returned the observation nan"),
-        (["env.id=tests.helpers:Bad", "env.kwargs={kind: nan_reward}"], 1, "env 0 returned the reward nan at step 2"),
+        (["env.id=tests.helpers:Bad", "env.kwargs={kind: nan_reward}"], 1, "env 0 returned the reward nan at step 3"),
         (["env.id=tests.helpers:Bad", "env.kwargs={kind: wrong_shape}"], 1, "env 0 returned an observation of shape"),
     ],
 )

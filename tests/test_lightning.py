@@ -1,6 +1,7 @@
 """What Lightning users know works as they know it: callbacks, flags, hooks, loggers, validate, test, predict."""
 
 import csv
+from typing import ClassVar
 
 import pytest
 import pytorch_lightning as pl
@@ -170,11 +171,21 @@ def test_hooks_come_in_lightnings_order():
 
         return hook
 
-    names = (
-        "setup on_fit_start on_train_start on_train_epoch_start on_train_batch_start on_before_optimizer_step "
-        "on_train_batch_end on_validation_epoch_start validation_step on_validation_epoch_end on_train_epoch_end "
-        "on_train_end on_fit_end"
-    ).split()
+    names = [
+        "setup",
+        "on_fit_start",
+        "on_train_start",
+        "on_train_epoch_start",
+        "on_train_batch_start",
+        "on_before_optimizer_step",
+        "on_train_batch_end",
+        "on_validation_epoch_start",
+        "validation_step",
+        "on_validation_epoch_end",
+        "on_train_epoch_end",
+        "on_train_end",
+        "on_fit_end",
+    ]
     Noting = type("Noting", (PPO,), {})
     for name in names:
         setattr(Noting, name, note(name))
@@ -211,7 +222,7 @@ def test_gradients_are_fresh_for_every_step():
 class CountingCallback(pl.Callback):
     """Named in a config by class path."""
 
-    instances: list["CountingCallback"] = []
+    instances: ClassVar[list["CountingCallback"]] = []
 
     def __init__(self, start: int = 0) -> None:
         self.count = start

@@ -1,6 +1,7 @@
 """The update: ratio 1 before the first step, counts, gradient clipping, KL control, schedules, bad numbers."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -86,9 +87,8 @@ def test_first_minibatch_has_ratio_one_and_no_kl(env, precision, worst, mean, sh
 
 def test_acting_in_another_precision_would_break_the_ratio():
     """The control of the test above: collecting outside the precision context is noticed."""
-    model, data = make_pair("CartPole-v1", Recording)
+    model, _ = make_pair("CartPole-v1", Recording)
     sharpen(model)
-    from contextlib import nullcontext
 
     class Careless(RolloutDataModule):
         def train_dataloader(self):
@@ -259,7 +259,9 @@ def test_non_finite_loss_stops_before_anything_is_lost(compiled):
             module.poison.fill_(1.0)
 
     trainer = make_trainer(callbacks=[Watch()])
-    with pytest.raises(NonFiniteError, match="value loss is nan in minibatch 1 of update epoch 1, iteration 2") as error:
+    with pytest.raises(
+        NonFiniteError, match="value loss is nan in minibatch 1 of update epoch 1, iteration 2"
+    ) as error:
         trainer.fit(model, data)
     assert "\n" not in str(error.value)
     weights, moments = states[0]

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import importlib
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from lightning_ppo.errors import EnvironmentFault
+
+_log = logging.getLogger(__name__)
 
 EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "envpool": "envpool"}
 """Extra of this package that provides a module."""
@@ -91,7 +94,20 @@ class _GuardedEnv(gymnasium.Wrapper):
 
 
 def _make_single(spec: EnvSpec, kwargs: dict[str, Any], index: int) -> gymnasium.Env:
+    if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        _log_mujoco_warnings()
     return _GuardedEnv(gymnasium.make(spec, disable_env_checker=True, **kwargs), index)
+
+
+def _log_mujoco_warnings() -> None:
+    """Send MuJoCo's warnings to the log, less the one that Gymnasium's own models cause in every environment."""
+    import mujoco
+
+    def receive(message: str) -> None:
+        if "settotalmass" not in message:
+            _log.warning("MuJoCo: %s", message)
+
+    mujoco.set_mju_user_warning(receive)
 
 
 def _find_spec(env_id: str) -> EnvSpec:

@@ -59,9 +59,7 @@ def _get_layer(layer: Any, path: str) -> dict[str, Any]:
             children[name] = _get_layer(value, type(value).__name__)
         elif name == "envs" and isinstance(value, list | tuple):
             children[name] = [_get_layer(e, type(e).__name__) for e in value]
-        elif isinstance(value, _CONSTANT) or name in ("env_fns", "metadata"):
-            continue
-        elif _is_mujoco_model(value):
+        elif isinstance(value, _CONSTANT) or name in ("env_fns", "metadata") or _is_mujoco_model(value):
             continue
         elif _is_mujoco_data(value):
             attributes[name] = {"mujoco": _get_mujoco(layer.model, value)}

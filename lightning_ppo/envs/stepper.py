@@ -127,6 +127,6 @@ def check_finite(observations: np.ndarray, rewards: np.ndarray, first_step: int,
             continue
         bad = tuple(np.argwhere(~np.isfinite(values))[0])
         raise EnvironmentFault(
-            f"env {first_env + int(bad[1])} returned the {name} {values[bad]} at step {first_step + int(bad[0]) + offset} "
-            f"of this process; the weights have not been touched"
+            f"env {first_env + int(bad[1])} returned the {name} {values[bad]} "
+            f"at step {first_step + int(bad[0]) + offset} of this process; the weights have not been touched"
         )
