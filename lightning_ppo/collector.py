@@ -53,7 +53,7 @@ class Collector:
         policy, stepper, num_steps = self.policy, self.stepper, self.num_steps
         num_envs, device = stepper.env.num_envs, self.generator.device
         shape = (num_steps, num_envs)
-        dtype = torch.from_numpy(stepper.observations).dtype
+        dtype = torch.from_numpy(np.empty(0, stepper.observations.dtype)).dtype
         dtype = torch.float32 if dtype == torch.float64 else dtype
         observations = torch.empty((*shape, *stepper.observations.shape[1:]), dtype=dtype)
         observations_np = observations.numpy()

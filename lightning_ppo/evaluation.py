@@ -51,7 +51,7 @@ def play(
     returns, lengths = [], []
     try:
         while quota.any():
-            observations = torch.from_numpy(stepper.observations).to(device)
+            observations = torch.from_numpy(np.array(stepper.observations)).to(device)
             actions = policy.predict(observations, deterministic, generator)
             rewards, terminations, truncations = stepper.step(actions)
             check_finite(stepper.observations[None], rewards[None, :0], stepper.num_steps)

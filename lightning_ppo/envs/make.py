@@ -12,7 +12,8 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from lightning_ppo.errors import EnvironmentFault
+from lightning_ppo.config import BACKENDS
+from lightning_ppo.errors import ConfigError, EnvironmentFault
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +36,14 @@ def make_vector_env(
         kwargs: Arguments of the environment's constructor.
 
     Raises:
+        ConfigError: If the backend is unknown.
         EnvironmentFault: If there is no such environment, a package is missing, or the constructor fails.
     """
     spec = _find_spec(env_id)
     kwargs = dict(kwargs or {})
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
+    if backend not in BACKENDS:
+        raise ConfigError(f"env.backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto":
         backend = "vector" if native else "sync"
     try:
@@ -179,7 +183,7 @@ def autoreset_mode(env: VectorEnv) -> AutoresetMode:
     try:
         return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
     except ValueError:
-        known = ", ".join(m.name for m in AutoresetMode)
+        known = ", ".join(m.value for m in AutoresetMode)
         raise EnvironmentFault(
             f"the vector environment {type(env).__name__} declares the autoreset mode {mode!r}; set "
             f"metadata['autoreset_mode'] to one of {known}, or episode ends cannot be told from resets"

@@ -37,117 +37,142 @@ def get_env_state(env: VectorEnv) -> tuple[dict[str, Any] | None, str]:
     if isinstance(env, AsyncVectorEnv):
         return None, "environments in other processes keep their state to themselves"
     try:
-        return _get_layer(env, type(env).__name__), ""
+        return _Reader().layer(env, type(env).__name__), ""
     except _Opaque as reason:
         return None, str(reason)
 
 
 def set_env_state(env: VectorEnv, state: dict[str, Any]) -> None:
     """Put a vector environment, built and reset like the saved one, into the state `get_env_state` returned."""
-    _set_layer(env, state)
+    _Writer().layer(env, state)
 
 
-def _get_layer(layer: Any, path: str) -> dict[str, Any]:
-    own = getattr(type(layer), "get_state", None)
-    if callable(own) and callable(getattr(type(layer), "set_state", None)) and not _is_mujoco(layer):
-        return {"own": _encode(layer.get_state(), f"{path}.get_state()")}
-    attributes: dict[str, Any] = {}
-    children: dict[str, Any] = {}
-    for name, value in vars(layer).items():
-        where = f"{path}.{name}"
-        if name == "env" and isinstance(value, gymnasium.Env):
-            children[name] = _get_layer(value, type(value).__name__)
-        elif name == "envs" and isinstance(value, list | tuple):
-            children[name] = [_get_layer(e, type(e).__name__) for e in value]
-        elif isinstance(value, _CONSTANT) or name in ("env_fns", "metadata") or _is_mujoco_model(value):
-            continue
-        elif _is_mujoco_data(value):
-            attributes[name] = {"mujoco": _get_mujoco(layer.model, value)}
-        else:
-            attributes[name] = _encode(value, where)
-    return {"attributes": attributes, "children": children}
+class _Reader:
+    """Turns environments into terms that `torch.load(weights_only=True)` reads back."""
+
+    def __init__(self) -> None:
+        self._arrays: list[tuple[str, np.ndarray]] = []
+
+    def layer(self, layer: Any, path: str) -> dict[str, Any]:
+        """Return the state of an environment or wrapper and of what it wraps."""
+        own = getattr(type(layer), "get_state", None)
+        if callable(own) and callable(getattr(type(layer), "set_state", None)) and not _is_mujoco(layer):
+            return {"own": self.encode(layer.get_state(), f"{path}.get_state()")}
+        attributes: dict[str, Any] = {}
+        children: dict[str, Any] = {}
+        for name, value in vars(layer).items():
+            if name == "envs" or (name == "env" and isinstance(value, gymnasium.Env)):
+                children[name] = None
+            elif isinstance(value, _CONSTANT) or name in ("env_fns", "metadata") or _is_mujoco_model(value):
+                continue
+            elif _is_mujoco_data(value):
+                attributes[name] = {"mujoco": _get_mujoco(layer.model, value)}
+            else:
+                attributes[name] = self.encode(value, f"{path}.{name}")
+        for name in children:  # after the attributes, as they are restored
+            value = getattr(layer, name)
+            wrapped = [self.layer(env, type(env).__name__) for env in ([value] if name == "env" else value)]
+            children[name] = wrapped[0] if name == "env" else wrapped
+        return {"attributes": attributes, "children": children}
+
+    def encode(self, value: Any, where: str) -> Any:
+        """Return a value as plain data; `where` names it in the reason if that cannot be done."""
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, np.bool_ | np.integer | np.floating):
+            return {"scalar": value.item(), "dtype": value.dtype.str}
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return self._array(value, where)
+        if isinstance(value, torch.Tensor):
+            return {"tensor": value.clone()}
+        if isinstance(value, np.random.Generator):
+            return {"generator": self.encode(value.bit_generator.state, where)}
+        if isinstance(value, deque):
+            return {"deque": [self.encode(v, where) for v in value], "maxlen": value.maxlen}
+        if isinstance(value, tuple):
+            return {"tuple": [self.encode(v, where) for v in value]}
+        if isinstance(value, list):
+            return [self.encode(v, where) for v in value]
+        if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+            return {"dict": {k: self.encode(v, f"{where}[{k!r}]") for k, v in value.items()}}
+        if isinstance(value, _CONSTANT):
+            return {"constant": True}
+        raise _Opaque(f"{where} is a {type(value).__name__}, which is not plain data")
+
+    def _array(self, value: np.ndarray, where: str) -> dict[str, Any]:
+        for number, (name, other) in enumerate(self._arrays):
+            if other is value:
+                return {"same": number}
+            if np.may_share_memory(value, other):
+                raise _Opaque(f"{where} shares memory with {name}")
+        self._arrays.append((where, value))
+        return {"array": torch.from_numpy(np.array(value, order="C")), "number": len(self._arrays) - 1}
 
 
-def _set_layer(layer: Any, state: dict[str, Any]) -> None:
-    if "own" in state:
-        layer.set_state(_decode(state["own"], None))
-        return
-    for name, value in state["attributes"].items():
-        if isinstance(value, dict) and "mujoco" in value:
-            _set_mujoco(layer.model, getattr(layer, name), value["mujoco"])
-            continue
-        current = vars(layer).get(name)
-        decoded = _decode(value, current)
-        if isinstance(current, np.random.Generator):
-            current.bit_generator.state = decoded.bit_generator.state  # others may hold the same generator
-        else:
-            vars(layer)[name] = decoded
-    for name, child in state["children"].items():
-        if isinstance(child, list):
-            for env, env_state in zip(getattr(layer, name), child, strict=True):
-                _set_layer(env, env_state)
-        else:
-            _set_layer(getattr(layer, name), child)
+class _Writer:
+    """Puts what `_Reader` returned into environments."""
 
+    def __init__(self) -> None:
+        self._arrays: dict[int, np.ndarray] = {}
 
-def _encode(value: Any, where: str) -> Any:
-    """Return `value` in terms that `torch.load(weights_only=True)` reads back."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.bool_ | np.integer | np.floating):
-        return {"scalar": value.item(), "dtype": value.dtype.str}
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return {"array": torch.from_numpy(np.array(value, order="C"))}
-    if isinstance(value, torch.Tensor):
-        return {"tensor": value.clone()}
-    if isinstance(value, np.random.Generator):
-        return {"generator": _encode(value.bit_generator.state, where)}
-    if isinstance(value, deque):
-        return {"deque": [_encode(v, where) for v in value], "maxlen": value.maxlen}
-    if isinstance(value, tuple):
-        return {"tuple": [_encode(v, where) for v in value]}
-    if isinstance(value, list):
-        return [_encode(v, where) for v in value]
-    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        return {"dict": {k: _encode(v, f"{where}[{k!r}]") for k, v in value.items()}}
-    if isinstance(value, _CONSTANT):
-        return {"constant": True}
-    raise _Opaque(f"{where} is a {type(value).__name__}, which is not plain data")
+    def layer(self, layer: Any, state: dict[str, Any]) -> None:
+        """Set the state of an environment or wrapper and of what it wraps."""
+        if "own" in state:
+            layer.set_state(self.decode(state["own"], None))
+            return
+        for name, value in state["attributes"].items():
+            if isinstance(value, dict) and "mujoco" in value:
+                _set_mujoco(layer.model, getattr(layer, name), value["mujoco"])
+                continue
+            current = vars(layer).get(name)
+            decoded = self.decode(value, current)
+            if isinstance(current, np.random.Generator):
+                current.bit_generator.state = decoded.bit_generator.state  # others may hold the same generator
+            else:
+                vars(layer)[name] = decoded
+        for name, child in state["children"].items():
+            if isinstance(child, list):
+                for env, env_state in zip(getattr(layer, name), child, strict=True):
+                    self.layer(env, env_state)
+            else:
+                self.layer(getattr(layer, name), child)
 
+    def decode(self, value: Any, current: Any) -> Any:
+        """Return what was encoded; constants are taken from the `current` value."""
+        if isinstance(value, list):
+            return self._items(value, current)
+        if not isinstance(value, dict):
+            return value
+        kind, content = next(iter(value.items()))
+        if kind == "constant":
+            return current
+        if kind == "scalar":
+            return np.dtype(value["dtype"]).type(content)
+        if kind == "array":
+            self._arrays[value["number"]] = content.numpy().copy()
+            return self._arrays[value["number"]]
+        if kind == "same":
+            return self._arrays[content]
+        if kind == "tensor":
+            return content.clone()
+        if kind == "generator":
+            state = self.decode(content, None)
+            bit_generator = getattr(np.random, state["bit_generator"])()
+            bit_generator.state = state
+            return np.random.Generator(bit_generator)
+        if kind == "deque":
+            return deque(self._items(content, current), maxlen=value["maxlen"])
+        if kind == "tuple":
+            return tuple(self._items(content, current))
+        if kind == "dict":
+            present = current if isinstance(current, dict) else {}
+            return {k: self.decode(v, present.get(k)) for k, v in content.items()}
+        raise ValueError(f"unknown kind of environment state: {kind}")
 
-def _decode(value: Any, current: Any) -> Any:
-    """Return what `_encode` was given; constants are taken from the `current` value."""
-    if isinstance(value, list):
-        return _decode_items(value, current)
-    if not isinstance(value, dict):
-        return value
-    kind, content = next(iter(value.items()))
-    if kind == "constant":
-        return current
-    if kind == "scalar":
-        return np.dtype(value["dtype"]).type(content)
-    if kind == "array":
-        return content.numpy().copy()
-    if kind == "tensor":
-        return content.clone()
-    if kind == "generator":
-        state = _decode(content, None)
-        bit_generator = getattr(np.random, state["bit_generator"])()
-        bit_generator.state = state
-        return np.random.Generator(bit_generator)
-    if kind == "deque":
-        return deque(_decode_items(content, current), maxlen=value["maxlen"])
-    if kind == "tuple":
-        return tuple(_decode_items(content, current))
-    if kind == "dict":
-        return {k: _decode(v, current.get(k) if isinstance(current, dict) else None) for k, v in content.items()}
-    raise ValueError(f"unknown kind of environment state: {kind}")
-
-
-def _decode_items(values: list[Any], current: Any) -> list[Any]:
-    present = list(current) if isinstance(current, list | tuple | deque) else []
-    present += [None] * (len(values) - len(present))
-    return [_decode(value, now) for value, now in zip(values, present, strict=False)]
+    def _items(self, values: list[Any], current: Any) -> list[Any]:
+        present = list(current) if isinstance(current, list | tuple | deque) else []
+        present += [None] * (len(values) - len(present))
+        return [self.decode(value, now) for value, now in zip(values, present, strict=False)]
 
 
 def _is_mujoco(layer: Any) -> bool:

@@ -44,7 +44,7 @@ class VectorStepper:
 
     def reset(self, seeds: list[int]) -> None:
         """Start all episodes anew, environment i from `seeds[i]`."""
-        per_copy = hasattr(self.env, "envs") or hasattr(self.env, "env_fns")
+        per_copy = hasattr(self.env.unwrapped, "env_fns")
         observations, _ = self._call("reset", seed=list(seeds) if per_copy else seeds[0])
         self._set_observations(observations)
         self.filler = np.zeros(self.env.num_envs, dtype=np.bool_)
