@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_ppo.envs.stepper import VectorStepper, check_finite
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.rollout import Rollout
 
 EVALUATION_ROWS = 8192
@@ -44,11 +44,15 @@ class Collector:
 
     @torch.no_grad()
     def collect(self) -> Rollout:
-        """Return the next rollout, collected with the policy as it is now.
+        """Return the next rollout, collected with the policy as it is now, in eval mode.
 
         Raises:
             EnvironmentFault: If the environment raises, or returns a wrong shape, a NaN or an infinity.
         """
+        with eval_mode(self.policy):
+            return self._collect()
+
+    def _collect(self) -> Rollout:
         started = time.perf_counter()
         policy, stepper, num_steps = self.policy, self.stepper, self.num_steps
         num_envs, device = stepper.env.num_envs, self.generator.device

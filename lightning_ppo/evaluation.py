@@ -6,7 +6,7 @@ from gymnasium.vector import VectorEnv
 
 from lightning_ppo.envs.stepper import VectorStepper, check_finite
 from lightning_ppo.episodes import EpisodeRecorder
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.rollout import Episodes
 
 
@@ -46,10 +46,8 @@ def play(
     generator = torch.Generator(device).manual_seed(seed)
     stepper, recorder = VectorStepper(env, lambda actions: actions), EpisodeRecorder(num_envs)
     stepper.reset(seeds)
-    modes = {module: module.training for module in policy.modules()}
-    policy.eval()
     returns, lengths = [], []
-    try:
+    with eval_mode(policy):
         while quota.any():
             observations = torch.from_numpy(np.array(stepper.observations)).to(device)
             actions = policy.predict(observations, deterministic, generator)
@@ -63,7 +61,4 @@ def play(
                     quota[index] -= 1
                     returns.append(finished.returns[position])
                     lengths.append(finished.lengths[position])
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return Episodes(torch.stack(returns), torch.stack(lengths))

@@ -122,6 +122,7 @@ class PPO(pl.LightningModule):
         self.recent_returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
         self._current: dict[str, Tensor] = {}
+        self._values: dict[str, float] = {}
         self._entropy_matters = self.coefficients["entropy_coefficient"] != Schedule()
         self._shuffle: torch.Generator | None = None
         self._restored_shuffle: Tensor | None = None
@@ -242,12 +243,11 @@ class PPO(pl.LightningModule):
 
     def _apply_schedules(self) -> None:
         progress = self.progress
-        for name, schedule in self.coefficients.items():
-            value = schedule(progress)
-            if name in self._current:
-                self._current[name].fill_(value)
-            else:
+        self._values = {name: schedule(progress) for name, schedule in self.coefficients.items()}
+        for name, value in self._values.items():
+            if name not in self._current:
                 self._current[name] = torch.tensor(value, device=self.device)
+            self._current[name].fill_(value)
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, SteeredLearningRate) and not self.learning_rate.adaptive:
             scheduler.set(self.learning_rate(progress))
@@ -330,7 +330,7 @@ class PPO(pl.LightningModule):
             "time/update_share": update_seconds / seconds,
             "step": float(self.env_steps),
         }
-        metrics |= {f"update/{name}": float(value) for name, value in self._current.items()}
+        metrics |= {f"update/{name}": value for name, value in self._values.items()}
         if window_count:
             metrics["rollout/return_mean"] = return_sum / window_count
             metrics["rollout/length_mean"] = length_sum / window_count

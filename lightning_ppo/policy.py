@@ -1,5 +1,7 @@
 """The actor-critic: `act` for collecting, `evaluate` for learning, `value` for bootstrapping."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import gymnasium
@@ -134,6 +136,21 @@ class ActorCritic(nn.Module):
             generator.seed()
         noise = self.head.noise(tuple(distribution.shape[:-1]), generator)
         return self.head.to_env(self.head.sample(distribution, noise))
+
+
+@contextmanager
+def eval_mode(policy: nn.Module) -> Iterator[None]:
+    """Put a policy in eval mode and every submodule back into its own mode afterwards.
+
+    Rollouts and evaluations must neither drop units out nor move the statistics of batch normalisation.
+    """
+    modes = {module: module.training for module in policy.modules()}
+    policy.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _full_precision(layer: nn.Linear, features: Tensor) -> Tensor:

@@ -402,3 +402,30 @@ def test_already_built_vector_env_in_python():
     assert list(model.recent_lengths) == [5, 5, 5, 5]
     env.reset()  # not closed: it is the user's
     env.close()
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode")
+def test_collecting_neither_drops_units_nor_moves_batch_statistics():
+    """200 training steps change batch statistics, rollouts do not, and a module frozen by hand stays frozen."""
+    model, data = make_pair(model=Recording, rollouts_per_epoch=2)
+    trunk = model.policy.actor_trunk
+    normalization, frozen = torch.nn.BatchNorm1d(64), torch.nn.BatchNorm1d(64).eval()
+    trunk.append(normalization).append(torch.nn.Dropout(0.5)).append(frozen)
+    before = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            before.append((normalization.running_mean.clone(), batch))
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            before.append((normalization.running_mean.clone(), batch))
+
+    make_trainer(callbacks=[Watch()]).fit(model, data)
+    (start, first), (after_update, _), (after_collecting, second), _ = before
+    assert torch.equal(start, torch.zeros(64))
+    assert not torch.equal(after_update, start)
+    assert torch.equal(after_collecting, after_update)
+    assert not frozen.training and torch.equal(frozen.running_mean, torch.zeros(64))
+    for rollout in (first, second):  # nothing was dropped: units give one distribution, not a noisy one
+        again = rollout.distribution.log_softmax(-1).gather(-1, rollout.actions[..., None])[..., 0]
+        torch.testing.assert_close(again, rollout.log_probs)
