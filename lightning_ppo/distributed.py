@@ -1,5 +1,9 @@
 """Collectives that are the identity where there is one process."""
 
+import io
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -32,10 +36,13 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
     return greatest
 
 
-def gather_objects(value: object) -> list:
-    """Return one plain object of every rank, in rank order."""
+def gather_objects(value: Any) -> list[Any]:
+    """Return one object of plain data and tensors of every rank, in rank order."""
     if world_size() == 1:
         return [value]
-    gathered: list = [None] * world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
+    # torch's own pickling of tensors inside all_gather_object fails for views into byte storages
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, buffer.getvalue())
+    return [torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) for content in gathered]

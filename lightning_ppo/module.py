@@ -397,7 +397,8 @@ class PPO(pl.LightningModule):
             f"{prefix}/episodes": float(returns.numel()),
             "step": float(self.env_steps),
         }
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+        # every rank has the same numbers; Lightning asks for sync_dist all the same
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=world_size() > 1)
 
     # ---------------------------------------------------------------- the Trainer's flags and checkpoints
 

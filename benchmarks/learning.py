@@ -1,0 +1,226 @@
+"""Learning curves: run configs x seeds in the background, resumable, and report them beside published results.
+
+    python benchmarks/learning.py run universal configs/halfcheetah.yaml configs/hopper.yaml --seeds 1 2 3
+    python benchmarks/learning.py run parity configs/parity/mujoco.yaml --env HalfCheetah-v5 Hopper-v5 --seeds 1 2 3
+    python benchmarks/learning.py report docs/results.md --experiments universal parity
+
+A finished run is never repeated: its row stands in benchmarks/results/NAME.csv and its curve beside it. A run that was
+killed goes on from its last checkpoint. Returns are those of training, mean of the last 100 episodes, unless said.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+RUNS = ROOT / "benchmarks" / "runs"
+COLUMNS = (
+    "experiment env_id seed env_steps train_return_mean train_return_std eval_return_mean eval_return_std "
+    "eval_episodes env_steps_per_second wall_seconds command commit date cpu versions"
+).split()
+CURVE_POINTS = 200
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, none if there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> None:
+    """Train one seed unless its row exists, and append its row and curve."""
+    settings = [*configs, *([f"env.id={env_id}"] if env_id else []), *overrides]
+    shown = subprocess.run(
+        [sys.executable, "train.py", *settings, "--print-config"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if shown.returncode:
+        raise SystemExit(shown.stderr)
+    env_id = next(line.split("id:")[1].strip() for line in shown.stdout.splitlines() if line.startswith("  id:"))
+    results = RESULTS / f"{experiment}.csv"
+    if any(row["env_id"] == env_id and int(row["seed"]) == seed for row in read_rows(results)):
+        print(f"{experiment} {env_id} seed {seed}: done before")
+        return
+    run_dir = RUNS / experiment / f"{env_id.replace('/', '_')}-{seed}"
+    command = [sys.executable, "train.py", *settings, f"seed={seed}", f"run_dir={run_dir}"]
+    command.append("trainer.enable_progress_bar=false")
+    if (run_dir / "checkpoints" / "last.ckpt").exists():
+        command = [sys.executable, "train.py", f"run_dir={run_dir}", "resume=last"]
+    elif run_dir.exists():
+        shutil.rmtree(run_dir)
+    print(f"{experiment} {env_id} seed {seed}: running", flush=True)
+    finished = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    if finished.returncode:
+        print(f"{experiment} {env_id} seed {seed}: failed\n{finished.stderr}", flush=True)
+        return
+    summary = json.loads((run_dir / "summary.json").read_text())
+    row = {name: summary.get(name) for name in COLUMNS}
+    row |= {
+        "experiment": experiment,
+        "command": " ".join(["python train.py", *settings, f"seed={seed}"]),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "date": f"{date.today()}",
+        "cpu": cpu_name(),
+        "versions": json.dumps(summary["versions"]),
+    }
+    write_curve(run_dir / "metrics.csv", RESULTS / "curves" / experiment / f"{run_dir.name}.csv")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    new = not results.exists()
+    with open(results, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(f"{experiment} {env_id} seed {seed}: {summary['train_return_mean']:.1f}", flush=True)
+    shutil.rmtree(run_dir)
+
+
+def write_curve(metrics: Path, target: Path) -> None:
+    """Keep the training return of a run at about CURVE_POINTS points."""
+    points = [(r["step"], r["rollout/return_mean"]) for r in read_rows(metrics) if r.get("rollout/return_mean")]
+    kept = points[:: max(1, len(points) // CURVE_POINTS)]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "w", newline="") as file:
+        csv.writer(file).writerows([("env_steps", "return"), *kept])
+
+
+def bootstrap_interval(values: Sequence[float], statistic, samples: int = 10_000) -> tuple[float, float]:  # noqa: ANN001
+    """Return the 95 % percentile bootstrap interval of a statistic of independent runs."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    drawn = generator.choice(np.asarray(values), (samples, len(values)))
+    low, high = np.percentile([statistic(d) for d in drawn], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def load_results(experiments: Sequence[str]) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """Return the rows of each environment and experiment, by seed."""
+    table: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    for experiment in experiments:
+        for row in sorted(read_rows(RESULTS / f"{experiment}.csv"), key=lambda row: int(row["seed"])):
+            table[row["env_id"]][experiment].append(row)
+    return table
+
+
+def report(path: Path, experiments: Sequence[str]) -> None:
+    """Write the table between the markers of a Markdown page, and the learning curves beside the page."""
+    import numpy as np
+
+    table = load_results(experiments)
+    lines = ["| environment | experiment | seeds | training return, mean ± std | 95 % interval | per seed | evaluation |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for env_id, by_experiment in sorted(table.items()):
+        for experiment in experiments:
+            rows = by_experiment.get(experiment, [])
+            if not rows:
+                continue
+            returns = [float(row["train_return_mean"]) for row in rows]
+            low, high = bootstrap_interval(returns, np.mean, 2000)
+            evaluated = np.mean([float(row["eval_return_mean"]) for row in rows if row["eval_return_mean"]] or [np.nan])
+            lines.append(
+                f"| {env_id} | {experiment} | {len(rows)} | {np.mean(returns):,.1f} ± {np.std(returns):,.1f} | "
+                f"{low:,.1f} to {high:,.1f} | {', '.join(f'{r:,.0f}' for r in returns)} | {evaluated:,.1f} |"
+            )
+    for reference in read_rows(RESULTS.parent / "references.csv"):
+        if reference["env_id"] in table:
+            spread = f" ± {reference['std']}" if reference["std"] else ""
+            lines.append(
+                f"| {reference['env_id']} | *{reference['system']}* ({reference['version']}) | {reference['seeds']} | "
+                f"{reference['mean']}{spread} | | | |"
+            )
+    body = [lines[0], lines[1], *sorted(lines[2:])]
+    text = path.read_text()
+    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    path.write_text("\n".join([head + begin, *body, end + tail]))
+    draw(path.with_suffix(".png"), experiments, sorted(table))
+
+
+def draw(path: Path, experiments: Sequence[str], env_ids: Sequence[str]) -> None:
+    """Draw learning curves, mean over seeds with the 95 % bootstrap interval of the mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    columns = min(4, len(env_ids))
+    height = -(-len(env_ids) // columns)
+    figure, axes = plt.subplots(height, columns, figsize=(4 * columns, 3 * height), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(env_ids) :]:
+        axis.axis("off")
+    for axis, env_id in zip(axes.flat, env_ids, strict=False):
+        for number, experiment in enumerate(experiments):
+            files = sorted((RESULTS / "curves" / experiment).glob(f"{env_id.replace('/', '_')}-*.csv"))
+            curves = [np.loadtxt(f, delimiter=",", skiprows=1, ndmin=2) for f in files]
+            curves = [c for c in curves if len(c)]
+            if not curves:
+                continue
+            steps = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), 100)
+            returns = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
+            axis.plot(steps, returns.mean(0), color=f"C{number}", label=f"{experiment} ({len(curves)} seeds)")
+            bounds = np.array([bootstrap_interval(at, np.mean, 500) for at in returns.T])
+            axis.fill_between(steps, bounds[:, 0], bounds[:, 1], color=f"C{number}", alpha=0.2, linewidth=0)
+        axis.set_title(env_id)
+        axis.set_xlabel("environment steps")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("return, last 100 episodes")
+    axes[0, 0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train what is not done yet")
+    run.add_argument("experiment", help="name of the results file")
+    run.add_argument("settings", nargs="+", help="config files, each one a task, and key=value overrides of all of them")
+    run.add_argument("--env", nargs="+", default=[None], help="tasks for one config that fits many")
+    run.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    run.add_argument("--workers", type=int, default=1, help="runs side by side, one core each")
+    page = commands.add_parser("report", help="write table and curves into a Markdown page")
+    page.add_argument("page", type=Path)
+    page.add_argument("--experiments", nargs="+", required=True)
+    options = parser.parse_args()
+    if options.command == "report":
+        report(options.page, options.experiments)
+        return
+    configs = [s for s in options.settings if "=" not in s]
+    overrides = [s for s in options.settings if "=" in s]
+    tasks = [(config, env, seed) for seed in options.seeds for config in configs for env in options.env]
+    with ThreadPoolExecutor(options.workers) as pool:
+        jobs = [pool.submit(run_one, options.experiment, [c], env, seed, overrides) for c, env, seed in tasks]
+        for job in jobs:
+            job.result()
+
+
+if __name__ == "__main__":
+    main()
