@@ -17,18 +17,20 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 RUNS = ROOT / "benchmarks" / "runs"
 COLUMNS = (
-    "experiment env_id seed env_steps train_return_mean train_return_std eval_return_mean eval_return_std "
-    "eval_episodes env_steps_per_second wall_seconds command commit date cpu versions"
-).split()
+    *("experiment", "env_id", "seed", "env_steps", "train_return_mean", "train_return_std"),
+    *("eval_return_mean", "eval_return_std", "eval_episodes", "env_steps_per_second", "wall_seconds"),
+    *("command", "commit", "date", "cpu", "versions"),
+)
 CURVE_POINTS = 200
 
 
@@ -109,7 +111,9 @@ def write_curve(metrics: Path, target: Path) -> None:
         csv.writer(file).writerows([("env_steps", "return"), *kept])
 
 
-def bootstrap_interval(values: Sequence[float], statistic, samples: int = 10_000) -> tuple[float, float]:  # noqa: ANN001
+def bootstrap_interval(
+    values: Sequence[float], statistic: Callable[[Any], Any], samples: int = 10_000
+) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of a statistic of independent runs."""
     import numpy as np
 
@@ -133,7 +137,9 @@ def report(path: Path, experiments: Sequence[str]) -> None:
     import numpy as np
 
     table = load_results(experiments)
-    lines = ["| environment | experiment | seeds | training return, mean ± std | 95 % interval | per seed | evaluation |"]
+    lines = [
+        "| environment | experiment | seeds | training return, mean ± std | 95 % interval | per seed | evaluation |"
+    ]
     lines.append("|---|---|---|---|---|---|---|")
     for env_id, by_experiment in sorted(table.items()):
         for experiment in experiments:
@@ -157,9 +163,9 @@ def report(path: Path, experiments: Sequence[str]) -> None:
     body = [lines[0], lines[1], *sorted(lines[2:])]
     text = path.read_text()
     begin, end = "<!-- table: begin -->", "<!-- table: end -->"
-    head, _, rest = text.partition(begin)
-    _, _, tail = rest.partition(end)
-    path.write_text("\n".join([head + begin, *body, end + tail]))
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text("\n".join([before + begin, *body, end + after]))
     draw(path.with_suffix(".png"), experiments, sorted(table))
 
 
@@ -202,7 +208,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train what is not done yet")
     run.add_argument("experiment", help="name of the results file")
-    run.add_argument("settings", nargs="+", help="config files, each one a task, and key=value overrides of all of them")
+    run.add_argument("settings", nargs="+", help="config files, each a task, and key=value overrides of all of them")
     run.add_argument("--env", nargs="+", default=[None], help="tasks for one config that fits many")
     run.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     run.add_argument("--workers", type=int, default=1, help="runs side by side, one core each")

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_ppo.rollout import Rollout
+
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -43,15 +45,30 @@ def generalized_advantages(
     with torch.no_grad():
         bootstrap = torch.where(terminations, torch.zeros_like(next_values), next_values)
         # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
-        deltas = (rewards + gamma * bootstrap - values).contiguous()
-        ended = terminations | truncations
-        advantages = deltas.clone()
-        rows, ends = advantages.unbind(0), ended.unbind(0)
-        nothing = torch.zeros_like(rows[0])
-        for t in range(len(rows) - 2, -1, -1):
-            # A_t = delta_t + gamma lambda A_{t+1} within an episode; selected, since 0 x NaN is NaN
-            rows[t].add_(torch.where(ends[t], nothing, rows[t + 1]), alpha=gamma * gae_lambda)
+        advantages = rewards + gamma * bootstrap - values
+        # A_t = delta_t + c_t A_{t+1}, c_t = gamma lambda within an episode, 0 at its end
+        decays = (gamma * gae_lambda) * (~(terminations | truncations)).to(advantages.dtype)
+        # a parallel scan (Hillis and Steele 1986): after k rounds A_t holds the terms t..t+2^k-1 of its sum
+        reach = 1
+        while reach < len(advantages):
+            # selected, not only multiplied by 0: what follows an episode's end may be NaN
+            further = torch.where(decays[:-reach] > 0, advantages[reach:] * decays[:-reach], 0.0)
+            advantages = torch.cat((advantages[:-reach] + further, advantages[-reach:]))
+            decays = torch.cat((decays[:-reach] * decays[reach:], torch.zeros_like(decays[-reach:])))
+            reach *= 2
         return advantages, advantages + values
+
+
+def following_values(values: Tensor, boundary_values: Tensor, boundary_rows: Tensor) -> Tensor:
+    """Return the value of each row's true next observation, (T, N).
+
+    Args:
+        values: (T, N).
+        boundary_values: (K,), values of the next observations that are not those of the following row.
+        boundary_rows: (K,) int64, the row t x N + n that each of them follows.
+    """
+    following = torch.cat((values[1:], values[-1:])).flatten()
+    return following.index_copy(0, boundary_rows, boundary_values.to(values.dtype)).view(values.shape)
 
 
 def normalize_advantages(advantages: Tensor, valid: Tensor, reduce: Reduce = lambda x: x) -> Tensor:
@@ -68,6 +85,31 @@ def normalize_advantages(advantages: Tensor, valid: Tensor, reduce: Reduce = lam
     deviations = torch.where(valid, rows - mean, torch.zeros_like(rows))
     variance = reduce(deviations.square().sum().reshape(1))[0] / (count - 1.0).clamp(min=1.0)
     return (deviations / (variance.sqrt() + 1e-8)).to(advantages.dtype)
+
+
+def estimate_advantages(
+    rollout: Rollout, values: Tensor, next_values: Tensor, normalize: bool, reduce: Reduce = lambda x: x
+) -> tuple[Tensor, Tensor]:
+    """Return advantages and value targets of a rollout under the given values, each (T, N).
+
+    Args:
+        rollout: Its scaled rewards, episode ends and discounting are used.
+        values: (T, N), V(s_t), of the critic that collected or of a later one.
+        next_values: (T, N), V(s_{t+1}).
+        normalize: Whether to normalise the advantages.
+        reduce: Sums a float64 tensor over all ranks.
+    """
+    assert rollout.scaled_rewards is not None
+    advantages, returns = generalized_advantages(
+        rollout.scaled_rewards,
+        values,
+        next_values,
+        rollout.terminations,
+        rollout.truncations,
+        gamma=rollout.gamma,
+        gae_lambda=rollout.gae_lambda,
+    )
+    return normalize_advantages(advantages, rollout.valid, reduce) if normalize else advantages, returns
 
 
 def discounted_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

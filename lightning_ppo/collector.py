@@ -8,14 +8,12 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from lightning_ppo.advantages import following_values
 from lightning_ppo.envs.stepper import VectorStepper, check_finite
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.policy import ActorCritic, eval_mode
+from lightning_ppo.policy import EVALUATION_ROWS, ActorCritic, eval_mode
 from lightning_ppo.rollout import Rollout
-
-EVALUATION_ROWS = 8192
-"""Rows that go through the networks at once when a rollout is scored."""
 
 
 class Collector:
@@ -83,8 +81,10 @@ class Collector:
             raise
         for t, i, final in finals:
             check_finite(final[None, None], rewards[:0], first_step + t + 1, i)
-        last = torch.from_numpy(np.array(stepper.observations, dtype=observations_np.dtype))
-        check_finite(np.concatenate((observations_np, last.numpy()[None])), rewards, first_step)
+        boundary, rows = self._boundary(observations_np.dtype, finals)
+        check_finite(np.concatenate((observations_np, boundary[None, :num_envs])), rewards, first_step)
+        for row, observation in zip(rows[num_envs:], boundary[num_envs:], strict=True):
+            check_finite(observation[None, None], rewards[:0], first_step + row // num_envs + 1, row % num_envs)
 
         rollout = Rollout(
             observations=observations.to(device),
@@ -93,6 +93,8 @@ class Collector:
             log_probs=torch.empty(0),
             values=torch.empty(0),
             next_values=torch.empty(0),
+            boundary_observations=torch.from_numpy(boundary).to(device),
+            boundary_rows=torch.from_numpy(rows).to(device),
             rewards=torch.from_numpy(rewards.astype(np.float32)).to(device),
             terminations=torch.from_numpy(terminations).to(device),
             truncations=torch.from_numpy(truncations).to(device),
@@ -100,40 +102,42 @@ class Collector:
             episodes=self.episodes.record(rewards, terminations | truncations, valid),
             policy_version=policy.version,
         )
-        self._score(rollout, last.to(device), finals)
+        self._score(rollout)
         rollout.collect_seconds = time.perf_counter() - started
         return rollout
 
-    def _score(self, rollout: Rollout, last: Tensor, finals: list[tuple[int, int, np.ndarray]]) -> None:
-        """Fill in what the behaviour policy says of the rollout.
+    def _boundary(self, dtype: np.dtype, finals: list[tuple[int, int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the next observations that no row of the rollout shows, and the rows that they follow.
 
         Args:
-            rollout: Its distribution, log_probs, values and next_values are set.
-            last: (N, ...), observations after the last step.
-            finals: Step, environment and observation of episode ends that the rollout itself does not show.
+            dtype: Of the observations.
+            finals: Step, environment and final observation of episodes that were reset within the step.
         """
+        num_envs, last_step = len(self.stepper.observations), self.num_steps - 1
+        after_last = np.array(self.stepper.observations, dtype=dtype)
+        for t, env, final in finals:
+            if t == last_step:
+                after_last[env] = final
+        inner = [(t * num_envs + env, final) for t, env, final in finals if t < last_step]
+        rows = [*range(last_step * num_envs, (last_step + 1) * num_envs), *(row for row, _ in inner)]
+        observations = np.concatenate((after_last, *(np.asarray(final, dtype=dtype)[None] for _, final in inner)))
+        return observations, np.array(rows, dtype=np.int64)
+
+    def _score(self, rollout: Rollout) -> None:
+        """Fill in what the behaviour policy says of the rollout: distribution, log_probs, values and next_values."""
         shape = rollout.rewards.shape
-        assert isinstance(rollout.observations, Tensor)
-        chunks = [
-            self.policy.evaluate(observations, actions)
-            for observations, actions in zip(
-                rollout.observations.flatten(0, 1).split(EVALUATION_ROWS),
-                rollout.actions.flatten(0, 1).split(EVALUATION_ROWS),
-                strict=True,
-            )
-        ]
+        assert isinstance(rollout.observations, Tensor) and isinstance(rollout.boundary_observations, Tensor)
+        rows = zip(
+            rollout.observations.flatten(0, 1).split(EVALUATION_ROWS),
+            rollout.actions.flatten(0, 1).split(EVALUATION_ROWS),
+            strict=True,
+        )
+        chunks = [self.policy.evaluate(observations, actions) for observations, actions in rows]
         rollout.distribution = torch.cat([c.distribution for c in chunks]).reshape(*shape, -1)
         rollout.log_probs = torch.cat([c.log_probs for c in chunks]).reshape(shape)
         rollout.values = torch.cat([c.values for c in chunks]).reshape(shape)
-        following = last
-        if finals:
-            extra = torch.from_numpy(np.stack([final for _, _, final in finals])).to(last)
-            following = torch.cat((last, extra))
-        values = torch.cat([self.policy.value(rows) for rows in following.split(EVALUATION_ROWS)])
-        rollout.next_values = torch.cat((rollout.values[1:], values[None, : shape[1]]))
-        if finals:
-            steps, envs = torch.tensor([[t, i] for t, i, _ in finals], device=values.device).unbind(1)
-            rollout.next_values[steps, envs] = values[shape[1] :]
+        boundary_values = self.policy.value(rollout.boundary_observations)
+        rollout.next_values = following_values(rollout.values, boundary_values, rollout.boundary_rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next rollout depends on besides the policy, as plain data."""

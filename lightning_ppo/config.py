@@ -84,6 +84,8 @@ class UpdateConfig:
     """Bound on the global gradient norm; null turns clipping off."""
     target_kl: float | None = None
     """End the iteration after an epoch whose KL to the behaviour policy exceeds this, in nats; null never does."""
+    recompute_advantages: bool = False
+    """Estimate advantages and value targets anew before each epoch, with the critic as it then is."""
     normalize_advantages: bool = True
     """Shift and scale the advantages of a rollout (over all ranks) to mean 0 and standard deviation 1."""
 

@@ -4,16 +4,16 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torchmetrics import CatMetric
 
+from lightning_ppo.advantages import estimate_advantages, following_values
 from lightning_ppo.checks import check_fit, check_trainer
 from lightning_ppo.config import (
     OBJECTIVES,
@@ -26,11 +26,19 @@ from lightning_ppo.config import (
 )
 from lightning_ppo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from lightning_ppo.errors import ConfigError, NonFiniteError
-from lightning_ppo.objectives import clipped_surrogate_loss, explained_variance, kl_k3, masked_log_ratios, value_loss
+from lightning_ppo.evaluation_steps import EvaluationSteps
+from lightning_ppo.objectives import (
+    clipped_surrogate_loss,
+    explained_variance,
+    kl_k3,
+    masked_log_ratios,
+    value_loss,
+    weighted_sum,
+)
 from lightning_ppo.optimization import CompiledGradients, SteeredLearningRate, clip_gradients
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.random_state import get_random_state, set_random_state
-from lightning_ppo.rollout import Episodes, Minibatch, Observations, Rollout, select, shuffled_indices
+from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
 from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.spaces import space_from_spec, space_to_spec
@@ -44,7 +52,7 @@ RETURN_WINDOW = 100
 """Training episodes over which returns and lengths are averaged."""
 
 
-class PPO(pl.LightningModule):
+class PPO(EvaluationSteps):
     """Proximal Policy Optimization (Schulman et al. 2017, "Proximal Policy Optimization Algorithms").
 
     Its batches are the rollouts of `RolloutDataModule`. To change the algorithm, override `policy_loss`,
@@ -126,8 +134,6 @@ class PPO(pl.LightningModule):
         self._entropy_matters = self.coefficients["entropy_coefficient"] != Schedule()
         self._shuffle: torch.Generator | None = None
         self._restored_shuffle: Tensor | None = None
-        self.evaluation_returns = CatMetric()
-        self.evaluation_lengths = CatMetric()
 
     # ---------------------------------------------------------------- the update
 
@@ -147,7 +153,9 @@ class PPO(pl.LightningModule):
             self._compiled.attach()
         shuffle = self._shuffle_generator()
         epochs: list[Tensor] = []
-        for _ in range(settings.epochs):
+        for epoch in range(settings.epochs):
+            if epoch > 0 and settings.recompute_advantages:
+                batch = self._estimate_again(rollout)
             indices = shuffled_indices(size, settings.minibatch_size, shuffle)
             # a loss is a mean over the valid rows of a minibatch on all ranks
             counts = sum_over_ranks(batch.weights[indices].sum(1)) / world_size()
@@ -163,6 +171,18 @@ class PPO(pl.LightningModule):
             if settings.target_kl is not None and self._mean_over_ranks(epochs[-1][:, KL].mean()) > settings.target_kl:
                 break
         self._finish(rollout, torch.stack(epochs), before, started)
+
+    @torch.no_grad()
+    def _estimate_again(self, rollout: Rollout) -> Minibatch:
+        """Return the rollout's rows with advantages and value targets of the current critic."""
+        assert isinstance(rollout.observations, Tensor)
+        with eval_mode(self.policy):
+            values = self.policy.value(rollout.observations.flatten(0, 1)).view(rollout.values.shape)
+            boundary_values = self.policy.value(rollout.boundary_observations)
+        next_values = following_values(values, boundary_values, rollout.boundary_rows)
+        normalize = self.update_settings.normalize_advantages
+        advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)
+        return replace(rollout, advantages=advantages, returns=returns).flatten()
 
     def _backward(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
         """Set the gradients of a minibatch and return its statistics."""
@@ -188,17 +208,17 @@ class PPO(pl.LightningModule):
         now = self.policy.evaluate(minibatch.observations, minibatch.actions)
         weights = minibatch.weights
         log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, weights)
-        policy_loss = (weights * self.policy_loss(log_ratios, minibatch.advantages)).sum()
-        critic_loss = (weights * self.value_loss(now.values, minibatch)).sum()
-        entropy = (weights * now.entropies).sum()
+        policy_loss = weighted_sum(self.policy_loss(log_ratios, minibatch.advantages), weights)
+        critic_loss = weighted_sum(self.value_loss(now.values, minibatch), weights)
+        entropy = weighted_sum(now.entropies, weights)
         loss = policy_loss + self._current["value_coefficient"] * critic_loss
         if self._entropy_matters:
             loss = loss - self._current["entropy_coefficient"] * entropy
         with torch.no_grad():
-            kl = (weights * self.policy.head.kl(minibatch.distribution, now.distribution)).sum()
-            approximate_kl = (weights * kl_k3(log_ratios)).sum()
-            clipped = ((log_ratios.exp() - 1.0).abs() > self._current["clip_range"]).to(weights.dtype)
-            clip_fraction = (weights * clipped).sum()
+            kl = weighted_sum(self.policy.head.kl(minibatch.distribution, now.distribution), weights)
+            approximate_kl = weighted_sum(kl_k3(log_ratios), weights)
+            clipped = (log_ratios.exp() - 1.0).abs() > self._current["clip_range"]
+            clip_fraction = weighted_sum(clipped.to(weights.dtype), weights)
         return loss, (policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, approximate_kl, clip_fraction)
 
     def policy_loss(self, log_ratios: Tensor, advantages: Tensor) -> Tensor:
@@ -337,11 +357,12 @@ class PPO(pl.LightningModule):
         self.collect_seconds = collect_seconds
         self.update_seconds = update_seconds
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
-        if self.total_env_steps and self.env_steps + self._steps_per_iteration(rollout) > self.total_env_steps:
-            self.trainer.should_stop = True
+        self._stop_if_spent(rollout.num_steps * rollout.num_envs)
 
-    def _steps_per_iteration(self, rollout: Rollout) -> int:
-        return rollout.num_steps * rollout.num_envs * world_size()
+    def _stop_if_spent(self, rows: int) -> None:
+        """End training if a rollout of `rows` rows on every rank would exceed the budget."""
+        if self.total_env_steps and self.env_steps + rows * world_size() > self.total_env_steps:
+            self.trainer.should_stop = True
 
     def _scaled_gradients(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -355,50 +376,6 @@ class PPO(pl.LightningModule):
             f"{minibatch + 1} of update epoch {epoch + 1}, iteration {self.iterations + 1} ({self.env_steps} steps); "
             f"the weights are those from before this iteration; lower optimizer.learning_rate, or check the rewards"
         )
-
-    # ---------------------------------------------------------------- evaluation and prediction
-
-    def validation_step(self, episodes: Episodes, batch_idx: int) -> None:
-        """Take in the episodes of an evaluation."""
-        self._take_in(episodes)
-
-    def test_step(self, episodes: Episodes, batch_idx: int) -> None:
-        """Take in the episodes of the final evaluation."""
-        self._take_in(episodes)
-
-    def predict_step(self, observations: Observations, batch_idx: int) -> Tensor:
-        """Return deterministic actions, as the environment takes them, for a batch of observations (B, ...)."""
-        return self.policy.predict(observations)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the evaluation under `eval/`."""
-        self._log_evaluation("eval")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the evaluation under `test/`."""
-        self._log_evaluation("test")
-
-    def _take_in(self, episodes: Episodes) -> None:
-        self.evaluation_returns.update(episodes.returns.float())
-        self.evaluation_lengths.update(episodes.lengths.float())
-
-    def _log_evaluation(self, prefix: str) -> None:
-        returns, lengths = (
-            torch.as_tensor(m.compute()).reshape(-1) for m in (self.evaluation_returns, self.evaluation_lengths)
-        )
-        self.evaluation_returns.reset()
-        self.evaluation_lengths.reset()
-        if not returns.numel():
-            return
-        metrics: dict[str, Any] = {
-            f"{prefix}/return_mean": returns.mean(),
-            f"{prefix}/return_std": returns.std(correction=0),
-            f"{prefix}/length_mean": lengths.mean(),
-            f"{prefix}/episodes": float(returns.numel()),
-            "step": float(self.env_steps),
-        }
-        # every rank has the same numbers; Lightning asks for sync_dist all the same
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=world_size() > 1)
 
     # ---------------------------------------------------------------- the Trainer's flags and checkpoints
 
@@ -429,10 +406,8 @@ class PPO(pl.LightningModule):
     def on_train_start(self) -> None:
         """End a resumed run at once if its budget is used up."""
         data = getattr(self.trainer, "datamodule", None)
-        if self.total_env_steps and data is not None and hasattr(data, "num_steps"):
-            needed = data.num_steps * data.num_envs * world_size()
-            if self.env_steps + needed > self.total_env_steps:
-                self.trainer.should_stop = True
+        if data is not None and hasattr(data, "num_steps"):
+            self._stop_if_spent(data.num_steps * data.num_envs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, episode records and random states."""

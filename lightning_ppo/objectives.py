@@ -86,10 +86,10 @@ def kl_k3(log_ratios: Tensor) -> Tensor:
     return torch.expm1(log_ratios) - log_ratios
 
 
-def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
-    """Mean of x (B,) under weights (B,) that need not sum to 1."""
+def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum of x (B,) times weights (B,); with weights that sum to 1 it is a mean."""
     _same_shape(x, weights)
-    return (x * weights).sum() / weights.sum()
+    return (x * weights).sum()
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:

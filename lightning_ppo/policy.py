@@ -17,6 +17,9 @@ from lightning_ppo.networks import MLP, orthogonal_
 from lightning_ppo.normalization import ObservationNormalizer, RewardScaler
 from lightning_ppo.rollout import Observations
 
+EVALUATION_ROWS = 8192
+"""Rows that go through the networks at once where a whole rollout does."""
+
 
 class Evaluation(NamedTuple):
     """What the current policy says of B observed transitions."""
@@ -114,8 +117,10 @@ class ActorCritic(nn.Module):
         )
 
     def value(self, observations: Observations) -> Tensor:
-        """Return values (B,) of observations (B, ...)."""
-        return self._values(self.critic_trunk(self._inputs(observations)))
+        """Return values (B,) of observations (B, ...), in chunks of EVALUATION_ROWS."""
+        assert isinstance(observations, Tensor)
+        chunks = observations.split(EVALUATION_ROWS)
+        return torch.cat([self._values(self.critic_trunk(self._inputs(chunk))) for chunk in chunks])
 
     @torch.no_grad()
     def predict(

@@ -62,6 +62,9 @@ class Rollout:
         log_probs: (T, N), log-probabilities of the actions.
         values: (T, N), value estimates of the observations.
         next_values: (T, N), value estimates of the true next observations (the final one where an episode ended).
+        boundary_observations: (K, ...), next observations that are not those of the following row: after the last step,
+            and at episode ends that were reset within the step.
+        boundary_rows: (K,) int64, the row t x N + n that each of them follows.
         rewards: (T, N), as the environment gave them.
         terminations: (T, N) bool, the episode reached a terminal state at this step.
         truncations: (T, N) bool, the episode was cut off at this step.
@@ -69,8 +72,11 @@ class Rollout:
         episodes: Episodes that ended within this rollout.
         policy_version: Number of policy updates before the rollout was collected.
         collect_seconds: Wall-clock time of collecting.
-        advantages: (T, N), set by the stream.
-        returns: (T, N), value targets, set by the stream.
+        gamma: Discount factor, set by the stream as are all that follow.
+        gae_lambda: Lambda of GAE.
+        scaled_rewards: (T, N), what advantages are estimated from.
+        advantages: (T, N).
+        returns: (T, N), value targets.
     """
 
     observations: Observations
@@ -79,6 +85,8 @@ class Rollout:
     log_probs: Tensor
     values: Tensor
     next_values: Tensor
+    boundary_observations: Observations
+    boundary_rows: Tensor
     rewards: Tensor
     terminations: Tensor
     truncations: Tensor
@@ -86,6 +94,9 @@ class Rollout:
     episodes: Episodes
     policy_version: int = 0
     collect_seconds: float = 0.0
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    scaled_rewards: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
 

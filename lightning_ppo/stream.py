@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from lightning_ppo.advantages import discounted_sums, generalized_advantages, normalize_advantages
+from lightning_ppo.advantages import discounted_sums, estimate_advantages
 from lightning_ppo.collector import Collector
 from lightning_ppo.config import RolloutConfig
 from lightning_ppo.distributed import sum_over_ranks
@@ -60,28 +60,18 @@ class RolloutStream(IterableDataset):
 
     @torch.no_grad()
     def _estimate(self, rollout: Rollout) -> None:
-        scaler, settings = self.collector.policy.reward_scaler, self.settings
-        rewards = rollout.rewards
+        scaler = self.collector.policy.reward_scaler
+        rollout.gamma, rollout.gae_lambda = self.settings.gamma, self.settings.gae_lambda
+        rollout.scaled_rewards = rollout.rewards
         if scaler is not None:
-            sums, self._running = discounted_sums(
-                torch.where(rollout.valid, rewards, 0.0),
-                rollout.terminations | rollout.truncations,
-                self._running.to(rewards.device),
-                settings.gamma,
-            )
+            ended = rollout.terminations | rollout.truncations
+            rewards = torch.where(rollout.valid, rollout.rewards, 0.0)
+            sums, self._running = discounted_sums(rewards, ended, self._running.to(rewards.device), rollout.gamma)
             scaler.update(sums[rollout.valid], sum_over_ranks)
-            rewards = scaler(rewards)
-        rollout.advantages, rollout.returns = generalized_advantages(
-            rewards,
-            rollout.values,
-            rollout.next_values,
-            rollout.terminations,
-            rollout.truncations,
-            gamma=settings.gamma,
-            gae_lambda=settings.gae_lambda,
+            rollout.scaled_rewards = scaler(rollout.rewards)
+        rollout.advantages, rollout.returns = estimate_advantages(
+            rollout, rollout.values, rollout.next_values, self.normalize, sum_over_ranks
         )
-        if self.normalize:
-            rollout.advantages = normalize_advantages(rollout.advantages, rollout.valid, sum_over_ranks)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next rollout depends on besides the policy, as plain data."""

@@ -429,3 +429,35 @@ def test_collecting_neither_drops_units_nor_moves_batch_statistics():
     for rollout in (first, second):  # nothing was dropped: units give one distribution, not a noisy one
         again = rollout.distribution.log_softmax(-1).gather(-1, rollout.actions[..., None])[..., 0]
         torch.testing.assert_close(again, rollout.log_probs)
+
+
+def test_recomputed_advantages_are_those_of_the_current_critic():
+    """Before the second epoch values, bootstraps and advantages are the ones a fresh estimate would give."""
+    seen = []
+
+    class Spy(Recording):
+        def _estimate_again(self, rollout):
+            batch = super()._estimate_again(rollout)
+            seen.append((rollout, {k: v.clone() for k, v in self.policy.state_dict().items()}, batch))
+            return batch
+
+    update = {"epochs": 3, "minibatch_size": 16, "recompute_advantages": True, "normalize_advantages": False}
+    model, data = make_pair("Pendulum-v1", Spy, update=update)
+    make_trainer().fit(model, data)
+    assert len(seen) == 2
+    for rollout, weights, batch in seen:
+        critic, _ = make_pair("Pendulum-v1")
+        critic.policy.load_state_dict(weights)
+        with torch.no_grad():
+            values = critic.policy.value(rollout.observations.flatten(0, 1)).view(16, 4)
+            last = critic.policy.value(rollout.boundary_observations)[:4]
+        # no episode of Pendulum ends within 16 steps, so the advantage is the plain recursion
+        advantage, expected = torch.zeros(4), []
+        following = torch.cat((values[1:], last[None]))
+        for t in range(15, -1, -1):
+            delta = rollout.scaled_rewards[t] + 0.99 * following[t] - values[t]
+            advantage = delta + 0.99 * 0.95 * advantage
+            expected.insert(0, advantage)
+        torch.testing.assert_close(batch.advantages.view(16, 4), torch.stack(expected), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(batch.returns.view(16, 4), torch.stack(expected) + values, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(seen[0][2].advantages, seen[1][2].advantages)

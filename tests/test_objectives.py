@@ -18,8 +18,12 @@ from lightning_ppo.objectives import (
     kl_k3,
     masked_log_ratios,
     value_loss,
-    weighted_mean,
+    weighted_sum,
 )
+
+
+def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
+    return weighted_sum(x, weights) / weights.sum()
 
 
 def vector(*numbers: float, grad: bool = False) -> Tensor:
@@ -125,10 +129,10 @@ def test_value_clipping_needs_the_old_values() -> None:
         lambda x, y: value_loss(x, x, y, 0.2),
         lambda x, y: masked_log_ratios(x, y, x),
         lambda x, y: masked_log_ratios(x, x, y),
-        weighted_mean,
+        weighted_sum,
         explained_variance,
     ],
-    ids=["surrogate", "value", "old values", "ratios", "weights", "weighted mean", "explained variance"],
+    ids=["surrogate", "value", "old values", "ratios", "weights", "weighted sum", "explained variance"],
 )
 def test_unequal_shapes_raise_instead_of_broadcasting(
     function: Callable[[Tensor, Tensor], Tensor], shapes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -218,9 +222,9 @@ def test_k3_has_less_variance_than_k1_on_samples() -> None:
 # ---------------------------------------------------------------- reductions
 
 
-def test_weighted_mean() -> None:
-    # (1 x 2 + 3 x 2 + 100 x 0) / 4 = 2
-    assert weighted_mean(vector(1, 3, 100), vector(2, 2, 0)).item() == 2.0
+def test_weighted_sum() -> None:
+    # 1 x .5 + 2 x 0 + 3 x .25
+    assert weighted_sum(vector(1, 2, 3), vector(0.5, 0, 0.25)).item() == 1.25
 
 
 @pytest.mark.parametrize(
