@@ -1,0 +1,106 @@
+"""One rank of a data-parallel training whose data does not depend on how many ranks share it.
+
+Run alone or under torchrun: `python -m torch.distributed.run --nproc_per_node=2 tests/ddp_worker.py OUT ENV [CONTROL]`.
+Environments are seeded by global index, action noise is a function of step and global index, and the minibatches of
+the ranks together are the minibatches of one process. What is left is what the library does with it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lightning_ppo import PPO, RolloutDataModule, module, stream
+from lightning_ppo.collector import Collector
+
+ENVS, STEPS, MINIBATCHES = 8, 16, 4
+WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+OWN = ENVS // WORLD
+
+
+def shared_noise(collector: Collector) -> None:
+    """Draw the noise of all environments on every rank, and keep the rank's own part."""
+    draw, generator = collector.policy.head.noise, torch.Generator().manual_seed(11)
+
+    def noise(shape, _):
+        return draw((shape[0], ENVS), generator)[:, RANK * OWN : (RANK + 1) * OWN].contiguous()
+
+    collector.policy.head.noise = noise
+
+
+def shared_minibatches():
+    """Return a shuffle under which rank r's minibatches are the part of one process's that lies in its environments."""
+    generators = [torch.Generator().manual_seed(100 + block) for block in range(2)]
+    half = ENVS // 2
+
+    def shuffle(size, minibatch_size, _):
+        parts = []
+        for block, generator in enumerate(generators):
+            rows = torch.randperm(STEPS * half, generator=generator).view(MINIBATCHES, -1)
+            t, env = rows // half, rows % half
+            parts.append(rows if WORLD == 2 else t * ENVS + env + block * half)
+        return parts[RANK] if WORLD == 2 else torch.cat(parts, 1)
+
+    return shuffle
+
+
+class Shared(RolloutDataModule):
+    def train_dataloader(self):
+        fresh = self._stream is None
+        loader = super().train_dataloader()
+        if fresh:
+            shared_noise(loader.collector)
+        return loader
+
+
+def main(out: str, env: str, control: str = "") -> None:
+    torch.set_num_threads(1)
+    pl.seed_everything(5, verbose=False)
+    compiled = control == "compiled"
+    if control != "apart":
+        module.shuffled_indices = shared_minibatches()
+    if control == "own advantages":
+        stream.sum_over_ranks = lambda tensor: tensor
+    data_class = RolloutDataModule if control == "apart" else Shared
+    data = data_class(
+        env, num_envs=OWN, num_steps=STEPS, backend="sync", rollouts_per_epoch=5, seed=5, evaluation={"episodes": 3}
+    )
+    model = PPO(
+        data.observation_space,
+        data.action_space,
+        update={"epochs": 2, "minibatch_size": OWN * STEPS // MINIBATCHES, "target_kl": 0.05},
+        optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
+        compile=compiled,
+    )
+    states, metrics, actions = [], [], []
+
+    class Record(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            states.append({k: v.detach().clone() for k, v in pl_module.state_dict().items()})
+            metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("time/")})
+            actions.append(batch.actions.clone())
+
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=WORLD,
+        strategy="ddp" if WORLD > 1 else "auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[Record()],
+    )
+    trainer.fit(model, data)
+    final = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    path = f"{out}.{RANK}"
+    torch.save({"states": states, "metrics": metrics, "actions": actions, "final": final}, path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,70 @@
+"""Two ranks are one rank: on the same data they learn the same, to float tolerance, and never drift apart."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def launch(out: Path, ranks: int, env: str, control: str = "") -> list[dict]:
+    arguments = [str(ROOT / "tests" / "ddp_worker.py"), str(out), env, *([control] if control else [])]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    finished = subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(ranks)]
+
+
+def distance(one: dict, other: dict) -> float:
+    names = [name for name in one if name.startswith("policy.")]
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in names)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_two_ranks_equal_one(env, tmp_path):
+    (alone,) = launch(tmp_path / "one", 1, env)
+    pair = launch(tmp_path / "two", 2, env)
+    for mine, theirs in zip(pair[0]["states"], pair[1]["states"], strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)  # bit for bit
+    assert len(alone["states"]) == 5
+    assert torch.equal(torch.cat([rank["actions"][0] for rank in pair], 1), alone["actions"][0])
+    assert distance(pair[0]["states"][0], alone["states"][0]) < 2e-6
+    assert distance(pair[0]["states"][-1], alone["states"][-1]) < 2e-4
+    for together, single in zip(pair[0]["metrics"], alone["metrics"], strict=True):
+        assert together["step"] == single["step"]  # env steps count all ranks
+        for name in ("update/kl", "loss/policy", "loss/value", "update/learning_rate", "update/grad_norm"):
+            assert together[name] == pytest.approx(single[name], rel=2e-2, abs=2e-5), name
+    assert pair[0]["metrics"] == pair[1]["metrics"]
+    assert pair[0]["final"]["eval/episodes"] == 3  # shared out over the ranks
+
+
+def test_normalising_advantages_on_each_rank_alone_would_be_noticed(tmp_path):
+    (alone,) = launch(tmp_path / "one", 1, "Pendulum-v1")
+    pair = launch(tmp_path / "two", 2, "Pendulum-v1", "own advantages")
+    assert distance(pair[0]["states"][0], alone["states"][0]) > 1e-4
+
+
+def test_compiled_ranks_learn_like_eager_ones(tmp_path):
+    eager = launch(tmp_path / "eager", 2, "Pendulum-v1")
+    compiled = launch(tmp_path / "compiled", 2, "Pendulum-v1", "compiled")
+    for mine, theirs in zip(compiled[0]["states"], compiled[1]["states"], strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert distance(eager[0]["states"][0], compiled[0]["states"][0]) < 2e-5
+
+
+def test_ranks_collect_different_data(tmp_path):
+    pair = launch(tmp_path / "apart", 2, "Pendulum-v1", "apart")
+    assert not torch.equal(pair[0]["actions"][0], pair[1]["actions"][0])
+    assert all(torch.equal(pair[0]["states"][-1][name], pair[1]["states"][-1][name]) for name in pair[0]["states"][-1])
