@@ -8,6 +8,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from lightning_ppo.acting import make_actor
 from lightning_ppo.advantages import following_values
 from lightning_ppo.envs.stepper import VectorStepper, check_finite
 from lightning_ppo.episodes import EpisodeRecorder
@@ -19,8 +20,8 @@ from lightning_ppo.rollout import Rollout
 class Collector:
     """Collects rollouts of T steps from N environments.
 
-    A step of acting computes nothing but the action. Distributions, log-probabilities and values of the whole rollout
-    are computed afterwards in one batch, by the method that also computes them for the update.
+    A step of acting computes nothing but the action (see `acting`). Distributions, log-probabilities and values of the
+    whole rollout are computed afterwards in one batch, by the method that also computes them for the update.
 
     Args:
         env: The vector environment.
@@ -36,7 +37,7 @@ class Collector:
         self.policy = policy
         self.num_steps = num_steps
         self.generator = generator
-        self.stepper = VectorStepper(env, policy.head.to_env)
+        self.stepper = VectorStepper(env)
         self.episodes = EpisodeRecorder(env.num_envs)
         self.stepper.reset(seeds)
 
@@ -52,43 +53,37 @@ class Collector:
 
     def _collect(self) -> Rollout:
         started = time.perf_counter()
-        policy, stepper, num_steps = self.policy, self.stepper, self.num_steps
+        stepper, num_steps = self.stepper, self.num_steps
         num_envs, device = stepper.env.num_envs, self.generator.device
         shape = (num_steps, num_envs)
-        dtype = torch.from_numpy(np.empty(0, stepper.observations.dtype)).dtype
-        dtype = torch.float32 if dtype == torch.float64 else dtype
-        observations = torch.empty((*shape, *stepper.observations.shape[1:]), dtype=dtype)
-        observations_np = observations.numpy()
-        actions = torch.empty((*shape, *policy.head.action_shape), dtype=policy.head.action_dtype, device=device)
+        kind = stepper.observations.dtype
+        kind = np.dtype(np.float32) if kind == np.float64 else kind
+        observations = np.empty((*shape, *stepper.observations.shape[1:]), dtype=kind)
         rewards = np.empty(shape, dtype=np.float64)
         terminations, truncations = np.empty(shape, dtype=np.bool_), np.empty(shape, dtype=np.bool_)
         valid = np.ones(shape, dtype=np.bool_)
         finals: list[tuple[int, int, np.ndarray]] = []
-        noise = policy.head.noise(shape, self.generator)
-        steps = zip(observations.unbind(0), noise.unbind(0), actions.unbind(0), strict=True)
+        actor = make_actor(self.policy, shape, self.generator)
         first_step = stepper.num_steps
         try:
-            for t, (observation, step_noise, action) in enumerate(steps):
-                observations_np[t] = stepper.observations
-                action.copy_(policy.act(observation.to(device), step_noise))
-                rewards[t], terminations[t], truncations[t] = stepper.step(action)
-                if stepper.filler.any():
+            for t in range(num_steps):
+                observations[t] = stepper.observations
+                rewards[t], terminations[t], truncations[t] = stepper.step(actor(t, observations[t]))
+                if stepper.any_filler:
                     valid[t] = ~stepper.filler
                 if stepper.final_observations:
                     finals += [(t, i, final) for i, final in stepper.final_observations.items()]
         except EnvironmentFault:
-            check_finite(observations_np[: t + 1], rewards[:t], first_step)
+            check_finite(observations[: t + 1], rewards[:t], first_step)
             raise
-        for t, i, final in finals:
-            check_finite(final[None, None], rewards[:0], first_step + t + 1, i)
-        boundary, rows = self._boundary(observations_np.dtype, finals)
-        check_finite(np.concatenate((observations_np, boundary[None, :num_envs])), rewards, first_step)
+        boundary, rows = self._boundary(kind, finals)
+        check_finite(np.concatenate((observations, boundary[None, :num_envs])), rewards, first_step)
         for row, observation in zip(rows[num_envs:], boundary[num_envs:], strict=True):
             check_finite(observation[None, None], rewards[:0], first_step + row // num_envs + 1, row % num_envs)
 
         rollout = Rollout(
-            observations=observations.to(device),
-            actions=actions,
+            observations=torch.from_numpy(observations).to(device),
+            actions=actor.actions,
             distribution=torch.empty(0),
             log_probs=torch.empty(0),
             values=torch.empty(0),
@@ -100,7 +95,7 @@ class Collector:
             truncations=torch.from_numpy(truncations).to(device),
             valid=torch.from_numpy(valid).to(device),
             episodes=self.episodes.record(rewards, terminations | truncations, valid),
-            policy_version=policy.version,
+            policy_version=self.policy.version,
         )
         self._score(rollout)
         rollout.collect_seconds = time.perf_counter() - started

@@ -44,14 +44,14 @@ def play(
     quota[: episodes % num_envs] += 1
     device = next(policy.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    stepper, recorder = VectorStepper(env, lambda actions: actions), EpisodeRecorder(num_envs)
+    stepper, recorder = VectorStepper(env), EpisodeRecorder(num_envs)
     stepper.reset(seeds)
     returns, lengths = [], []
     with eval_mode(policy):
         while quota.any():
             observations = torch.from_numpy(np.array(stepper.observations)).to(device)
             actions = policy.predict(observations, deterministic, generator)
-            rewards, terminations, truncations = stepper.step(actions)
+            rewards, terminations, truncations = stepper.step(actions.cpu().numpy())
             check_finite(stepper.observations[None], rewards[None, :0], stepper.num_steps)
             check_finite(stepper.observations[None, :0], rewards[None], stepper.num_steps - 1)
             ended = terminations | truncations

@@ -691,11 +691,11 @@ def test_same_generator_same_rollout_another_generator_another():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_stepper_tells_resets_from_steps(mode):
-    stepper = VectorStepper(counters((2, 3), mode), lambda actions: actions)
+    stepper = VectorStepper(counters((2, 3), mode))
     stepper.reset([0, 1])
     fillers, finals = [], []
     for _ in range(4):
-        stepper.step(torch.zeros(2, dtype=torch.int64))
+        stepper.step(np.zeros(2, dtype=np.int64))
         fillers.append(stepper.filler.tolist())
         finals.append({index: float(x[0]) for index, x in stepper.final_observations.items()})
     if mode is NEXT_STEP:

@@ -288,7 +288,7 @@ def test_autoreset_mode_that_is_missing_or_unknown(metadata):
     with pytest.raises(EnvironmentFault, match=r"metadata.*NextStep, SameStep, Disabled"):
         autoreset_mode(env)
     with pytest.raises(EnvironmentFault, match="autoreset"):
-        VectorStepper(env, None)
+        VectorStepper(env)
 
 
 # seeds
@@ -313,7 +313,7 @@ def test_seeds_belong_to_the_global_index(purpose):
 @pytest.mark.parametrize("backend", ["sync", "async"])
 def test_every_copy_gets_its_own_seed(build, backend):
     seeds = derive_seeds(3, 0, 3, "training")
-    stepper = VectorStepper(build("Pendulum-v1", 3, backend=backend), None)
+    stepper = VectorStepper(build("Pendulum-v1", 3, backend=backend))
     stepper.reset(seeds)
     single = gymnasium.make("Pendulum-v1")
     expected = np.stack([single.reset(seed=seed)[0] for seed in seeds])

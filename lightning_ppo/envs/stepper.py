@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from torch import Tensor
 
 from lightning_ppo.envs.make import autoreset_mode
 from lightning_ppo.envs.state import get_env_state, set_env_state
@@ -20,60 +19,66 @@ class VectorStepper:
     Attributes:
         observations: (N, ...), current observations; valid until the next step.
         filler: (N,) bool; this step only reset the environment (NEXT_STEP), it is no transition.
+        any_filler: Whether there is such an environment.
         final_observations: True last observations by environment index, where they differ from what follows.
         num_steps: Steps made, for error messages.
 
     Args:
         env: The vector environment.
-        to_env: Maps policy actions to environment actions.
 
     Raises:
         EnvironmentFault: If the environment's autoreset mode is unknown, or it raises or returns a wrong shape.
     """
 
-    def __init__(self, env: VectorEnv, to_env: Any) -> None:
+    def __init__(self, env: VectorEnv) -> None:
         self.env = env
-        self.to_env = to_env
         self.mode = autoreset_mode(env)
         self.observations: np.ndarray = np.empty(0)
         self.num_steps = 0
         self.final_observations: dict[int, np.ndarray] = {}
         self._shape = env.observation_space.shape
         self.filler = np.zeros(env.num_envs, dtype=np.bool_)
-        self._ended = np.zeros(env.num_envs, dtype=np.bool_)
+        self.any_filler = False
+        self._ended, self._any_ended = np.zeros(env.num_envs, dtype=np.bool_), False
 
     def reset(self, seeds: list[int]) -> None:
         """Start all episodes anew, environment i from `seeds[i]`."""
         per_copy = hasattr(self.env.unwrapped, "env_fns")
         observations, _ = self._call("reset", seed=list(seeds) if per_copy else seeds[0])
         self._set_observations(observations)
-        self.filler = np.zeros(self.env.num_envs, dtype=np.bool_)
-        self._ended = np.zeros(self.env.num_envs, dtype=np.bool_)
+        self.filler, self.any_filler = np.zeros(self.env.num_envs, dtype=np.bool_), False
+        self._ended, self._any_ended = np.zeros(self.env.num_envs, dtype=np.bool_), False
 
-    def step(self, actions: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Step with policy actions (N, ...); return rewards, terminations and truncations, each (N,)."""
-        observations, rewards, terminations, truncations, infos = self._call("step", self.to_env(actions).cpu().numpy())
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Step with the environment's actions (N, ...); return rewards, terminations and truncations, each (N,)."""
+        observations, rewards, terminations, truncations, infos = self._call("step", actions)
         self.num_steps += 1
         if self.final_observations:
             self.final_observations = {}
         ended = terminations | truncations
+        any_ended = bool(ended.any())
         if self.mode is AutoresetMode.NEXT_STEP:
-            self.filler, self._ended = self._ended, ended
-        elif ended.any():
-            ended_indices = np.flatnonzero(ended)
-            if self.mode is AutoresetMode.SAME_STEP:
-                final = infos.get("final_obs")
-                if final is None:
-                    raise EnvironmentFault(
-                        f"{type(self.env).__name__} declares SAME_STEP autoreset but gave no final_obs at step "
-                        f"{self.num_steps} although env {ended_indices[0]} ended"
-                    )
-                self.final_observations = {int(i): np.array(final[i]) for i in ended_indices}
-            else:
-                self.final_observations = {int(i): np.array(observations[i]) for i in ended_indices}
-                observations, _ = self._call("reset", options={"reset_mask": ended})
+            self.any_filler = self._any_ended
+            self.filler, self._ended, self._any_ended = self._ended, ended, any_ended
+        elif any_ended:
+            observations = self._final(observations, ended, infos)
         self._set_observations(observations)
         return rewards, terminations, truncations
+
+    def _final(self, observations: np.ndarray, ended: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
+        """Keep the final observations of ended episodes, and return those after the reset."""
+        indices = np.flatnonzero(ended)
+        if self.mode is AutoresetMode.SAME_STEP:
+            final = infos.get("final_obs")
+            if final is None:
+                raise EnvironmentFault(
+                    f"{type(self.env).__name__} declares SAME_STEP autoreset but gave no final_obs at step "
+                    f"{self.num_steps} although env {indices[0]} ended"
+                )
+            self.final_observations = {int(i): np.array(final[i]) for i in indices}
+            return observations
+        self.final_observations = {int(i): np.array(observations[i]) for i in indices}
+        return self._call("reset", options={"reset_mask": ended})[0]
 
     def _set_observations(self, observations: np.ndarray) -> None:
         if observations.shape != self._shape:
@@ -110,6 +115,7 @@ class VectorStepper:
         set_env_state(self.env, state["env"])
         self.observations = state["observations"].numpy().copy()
         self._ended = state["ended"].numpy().copy()
+        self._any_ended = bool(self._ended.any())
         self.num_steps = state["num_steps"]
 
 

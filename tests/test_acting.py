@@ -1,0 +1,93 @@
+"""The NumPy actor takes the actions that the policy would take."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from lightning_ppo.acting import NumpyActor, TorchActor, make_actor
+from lightning_ppo.config import NormalizeConfig, PolicyConfig
+from lightning_ppo.policy import ActorCritic
+
+STEPS, ENVS = 50, 5
+VECTOR = spaces.Box(-np.inf, np.inf, (7,), np.float32)
+MATRIX = spaces.Box(-np.inf, np.inf, (2, 3), np.float32)
+ACTIONS = {
+    "discrete": spaces.Discrete(5),
+    "shifted": spaces.Discrete(3, start=-1),
+    "box": spaces.Box(-1.0, 1.0, (3,), np.float32),
+    "uneven box": spaces.Box(np.array([[-2.0, 0.0]]), np.array([[0.5, np.inf]]), (1, 2), np.float64),
+}
+
+
+def make_policy(action_space: spaces.Space, observation_space: spaces.Space = VECTOR, **kwargs) -> ActorCritic:
+    policy = ActorCritic(observation_space, action_space, PolicyConfig(**kwargs), NormalizeConfig())
+    with torch.no_grad():
+        policy.actor_output.weight.normal_()
+        policy.actor_output.bias.normal_()
+        if hasattr(policy.head, "log_std"):
+            policy.head.log_std.normal_()
+    policy.observation_normalizer.update(3.0 * torch.randn(100, *observation_space.shape) - 1.0)
+    return policy
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(4)
+
+
+@pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS.keys())
+@pytest.mark.parametrize("observation_space", [VECTOR, MATRIX], ids=["vector", "matrix"])
+@pytest.mark.parametrize("hidden_sizes", [[], [16], [64, 32]], ids=str)
+@torch.no_grad()
+def test_both_actors_take_the_same_actions(action_space, observation_space, hidden_sizes):
+    policy = make_policy(action_space, observation_space, hidden_sizes=hidden_sizes)
+    observations = 20.0 * torch.randn(STEPS, ENVS, *observation_space.shape).numpy()  # some beyond the clip
+    quick, plain = (kind(policy, (STEPS, ENVS), generator()) for kind in (NumpyActor, TorchActor))
+    for step in range(STEPS):
+        mine, theirs = quick(step, observations[step]), plain(step, observations[step])
+        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert all(action in action_space for action in mine)
+    assert quick.actions.dtype == plain.actions.dtype
+    torch.testing.assert_close(quick.actions, plain.actions, rtol=1e-4, atol=1e-5)
+    assert len(torch.unique(quick.actions.flatten(2) if quick.actions.dim() > 2 else quick.actions)) > 1
+
+
+@torch.no_grad()
+def test_weights_are_those_of_the_policy_at_the_rollout():
+    policy = make_policy(ACTIONS["box"])
+    observations = np.ones((ENVS, 7), np.float32)
+
+    def sampled(kind: type) -> torch.Tensor:
+        actor = kind(policy, (1, ENVS), generator())
+        actor(0, observations)
+        return actor.actions
+
+    before = sampled(NumpyActor)
+    for parameter in policy.actor_trunk.parameters():
+        parameter.mul_(-1.0)
+    assert not torch.allclose(before, sampled(NumpyActor))
+    torch.testing.assert_close(sampled(NumpyActor), sampled(TorchActor), rtol=1e-4, atol=1e-5)
+
+
+def test_which_actor_is_taken():
+    box = ACTIONS["box"]
+
+    def kind(policy: ActorCritic) -> type:
+        return type(make_actor(policy, (2, ENVS), generator()))
+
+    assert kind(make_policy(box)) is NumpyActor
+    assert kind(make_policy(box, shared_trunk=True)) is NumpyActor
+    assert kind(make_policy(box, activation="relu")) is TorchActor
+    assert kind(make_policy(box).double()) is TorchActor
+    changed = make_policy(box)
+    changed.actor_trunk.append(torch.nn.Dropout())
+    assert kind(changed) is TorchActor
+
+    class Own(ActorCritic):
+        def act(self, observations, noise):
+            return super().act(observations, noise)
+
+    assert kind(Own(VECTOR, box)) is TorchActor
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kind(make_policy(box)) is TorchActor
