@@ -328,7 +328,7 @@ class PPO(EvaluationSteps):
         scheduler = self.lr_schedulers()
         learning_rate = self._optimizer().optimizer.param_groups[0]["lr"]
         if isinstance(scheduler, SteeredLearningRate) and self.learning_rate.adaptive:
-            scheduler.set(self.learning_rate.steer(learning_rate, last_kl))
+            scheduler.set(self.learning_rate.steer(learning_rate, last_kl, self.progress))
         update_seconds = time.perf_counter() - started
         if self._compiled is not None and self.compile_seconds == 0.0:
             self.compile_seconds = self._compiled.compile_seconds or 0.0
