@@ -15,8 +15,11 @@ from lightning_ppo.schedules import Schedule
 
 ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
 BACKENDS = ("auto", "vector", "sync", "async")
-OBJECTIVES = ("clip",)
-SCHEDULED = ("clip_range", "value_clip_range", "entropy_coefficient", "value_coefficient", "learning_rate")
+OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl")
+SCHEDULED = (
+    *("clip_range", "value_clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient"),
+    "learning_rate",
+)
 
 T = TypeVar("T")
 
@@ -68,12 +71,16 @@ class RolloutConfig:
 class UpdateConfig:
     """What one PPO iteration does with a rollout. Coefficients take a number or a schedule."""
 
-    epochs: int = 10
-    """Passes over the rollout."""
+    epochs: int | None = None
+    """Passes over the rollout; null takes 10, or 1 for the objective `policy_gradient`."""
     minibatch_size: int = 64
     """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
     clip_range: Any = 0.2
     """Epsilon of the clipped surrogate (PPO paper, equation 7), usually 0.1 to 0.3."""
+    kl_coefficient: Any = 1.0
+    """Beta of the objective `kl_penalty`, and where that of `adaptive_kl` starts (equation 8)."""
+    kl_target: float = 0.01
+    """KL divergence that the objective `adaptive_kl` aims at (section 4), in nats."""
     value_clip_range: Any = None
     """Clip range of the value function as in OpenAI baselines; null turns it off."""
     entropy_coefficient: Any = 0.0
@@ -90,7 +97,8 @@ class UpdateConfig:
     """Shift and scale the advantages of a rollout (over all ranks) to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, f"update.epochs: must be at least 1, got {self.epochs}")
+        _require(self.epochs is None or self.epochs >= 1, f"update.epochs: must be at least 1, got {self.epochs}")
+        _require(self.kl_target > 0.0, f"update.kl_target: must be positive, got {self.kl_target}")
         _require(self.minibatch_size >= 1, f"update.minibatch_size: must be at least 1, got {self.minibatch_size}")
         _require(
             self.max_grad_norm is None or (self.max_grad_norm > 0.0 and math.isfinite(self.max_grad_norm)),
@@ -104,7 +112,7 @@ class UpdateConfig:
 
     def schedules(self) -> dict[str, Schedule]:
         """Return the scheduled coefficients by name; `value_clip_range` only where it is set."""
-        names = ["clip_range", "entropy_coefficient", "value_coefficient"]
+        names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient"]
         if self.value_clip_range is not None:
             names.append("value_clip_range")
         return {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
@@ -260,11 +268,28 @@ class Config:
         _require(self.seed >= 0, f"seed: must not be negative, got {self.seed}")
         _require(self.total_env_steps >= 1, f"total_env_steps: must be at least 1, got {self.total_env_steps}")
         _require(self.rollouts_per_epoch >= 1, f"rollouts_per_epoch: must be at least 1, got {self.rollouts_per_epoch}")
-        _require(
-            self.objective in OBJECTIVES,
-            f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}",
-        )
+        resolve_epochs(self.objective, self.update)
         check_rollout_size(self.rollout.num_steps, self.env.num_envs, self.update)
+
+
+def resolve_epochs(objective: str, update: UpdateConfig) -> int:
+    """Return the passes over a rollout under an objective.
+
+    Raises:
+        ConfigError: If the objective is unknown, or has no ratio that would allow more than one pass.
+    """
+    if objective not in OBJECTIVES and "." not in objective:
+        near = nearest(objective, OBJECTIVES)
+        raise ConfigError(
+            f"objective: expected a class path or one of {', '.join(OBJECTIVES)}, got {objective!r}; "
+            f"did you mean {near}?"
+        )
+    if objective == "policy_gradient" and (update.epochs or 1) > 1:
+        raise ConfigError(
+            f"update.epochs: {update.epochs} passes need a ratio of new to old policy, which policy_gradient has not; "
+            "set it to 1, or objective=clip"
+        )
+    return update.epochs or (1 if objective == "policy_gradient" else 10)
 
 
 def check_rollout_size(num_steps: int, num_envs: int, update: UpdateConfig) -> None:

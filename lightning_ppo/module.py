@@ -16,37 +16,40 @@ from torch import Tensor
 from lightning_ppo.advantages import estimate_advantages, following_values
 from lightning_ppo.checks import check_fit, check_trainer
 from lightning_ppo.config import (
-    OBJECTIVES,
     NormalizeConfig,
     OptimizerConfig,
     PolicyConfig,
     UpdateConfig,
     as_section,
+    resolve_epochs,
     to_container,
 )
 from lightning_ppo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from lightning_ppo.errors import ConfigError, NonFiniteError
 from lightning_ppo.evaluation_steps import EvaluationSteps
 from lightning_ppo.objectives import (
-    clipped_surrogate_loss,
     explained_variance,
     kl_k3,
     masked_log_ratios,
     value_loss,
     weighted_sum,
 )
-from lightning_ppo.optimization import CompiledGradients, SteeredLearningRate, clip_gradients
+from lightning_ppo.optimization import CompiledGradients, Snapshot, SteeredLearningRate, clip_gradients
 from lightning_ppo.policy import ActorCritic, eval_mode
+from lightning_ppo.policy_objectives import PolicyTerms, make_objective
 from lightning_ppo.random_state import get_random_state, set_random_state
 from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
 from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.spaces import space_from_spec, space_to_spec
 
-STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "approximate_kl", "clip_fraction", "grad_norm")
-"""What every minibatch reports, in this order."""
+STATISTICS = (
+    *("loss/policy", "loss/value", "loss/entropy"),
+    *("update/kl", "update/approximate_kl", "update/clip_fraction", "update/grad_norm"),
+)
+"""What every minibatch reports, in this order, by the names under which it is logged."""
 
-KL = STATISTICS.index("kl")
+KL = STATISTICS.index("update/kl")
 
 RETURN_WINDOW = 100
 """Training episodes over which returns and lengths are averaged."""
@@ -61,7 +64,7 @@ class PPO(EvaluationSteps):
     Args:
         observation_space: Observation space of one environment.
         action_space: Action space of one environment.
-        objective: Name of the policy objective.
+        objective: Name of the policy objective, or class path of a `PolicyObjective`.
         update: Settings of the `update` section, as `UpdateConfig` or a mapping of its fields.
         optimizer: Settings of the `optimizer` section.
         policy: Settings of the `policy` section.
@@ -90,9 +93,8 @@ class PPO(EvaluationSteps):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        if objective not in OBJECTIVES:
-            raise ConfigError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
-        self.update_settings = as_section(UpdateConfig, update, "update")
+        given = as_section(UpdateConfig, update, "update")
+        self.update_settings = replace(given, epochs=resolve_epochs(objective, given))
         self.optimizer_settings = as_section(OptimizerConfig, optimizer, "optimizer")
         policy_settings = as_section(PolicyConfig, policy, "policy")
         normalize_settings = as_section(NormalizeConfig, normalize, "normalize")
@@ -116,6 +118,7 @@ class PPO(EvaluationSteps):
         self.total_env_steps = total_env_steps
         self.compile_update = compile
         self._compiled: CompiledGradients | None = None
+        self.objective = make_objective(objective, self.update_settings)
         self.coefficients = self.update_settings.schedules()
         self.learning_rate = self.optimizer_settings.schedule()
 
@@ -148,12 +151,12 @@ class PPO(EvaluationSteps):
         size = rollout.num_steps * rollout.num_envs
         batch = rollout.flatten()
         self._apply_schedules()
-        before = self._snapshot()
+        before = Snapshot(self.parameters(), optimizer.optimizer)
         if self._compiled is not None:
             self._compiled.attach()
         shuffle = self._shuffle_generator()
         epochs: list[Tensor] = []
-        for epoch in range(settings.epochs):
+        for epoch in range(settings.epochs or 1):
             if epoch > 0 and settings.recompute_advantages:
                 batch = self._estimate_again(rollout)
             indices = shuffled_indices(size, settings.minibatch_size, shuffle)
@@ -203,27 +206,30 @@ class PPO(EvaluationSteps):
             minibatch: B transitions whose weights sum to 1 over all ranks, on average over the ranks.
 
         Returns:
-            The scalar loss, and the detached scalars named by `STATISTICS` up to `clip_fraction`.
+            The scalar loss, and the detached scalars named by `STATISTICS` up to `update/clip_fraction`.
         """
         now = self.policy.evaluate(minibatch.observations, minibatch.actions)
         weights = minibatch.weights
         log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, weights)
-        policy_loss = weighted_sum(self.policy_loss(log_ratios, minibatch.advantages), weights)
+        with torch.set_grad_enabled(self.objective.needs_kl):
+            divergence = self.policy.head.kl(minibatch.distribution, now.distribution)
+        terms = PolicyTerms(now.log_probs, log_ratios, minibatch.advantages, divergence)
+        policy_loss = weighted_sum(self.policy_loss(terms), weights)
         critic_loss = weighted_sum(self.value_loss(now.values, minibatch), weights)
         entropy = weighted_sum(now.entropies, weights)
         loss = policy_loss + self._current["value_coefficient"] * critic_loss
         if self._entropy_matters:
             loss = loss - self._current["entropy_coefficient"] * entropy
         with torch.no_grad():
-            kl = weighted_sum(self.policy.head.kl(minibatch.distribution, now.distribution), weights)
+            kl = weighted_sum(divergence, weights)
             approximate_kl = weighted_sum(kl_k3(log_ratios), weights)
             clipped = (log_ratios.exp() - 1.0).abs() > self._current["clip_range"]
             clip_fraction = weighted_sum(clipped.to(weights.dtype), weights)
         return loss, (policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, approximate_kl, clip_fraction)
 
-    def policy_loss(self, log_ratios: Tensor, advantages: Tensor) -> Tensor:
-        """Return the policy loss (B,) of log-ratios (B,) and advantages (B,)."""
-        return clipped_surrogate_loss(log_ratios, advantages, self._current["clip_range"])
+    def policy_loss(self, terms: PolicyTerms) -> Tensor:
+        """Return the policy loss of each transition, (B,)."""
+        return self.objective(terms, self._current)
 
     def value_loss(self, values: Tensor, minibatch: Minibatch) -> Tensor:
         """Return the value loss (B,) of current values (B,)."""
@@ -281,18 +287,11 @@ class PPO(EvaluationSteps):
                 self._restored_shuffle = None
         return self._shuffle
 
-    def _snapshot(self) -> list[tuple[Tensor, Tensor]]:
-        tensors = [p.detach() for p in self.parameters()]
-        optimizer = self._optimizer().optimizer
-        for state in optimizer.state.values():
-            tensors += [value for value in state.values() if isinstance(value, Tensor)]
-        return [(tensor, tensor.clone()) for tensor in tensors]
-
     def _mean_over_ranks(self, statistics: Tensor) -> Tensor:
         return sum_over_ranks(statistics) / world_size()
 
     @torch.no_grad()
-    def _finish(self, rollout: Rollout, epochs: Tensor, before: list[tuple[Tensor, Tensor]], started: float) -> None:
+    def _finish(self, rollout: Rollout, epochs: Tensor, before: Snapshot, started: float) -> None:
         """Check, count and log an iteration, with one reduction over the ranks and one transfer to the host."""
         self.recent_returns.extend(rollout.episodes.returns.tolist())
         self.recent_lengths.extend(rollout.episodes.lengths.tolist())
@@ -322,26 +321,19 @@ class PPO(EvaluationSteps):
         self.iterations += 1
         new_steps = round(steps * world_size())
         self.env_steps += new_steps
-        if self.policy.observation_normalizer is not None:
-            assert isinstance(rollout.observations, Tensor)
-            self.policy.observation_normalizer.update(rollout.observations[rollout.valid], sum_over_ranks)
+        self.policy.update_statistics(rollout.observations, rollout.valid, sum_over_ranks)
         scheduler = self.lr_schedulers()
         learning_rate = self._optimizer().optimizer.param_groups[0]["lr"]
         if isinstance(scheduler, SteeredLearningRate) and self.learning_rate.adaptive:
             scheduler.set(self.learning_rate.steer(learning_rate, last_kl, self.progress))
+        self.objective.after_iteration(last_kl)
         update_seconds = time.perf_counter() - started
         if self._compiled is not None and self.compile_seconds == 0.0:
             self.compile_seconds = self._compiled.compile_seconds or 0.0
             update_seconds -= self.compile_seconds
         seconds = collect_seconds + update_seconds
-        metrics = {
-            "loss/policy": means["policy_loss"],
-            "loss/value": means["value_loss"],
-            "loss/entropy": means["entropy"],
+        metrics = means | {
             "update/kl": last_kl,
-            "update/approximate_kl": means["approximate_kl"],
-            "update/clip_fraction": means["clip_fraction"],
-            "update/grad_norm": means["grad_norm"],
             "update/epochs": epochs_done,
             "update/explained_variance": explained_mean,
             "update/learning_rate": learning_rate,
@@ -367,12 +359,11 @@ class PPO(EvaluationSteps):
     def _scaled_gradients(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
-    def _restore_and_raise(self, epochs: Tensor, before: list[tuple[Tensor, Tensor]]) -> None:
-        for tensor, saved in before:
-            tensor.copy_(saved)
+    def _restore_and_raise(self, epochs: Tensor, before: Snapshot) -> None:
+        before.restore()
         epoch, minibatch, column = torch.nonzero(~torch.isfinite(epochs))[0].tolist()
         raise NonFiniteError(
-            f"the {STATISTICS[column].replace('_', ' ')} is {epochs[epoch, minibatch, column].item()} in minibatch "
+            f"{STATISTICS[column]} is {epochs[epoch, minibatch, column].item()} in minibatch "
             f"{minibatch + 1} of update epoch {epoch + 1}, iteration {self.iterations + 1} ({self.env_steps} steps); "
             f"the weights are those from before this iteration; lower optimizer.learning_rate, or check the rewards"
         )

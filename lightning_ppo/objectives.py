@@ -43,6 +43,41 @@ def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: S
     return -torch.minimum(ratios * advantages, clipped * advantages)
 
 
+def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """Negative L^PG = log pi(a|s) A (PPO paper, eq. 2), (B,); its gradient is that of the vanilla policy gradient."""
+    _same_shape(log_probs, advantages)
+    return -log_probs * advantages
+
+
+def surrogate_loss(log_ratios: Tensor, advantages: Tensor) -> Tensor:
+    """Negative L^CPI = r A, the surrogate with neither clipping nor penalty (PPO paper, eq. 6), (B,)."""
+    _same_shape(log_ratios, advantages)
+    return -log_ratios.exp() * advantages
+
+
+def kl_penalty_loss(log_ratios: Tensor, advantages: Tensor, kl: Tensor, coefficient: Scalar) -> Tensor:
+    """Negative L^KLPEN = r A - beta KL(old || new) (PPO paper, eq. 8), (B,).
+
+    Args:
+        log_ratios: (B,).
+        advantages: (B,).
+        kl: (B,), exact KL divergence of the old from the new action distribution in each state.
+        coefficient: Beta.
+    """
+    _same_shape(log_ratios, advantages, kl)
+    return surrogate_loss(log_ratios, advantages) + coefficient * kl
+
+
+def adapted_coefficient(coefficient: float, kl: float, target: float) -> float:
+    """Return the next beta of the adaptive KL penalty: halved below target / 1.5, doubled above 1.5 x target.
+
+    PPO paper, section 4.
+    """
+    if kl < target / 1.5:
+        return coefficient / 2.0
+    return coefficient * 2.0 if kl > target * 1.5 else coefficient
+
+
 def value_loss(
     values: Tensor, returns: Tensor, old_values: Tensor | None = None, clip_range: Scalar | None = None
 ) -> Tensor:

@@ -75,6 +75,8 @@ class CompiledGradients:
             grads, (_, reported) = grad_and_value(of_parameters, has_aux=True)(parameters)
             return torch.cat([grads[name].reshape(-1) for name in parameters]), torch.stack(reported)
 
+        # the compiler counts recompilations per code object, so each instance, with its own sizes, brings its own
+        gradients.__code__ = gradients.__code__.replace()
         self._gradients = torch.compile(gradients, fullgraph=True, dynamic=False)
 
     def attach(self) -> None:
@@ -90,6 +92,26 @@ class CompiledGradients:
         if self.compile_seconds is None:
             self.compile_seconds = time.perf_counter() - started
         return reported
+
+
+class Snapshot:
+    """Weights and optimizer state as they are now, to be put back.
+
+    Args:
+        parameters: The weights.
+        optimizer: Their optimizer.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        tensors = [parameter.detach() for parameter in parameters]
+        for state in optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        self._saved = [(tensor, tensor.clone()) for tensor in tensors]
+
+    def restore(self) -> None:
+        """Put the saved values back."""
+        for tensor, saved in self._saved:
+            tensor.copy_(saved)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], flat: Tensor | None, bound: float | None) -> Tensor:

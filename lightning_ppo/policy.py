@@ -14,7 +14,7 @@ from lightning_ppo.config import NormalizeConfig, PolicyConfig
 from lightning_ppo.distributions import make_action_head
 from lightning_ppo.errors import UnsupportedSpaceError
 from lightning_ppo.networks import MLP, orthogonal_
-from lightning_ppo.normalization import ObservationNormalizer, RewardScaler
+from lightning_ppo.normalization import ObservationNormalizer, Reduce, RewardScaler
 from lightning_ppo.rollout import Observations
 
 EVALUATION_ROWS = 8192
@@ -121,6 +121,18 @@ class ActorCritic(nn.Module):
         assert isinstance(observations, Tensor)
         chunks = observations.split(EVALUATION_ROWS)
         return torch.cat([self._values(self.critic_trunk(self._inputs(chunk))) for chunk in chunks])
+
+    def update_statistics(self, observations: Observations, valid: Tensor, reduce: Reduce) -> None:
+        """Take observations (T, N, ...) into the normaliser's statistics, those of valid (T, N) rows.
+
+        Args:
+            observations: What the policy saw.
+            valid: Which rows are transitions.
+            reduce: Sums a float64 tensor over all ranks.
+        """
+        assert isinstance(observations, Tensor)
+        if self.observation_normalizer is not None:
+            self.observation_normalizer.update(observations[valid], reduce)
 
     @torch.no_grad()
     def predict(

@@ -46,9 +46,9 @@ class Recording(PPO):
         self.log_ratios: list[torch.Tensor] = []
         self.rollouts: list[Rollout] = []
 
-    def policy_loss(self, log_ratios, advantages):
-        self.log_ratios.append(log_ratios.detach().clone())
-        return super().policy_loss(log_ratios, advantages)
+    def policy_loss(self, terms):
+        self.log_ratios.append(terms.log_ratios.detach().clone())
+        return super().policy_loss(terms)
 
     def minibatch_loss(self, minibatch):
         loss, reported = super().minibatch_loss(minibatch)
@@ -78,9 +78,9 @@ def test_first_minibatch_has_ratio_one_and_no_kl(env, precision, worst, mean, sh
     assert (ratios - 1.0).abs().max() <= worst
     assert (ratios - 1.0).abs().mean() <= mean
     first = model.reports[0]
-    assert abs(first["approximate_kl"]) <= 1e-5
-    assert abs(first["kl"]) <= 1e-5
-    assert first["clip_fraction"] == 0.0
+    assert abs(first["update/approximate_kl"]) <= 1e-5
+    assert abs(first["update/kl"]) <= 1e-5
+    assert first["update/clip_fraction"] == 0.0
     # and the test can fail: one optimizer step later the policy has moved
     assert (model.log_ratios[-1].exp() - 1.0).abs().max() > 1e-4
 
@@ -260,7 +260,7 @@ def test_non_finite_loss_stops_before_anything_is_lost(compiled):
 
     trainer = make_trainer(callbacks=[Watch()])
     with pytest.raises(
-        NonFiniteError, match="value loss is nan in minibatch 1 of update epoch 1, iteration 2"
+        NonFiniteError, match="loss/value is nan in minibatch 1 of update epoch 1, iteration 2"
     ) as error:
         trainer.fit(model, data)
     assert "\n" not in str(error.value)
@@ -274,8 +274,8 @@ def test_non_finite_loss_stops_before_anything_is_lost(compiled):
 
 def test_overriding_policy_loss_changes_training():
     class Frozen(PPO):
-        def policy_loss(self, log_ratios, advantages):
-            return super().policy_loss(log_ratios, advantages) * 0.0
+        def policy_loss(self, terms):
+            return super().policy_loss(terms) * 0.0
 
     model, data = make_pair(model=Frozen)
     before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}

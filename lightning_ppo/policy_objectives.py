@@ -1,0 +1,142 @@
+"""The policy objectives by name: what each needs of a minibatch, and the coefficient it adapts.
+
+An objective of your own is a subclass of `PolicyObjective`, named in the setting `objective` by its class path.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ppo.config import UpdateConfig
+from lightning_ppo.errors import ConfigError
+from lightning_ppo.objectives import (
+    adapted_coefficient,
+    clipped_surrogate_loss,
+    kl_penalty_loss,
+    policy_gradient_loss,
+    surrogate_loss,
+)
+
+
+class PolicyTerms(NamedTuple):
+    """What an objective is made of, each (B,)."""
+
+    log_probs: Tensor
+    """log pi(a|s) of the current policy."""
+    log_ratios: Tensor
+    """log pi(a|s) - log pi_old(a|s)."""
+    advantages: Tensor
+    kl: Tensor
+    """Exact KL(pi_old || pi) in each state; without a graph unless the objective `needs_kl`."""
+
+
+class PolicyObjective(nn.Module):
+    """Base of the policy objectives.
+
+    Attributes:
+        needs_kl: Whether gradients flow through the exact KL divergence.
+
+    Args:
+        update: Settings of the `update` section.
+    """
+
+    needs_kl = False
+
+    def __init__(self, update: UpdateConfig) -> None:
+        super().__init__()
+
+    def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of each transition, (B,).
+
+        Args:
+            terms: What the objective is made of.
+            coefficients: Current values of the scheduled settings of the `update` section, tensors of shape ().
+        """
+        raise NotImplementedError
+
+    def after_iteration(self, kl: float) -> None:
+        """Adapt to the exact KL divergence of an iteration, which is the same on all ranks."""
+
+
+class Clip(PolicyObjective):
+    """The clipped surrogate, L^CLIP."""
+
+    def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
+        """Return the clipped surrogate loss."""
+        return clipped_surrogate_loss(terms.log_ratios, terms.advantages, coefficients["clip_range"])
+
+
+class PolicyGradient(PolicyObjective):
+    """The vanilla policy gradient, L^PG."""
+
+    def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
+        """Return the policy gradient loss."""
+        return policy_gradient_loss(terms.log_probs, terms.advantages)
+
+
+class Surrogate(PolicyObjective):
+    """The surrogate with neither clipping nor penalty, L^CPI."""
+
+    def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
+        """Return the surrogate loss."""
+        return surrogate_loss(terms.log_ratios, terms.advantages)
+
+
+class KLPenalty(PolicyObjective):
+    """The surrogate with a fixed KL penalty, L^KLPEN."""
+
+    needs_kl = True
+
+    def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
+        """Return the penalised surrogate loss."""
+        return kl_penalty_loss(terms.log_ratios, terms.advantages, terms.kl, coefficients["kl_coefficient"])
+
+
+class AdaptiveKL(PolicyObjective):
+    """The surrogate with a KL penalty whose coefficient follows the measured KL; the coefficient is in checkpoints."""
+
+    needs_kl = True
+    coefficient: Tensor
+
+    def __init__(self, update: UpdateConfig) -> None:
+        super().__init__(update)
+        self.target = update.kl_target
+        self.register_buffer("coefficient", torch.tensor(update.schedules()["kl_coefficient"](0.0)))
+
+    def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
+        """Return the penalised surrogate loss."""
+        return kl_penalty_loss(terms.log_ratios, terms.advantages, terms.kl, self.coefficient)
+
+    def after_iteration(self, kl: float) -> None:
+        """Halve or double the coefficient if KL is far from the target."""
+        self.coefficient.fill_(adapted_coefficient(float(self.coefficient), kl, self.target))
+
+
+_NAMED: dict[str, type[PolicyObjective]] = {
+    "clip": Clip,
+    "policy_gradient": PolicyGradient,
+    "surrogate": Surrogate,
+    "kl_penalty": KLPenalty,
+    "adaptive_kl": AdaptiveKL,
+}
+
+
+def make_objective(name: str, update: UpdateConfig) -> PolicyObjective:
+    """Return the objective of a name or class path.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if name in _NAMED:
+        return _NAMED[name](update)
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"objective: cannot import {name!r}: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, PolicyObjective)):
+        raise ConfigError(f"objective: {name} is not a PolicyObjective")
+    return cls(update)
