@@ -165,9 +165,7 @@ class PPO(EvaluationSteps):
             scales = counts.clamp(min=1.0).reciprocal().unbind()
             statistics: list[Tensor] = []
             for rows, scale in zip(indices.unbind(0), scales, strict=True):
-                minibatch = select(batch, rows)
-                minibatch = minibatch._replace(weights=minibatch.weights * scale)
-                reported = self._backward(minibatch)
+                reported = self._backward(batch, rows, scale)
                 optimizer.step()
                 statistics += [*reported, self._grad_norm]
             epochs.append(torch.stack(statistics).view(len(scales), -1))
@@ -187,15 +185,15 @@ class PPO(EvaluationSteps):
         advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)
         return replace(rollout, advantages=advantages, returns=returns).flatten()
 
-    def _backward(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
-        """Set the gradients of a minibatch and return its statistics."""
+    def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        """Set the gradients of the minibatch `rows` (B,), its weights scaled, and return its statistics."""
         if self._compiled is not None:
-            reported = self._compiled(minibatch).unbind()
+            reported = self._compiled(batch, rows, scale).unbind()
             if world_size() > 1:
                 self._compiled.flat.copy_(sum_over_ranks(self._compiled.flat) / world_size())
             return reported
         self._optimizer().zero_grad()
-        loss, reported = self.minibatch_loss(minibatch)
+        loss, reported = self.minibatch_loss(select(batch, rows, scale))
         self.manual_backward(loss)
         return reported
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_ppo.rollout import Minibatch
+from lightning_ppo.rollout import Minibatch, select
 
 Loss = Callable[[Minibatch], tuple[Tensor, tuple[Tensor, ...]]]
 
@@ -68,7 +68,11 @@ class CompiledGradients:
         self._views = [(p, piece.view_as(p)) for p, piece in zip(named.values(), pieces, strict=True)]
         self.compile_seconds: float | None = None
 
-        def gradients(parameters: dict[str, Tensor], minibatch: Minibatch) -> tuple[Tensor, Tensor]:
+        def gradients(
+            parameters: dict[str, Tensor], batch: Minibatch, rows: Tensor, scale: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            minibatch = select(batch, rows, scale)
+
             def of_parameters(values: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
                 return functional_call(module, values, (minibatch,))
 
@@ -84,10 +88,10 @@ class CompiledGradients:
         for parameter, view in self._views:
             parameter.grad = view
 
-    def __call__(self, minibatch: Minibatch) -> Tensor:
-        """Set the gradients of a minibatch and return its statistics, stacked."""
+    def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> Tensor:
+        """Set the gradients of the minibatch `rows` (B,) of a flat batch and return its statistics, stacked."""
         started = time.perf_counter()
-        flat, reported = self._gradients(self._parameters, minibatch)
+        flat, reported = self._gradients(self._parameters, batch, rows, scale)
         self.flat.copy_(flat)
         if self.compile_seconds is None:
             self.compile_seconds = time.perf_counter() - started

@@ -149,10 +149,10 @@ class Rollout:
         )
 
 
-def select(batch: Minibatch, indices: Tensor) -> Minibatch:
-    """Return the rows `indices` (B,) of a flat batch."""
-    rows = [tree_map(lambda x: x.index_select(0, indices), value) for value in batch]
-    return Minibatch(*rows)
+def select(batch: Minibatch, indices: Tensor, scale: Tensor | None = None) -> Minibatch:
+    """Return the rows `indices` (B,) of a flat batch, with weights multiplied by `scale` (a tensor of shape ())."""
+    rows = Minibatch(*[tree_map(lambda x: x.index_select(0, indices), value) for value in batch])
+    return rows if scale is None else rows._replace(weights=rows.weights * scale)
 
 
 def shuffled_indices(size: int, minibatch_size: int, generator: torch.Generator) -> Tensor:
