@@ -35,8 +35,8 @@ class EnvConfig:
 
     id: str = "CartPole-v1"
     """A Gymnasium id, or an import path `package.module:EnvClass`."""
-    num_envs: int = 8
-    """Copies per rank, at least 1."""
+    num_envs: int = 64
+    """N, copies per rank, at least 1."""
     backend: str = "auto"
     """`auto` (native vector entry point, else sync), `vector`, `sync` or `async`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class EnvConfig:
 class RolloutConfig:
     """How much is collected per iteration, and how returns are estimated."""
 
-    num_steps: int = 256
+    num_steps: int = 32
     """T, steps per environment and iteration."""
     gamma: float = 0.99
     """Discount factor in [0, 1]."""
