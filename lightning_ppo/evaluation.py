@@ -6,8 +6,12 @@ from gymnasium.vector import VectorEnv
 
 from lightning_ppo.envs.stepper import VectorStepper, check_finite
 from lightning_ppo.episodes import EpisodeRecorder
+from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.rollout import Episodes
+
+MAX_EPISODE_STEPS = 100_000
+"""Steps after which an evaluation episode is taken to be endless."""
 
 
 @torch.no_grad()
@@ -35,7 +39,7 @@ def play(
 
     Raises:
         ValueError: If `episodes` is less than 1.
-        EnvironmentFault: If the environment misbehaves.
+        EnvironmentFault: If the environment misbehaves, or an episode does not end within MAX_EPISODE_STEPS.
     """
     if episodes < 1:
         raise ValueError(f"expected at least one episode, got {episodes}")
@@ -49,6 +53,11 @@ def play(
     returns, lengths = [], []
     with eval_mode(policy):
         while quota.any():
+            if recorder.lengths.max(where=quota > 0, initial=0) >= MAX_EPISODE_STEPS:
+                raise EnvironmentFault(
+                    f"an evaluation episode has not ended after {MAX_EPISODE_STEPS:,} steps; give the environment a time "
+                    "limit, or set evaluation.episodes=0 and evaluation.final_episodes=0"
+                )
             observations = torch.from_numpy(np.array(stepper.observations)).to(device)
             actions = policy.predict(observations, deterministic, generator)
             rewards, terminations, truncations = stepper.step(actions.cpu().numpy())

@@ -183,3 +183,12 @@ def test_fault_names_environment_and_step(kind):
         play_some(env, 1)
     assert "env 0 " in str(caught.value)
     assert " 3" in str(caught.value)
+
+
+def test_an_endless_episode_is_an_error_that_names_the_remedy(monkeypatch):
+    monkeypatch.setattr("lightning_ppo.evaluation.MAX_EPISODE_STEPS", 50)
+    env = vector([lambda: Count(10), lambda: Count(10**9)])
+    policy = ActorCritic(env.single_observation_space, env.single_action_space)
+    with pytest.raises(EnvironmentFault, match=r"not ended after 50 steps.*evaluation.episodes=0"):
+        play(policy, env, 2, seeds=[0, 1])
+    assert play(policy, env, 1, seeds=[0, 1]).lengths.tolist() == [10]  # the endless copy has no share
