@@ -17,10 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lightning_ppo.config import Config, load, nearest, to_container, to_yaml
+from lightning_ppo.config import Config, load, load_over, nearest, peek, to_container, to_yaml
 from lightning_ppo.errors import ConfigError, UserError
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "cartpole.yaml"
+FIXED = ("env.id", "objective", "normalize.observations", "normalize.rewards")
+"""Settings that a resumed run cannot change, besides those of the networks."""
+
 RUN_DIR_VARIABLE = "LIGHTNING_PPO_RUN_DIR"
 PACKAGES = ("lightning-ppo", "torch", "pytorch-lightning", "gymnasium", "numpy", "torchmetrics", "omegaconf", "mujoco")
 
@@ -66,10 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:
         from lightning_ppo.callbacks import Interrupted
 
         if isinstance(error, Interrupted):
+            print("stopped; go on with: python train.py run_dir=RUN_DIR resume=last", file=sys.stderr)
             return error.exit_code
         if debug:
             traceback.print_exc()
@@ -91,45 +97,50 @@ def read_arguments(arguments: Sequence[str]) -> Config:
             raise ConfigError(f"{name}: unknown option; the options are --help and --print-config")
         if not name.endswith((".yaml", ".yml")):
             raise ConfigError(f"{name}: expected a .yaml file or key=value")
-    first = load([], overrides)
-    if first.resume is None:
+    resume = peek(files, overrides, "resume")
+    if resume is None:
         return load(files or [DEFAULT_CONFIG], overrides)
-    run_dir, checkpoint = _resume_paths(first)
-    saved = run_dir / "config.yaml"
-    config = load([*([saved] if saved.is_file() else []), *files], overrides)
+    run_dir, checkpoint = _resume_paths(str(resume), peek(files, overrides, "run_dir"))
+    from lightning_ppo.checkpoint import read_checkpoint
+
+    saved = read_checkpoint(checkpoint).get("config")
+    if saved is None:
+        raise ConfigError(f"resume: {checkpoint} was not written by train.py and names no settings")
+    config = load_over(saved, files, overrides)
     config = replace(config, run_dir=str(run_dir), resume=str(checkpoint))
-    if saved.is_file():
-        _check_resumable(load([saved]), config)
+    _check_resumable(load_over(saved), config)
     return config
 
 
-def _resume_paths(config: Config) -> tuple[Path, Path]:
-    """Return the run directory and the checkpoint to resume."""
-    if config.resume == "last":
-        if config.run_dir is None:
+def _resume_paths(resume: str, run_dir: Any) -> tuple[Path, Path]:
+    """Return the run directory and the checkpoint to resume; only a run's own directory is gone on with."""
+    if resume == "last":
+        if run_dir is None:
             raise ConfigError("resume: `last` needs run_dir=PATH, the directory of the run to go on with")
-        run_dir = Path(config.run_dir)
-        checkpoint = run_dir / "checkpoints" / "last.ckpt"
+        checkpoint = Path(run_dir) / "checkpoints" / "last.ckpt"
     else:
-        checkpoint = Path(str(config.resume))
-        run_dir = Path(config.run_dir) if config.run_dir else checkpoint.parent.parent
+        checkpoint = Path(resume)
     if not checkpoint.is_file():
         raise ConfigError(f"resume: there is no checkpoint {checkpoint}")
-    return run_dir, checkpoint
+    owner = checkpoint.resolve().parent.parent
+    owned = checkpoint.resolve().parent.name == "checkpoints" and (owner / "config.yaml").is_file()
+    if run_dir is None and not owned:
+        raise ConfigError(f"resume: {checkpoint} lies in no run directory; name one with run_dir=PATH")
+    target = owner if run_dir is None else Path(run_dir)
+    if target.exists() and any(target.iterdir()) and not (owned and target.resolve() == owner):
+        raise ConfigError(f"run_dir: {target} is not empty and {checkpoint} is not its own; name another")
+    return target, checkpoint
 
 
 def _check_resumable(saved: Config, config: Config) -> None:
-    """Refuse to go on with another task, and print which settings changed."""
-    for key in ("env.id", "objective"):
-        before, now = saved, config
-        for name in key.split("."):
-            before, now = getattr(before, name), getattr(now, name)
-        if before != now:
-            raise ConfigError(f"{key}: the run to resume has {before!r}, not {now!r}; start a new run for that")
+    """Refuse to go on with another task or network, and print which settings changed."""
     old, new = (_flat(to_container(c)) for c in (saved, config))
     for key in sorted(set(old) | set(new)):
-        if old.get(key) != new.get(key) and key not in ("resume", "run_dir"):
-            print(f"resume: {key} changes from {old.get(key)} to {new.get(key)}")
+        if old.get(key) == new.get(key) or key in ("resume", "run_dir"):
+            continue
+        if key in FIXED or key.startswith("policy."):
+            raise ConfigError(f"{key}: the run to resume has {old.get(key)!r}, not {new.get(key)!r}; start a new run")
+        print(f"resume: {key} changes from {old.get(key)} to {new.get(key)}")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -153,6 +164,7 @@ def train(config: Config) -> dict[str, Any]:
 
     from lightning_ppo.callbacks import Timing
     from lightning_ppo.checkpoint import read_checkpoint
+    from lightning_ppo.checks import check_fit, check_trainer
     from lightning_ppo.datamodule import RolloutDataModule
     from lightning_ppo.module import PPO
 
@@ -181,7 +193,13 @@ def train(config: Config) -> dict[str, Any]:
     )
     run_dir = _run_dir(config)
     timing = Timing()
-    trainer = build_trainer(config, run_dir, timing, resumed["ppo"]["env_steps"] if resumed else None)
+    trainer = build_trainer(config, run_dir, timing, model, resumed["ppo"]["env_steps"] if resumed else None)
+    check_trainer(trainer)
+    check_fit(model, data, trainer)
+    size = config.env.num_envs * config.rollout.num_steps * trainer.world_size
+    if resumed and resumed["ppo"]["env_steps"] + size > config.total_env_steps and (run_dir / "summary.json").is_file():
+        rank_zero_only(print)(f"{run_dir} has used up its {config.total_env_steps:,} steps; raise total_env_steps")
+        return json.loads((run_dir / "summary.json").read_text())
     writes = trainer.is_global_zero and not trainer.fast_dev_run
     if writes:
         _claim(run_dir, config)
@@ -261,19 +279,19 @@ def _claim(run_dir: Path, config: Config) -> None:
     (run_dir / "config.yaml").write_text(to_yaml(replace(config, resume=None)))
 
 
-def build_trainer(config: Config, run_dir: Path, timing: Any, resume_step: int | None) -> Any:
+def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume_step: int | None) -> Any:
     """Return the Trainer with callbacks and loggers; `trainer.*` settings win over the defaults here.
 
     Raises:
         ConfigError: If a Trainer setting is unknown, or a class path cannot be built.
     """
     import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import ModelCheckpoint
-    from pytorch_lightning.loggers import TensorBoardLogger
+    from pytorch_lightning.callbacks import Callback
+    from pytorch_lightning.loggers import Logger
 
-    from lightning_ppo.callbacks import EnvStepsProgressBar, GracefulStop
+    from lightning_ppo.callbacks import EnvStepsProgressBar, GracefulStop, RecordConfig, RelocatableCheckpoint
     from lightning_ppo.checkpoint import AtomicCheckpointIO
-    from lightning_ppo.loggers import MetricsCSV
+    from lightning_ppo.loggers import MetricsCSV, TensorBoardEvents
 
     given = dict(config.trainer)
     known = inspect.signature(pl.Trainer).parameters
@@ -283,25 +301,27 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, resume_step: int |
         if name not in known:
             raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {nearest(name, known)}?")
     writes = not given.get("fast_dev_run")
-    callbacks: list[Any] = [timing]
-    if writes and given.get("enable_checkpointing", True):
-        folder = run_dir / "checkpoints"
+    callbacks: list[Any] = [timing, RecordConfig(to_container(replace(config, resume=None, run_dir=None)))]
+    saves = writes and given.get("enable_checkpointing", True)
+    folder = run_dir / "checkpoints"
+    callbacks.append(GracefulStop(folder / "last.ckpt" if saves else None))
+    if saves:
         keep: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-        callbacks.append(ModelCheckpoint(filename="last", every_n_epochs=config.checkpoint.every_n_epochs, **keep))
-        if config.checkpoint.save_best and config.evaluation.episodes:
-            best = ModelCheckpoint(filename="best", monitor="eval/return_mean", mode="max", **keep)
-            callbacks.append(best)
-        callbacks.append(GracefulStop(folder / "last.ckpt"))
+        every: dict[str, Any] = {"every_n_epochs": config.checkpoint.every_n_epochs, "save_on_train_epoch_end": True}
+        callbacks.append(RelocatableCheckpoint(filename="last", **every, **keep))
+        if config.checkpoint.save_best and config.evaluation.episodes and given.get("limit_val_batches", 1):
+            best: dict[str, Any] = {"monitor": "eval/return_mean", "mode": "max", "save_on_train_epoch_end": False}
+            callbacks.append(RelocatableCheckpoint(filename="best", **best, **keep))
     if given.get("enable_progress_bar", True):
         callbacks.append(EnvStepsProgressBar())
-    callbacks += [_instantiate(entry, "callbacks") for entry in config.callbacks]
+    callbacks += [_instantiate(entry, "callbacks", Callback) for entry in config.callbacks]
     loggers: list[Any] = []
     if writes and given.pop("logger", True) in (None, True):
         loggers = [
-            MetricsCSV(run_dir / "metrics.csv", resume_step),
-            TensorBoardLogger(run_dir, name="", version="", purge_step=resume_step and resume_step + 1),
+            MetricsCSV(run_dir / "metrics.csv", lambda: model.env_steps, resume_step),
+            TensorBoardEvents(run_dir, lambda: model.env_steps, resume_step),
         ]
-    loggers += [_instantiate(entry, "loggers") for entry in config.loggers]
+    loggers += [_instantiate(entry, "loggers", Logger) for entry in config.loggers]
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -320,17 +340,21 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, resume_step: int |
     except UserError:
         raise
     except Exception as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"trainer: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def _instantiate(entry: Any, key: str) -> Any:
-    """Build an object from a class path, or from `{class_path: ..., init_args: {...}}`."""
+def _instantiate(entry: Any, key: str, base: type) -> Any:
+    """Build a `base` from a class path, or from `{class_path: ..., init_args: {...}}`."""
+    if not isinstance(entry, str | dict):
+        raise ConfigError(f"{key}: expected a class path, or class_path with init_args, got {entry!r}")
     path, arguments = (entry, {}) if isinstance(entry, str) else (entry.get("class_path"), entry.get("init_args") or {})
     module_name, _, name = str(path).rpartition(".")
     try:
         cls: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}: cannot import {path!r}: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ConfigError(f"{key}: {path} is no {base.__module__.split('.')[0]}.{base.__name__}")
     try:
         return cls(**arguments)
     except Exception as error:
@@ -383,12 +407,12 @@ def _table(summary: dict[str, Any], metrics: dict[str, Any], run_dir: Path) -> s
         ),
         ("curves", f"tensorboard --logdir {run_dir}"),
     ]
-    checkpoints = [p for p in ("best", "last") if (run_dir / "checkpoints" / f"{p}.ckpt").exists()]
-    if checkpoints:
-        rows.append(("play it", f"python -m lightning_ppo evaluate {run_dir}/checkpoints/{checkpoints[0]}.ckpt"))
+    if (run_dir / "checkpoints" / "last.ckpt").exists():
+        rows.append(("play it", f"python -m lightning_ppo evaluate {run_dir}/checkpoints/last.ckpt"))
     width = max(len(name) for name, _ in rows)
     return "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())  # for environments and classes of the user's own
     sys.exit(main())

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_ppo.errors import CheckpointError, UserError
+from lightning_ppo.errors import CheckpointError, ConfigError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        reason = " ".join(str(error).split())[:300]
+        print(f"error: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
         return 1
     print(json.dumps(result))
     return 0
@@ -44,6 +50,7 @@ def evaluate(
         return_mean, return_std, length_mean and episodes.
 
     Raises:
+        ConfigError: If an argument is out of range.
         CheckpointError: If the checkpoint cannot be used.
         EnvironmentFault: If the environment cannot be built or misbehaves.
     """
@@ -53,8 +60,10 @@ def evaluate(
     from lightning_ppo.module import PPO
     from lightning_ppo.seeding import derive_seeds
 
-    if episodes < 1 or num_envs < 1:
-        raise UserError(f"--episodes and --num-envs must be at least 1, got {episodes} and {num_envs}")
+    if episodes < 1 or num_envs < 1 or seed < 0:
+        raise ConfigError(
+            f"--episodes, --num-envs: must be at least 1, --seed: not negative; got {episodes}, {num_envs} and {seed}"
+        )
     content = read_checkpoint(checkpoint)
     env_settings = content.get("datamodule_hyper_parameters", {}).get("env", {})
     if not env_settings.get("id"):

@@ -97,7 +97,8 @@ class NumpyActor:
         """Return whether the policy is a float32 MLP with tanh units and an action head known here."""
         trunk = policy.actor_trunk
         return (
-            type(policy).act is ActorCritic.act
+            type(policy) is ActorCritic
+            and type(policy.actor_output) is nn.Linear
             and type(policy.head) in (CategoricalHead, GaussianHead)
             and type(trunk) is MLP
             and [type(module) for module in trunk] == [nn.Linear, nn.Tanh] * (len(trunk) // 2)

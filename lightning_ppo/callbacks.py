@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from tqdm import tqdm
 
 from lightning_ppo.distributed import max_over_ranks
@@ -108,41 +109,65 @@ class Interrupted(Exception):
 
 
 class GracefulStop(Callback):
-    """On Ctrl-C or SIGTERM: finish the iteration, save a checkpoint, stop.
+    """On Ctrl-C or SIGTERM: finish the iteration, save a checkpoint, stop. Saves once more when training ends.
 
-    All ranks agree at the end of an iteration, so that none waits for another. A second Ctrl-C stops at once.
+    All ranks agree at the end of an iteration, of an evaluation and of the training, so that none waits for another.
+    A second Ctrl-C stops at once. During the evaluation after training nothing is left to save: the first one does.
 
     Args:
-        checkpoint_path: Where the checkpoint goes.
+        checkpoint_path: Where the checkpoint goes; None saves none.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, checkpoint_path: str | os.PathLike[str]) -> None:
-        self.checkpoint_path = os.fspath(checkpoint_path)
+    def __init__(self, checkpoint_path: str | os.PathLike[str] | None) -> None:
+        self.checkpoint_path = checkpoint_path
         self._received = self._agreed = 0
         self._previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals; Lightning has installed its own handlers by now."""
+    def _take_over(self, handler: Callable[[int, FrameType | None], None]) -> None:
         with contextlib.suppress(ValueError):  # signals can only be handled in the main thread
             for number in self.SIGNALS:
-                self._previous[number] = signal.signal(number, self._receive)
+                self._previous[number] = signal.signal(number, handler)
+
+    def _give_back(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         self._received = number
         tqdm.write(f"{signal.Signals(number).name}: finishing the iteration and saving; Ctrl-C again stops at once")
+
+    def _stop_now(self, number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    def _agree(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Return whether any rank has received a signal; if so, save."""
+        self._agreed = int(max_over_ranks(torch.tensor([self._received], device=pl_module.device)))
+        if self._agreed:
+            self._save(trainer)
+        return bool(self._agreed)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if self.checkpoint_path is not None:
+            trainer.save_checkpoint(os.fspath(self.checkpoint_path))
+
+    def _stop(self) -> None:
+        if self._agreed:
+            raise Interrupted(self._agreed)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the signals; Lightning has installed its own handlers by now."""
+        self._take_over(self._receive)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if any rank has received a signal."""
-        received = torch.tensor([self._received], device=pl_module.device)
-        self._agreed = int(max_over_ranks(received))
-        if self._agreed:
-            trainer.save_checkpoint(self.checkpoint_path)
+        """Save if any rank has received a signal, and lead the Trainer to the end of the epoch."""
+        if self._agree(trainer, pl_module):
             trainer.should_stop = True
 
     # Lightning logs an iteration after on_train_batch_end; whichever of these hooks comes next ends the run
@@ -152,8 +177,9 @@ class GracefulStop(Callback):
         self._stop()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop at the end of the epoch, to which `should_stop` leads."""
-        self._stop()
+        """Stop at the end of the epoch, also for a signal that came during its evaluation."""
+        if self._agreed or self._agree(trainer, pl_module):
+            self._stop()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -161,42 +187,77 @@ class GracefulStop(Callback):
         """Stop before the next update, if the Trainer's `min_epochs` kept it going."""
         self._stop()
 
-    def _stop(self) -> None:
-        if self._agreed:
-            raise Interrupted(self._agreed)
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the finished agent and give the signals back."""
+        self._save(trainer)
+        self._give_back()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the signals for the evaluation after training."""
+        if self._received:
+            raise Interrupted(self._received)
+        self._take_over(self._stop_now)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the signals back."""
-        self._restore()
+        self._give_back()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
-        self._restore()
+        self._give_back()
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+
+class RecordConfig(Callback):
+    """Puts the settings of a run into its checkpoints, so that resuming needs no other file.
+
+    Args:
+        settings: Plain dicts, lists and scalars.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the settings."""
+        checkpoint["config"] = self.settings
+
+
+class RelocatableCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint that knows its best score again after its directory was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state, with the paths of files that now lie in this directory."""
+        moved = dict(state_dict)
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            moved[name] = self._here(moved.get(name, ""))
+        moved["best_k_models"] = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
+        moved["dirpath"] = self.dirpath
+        super().load_state_dict(moved)
+
+    def _here(self, path: str) -> str:
+        return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
 
 
 class Timing(Callback):
-    """Adds up where the time of training goes.
+    """Adds up where the time of training goes, over all the processes of a resumed run.
 
     Attributes:
         collect_seconds: Collecting rollouts.
         update_seconds: Updating.
-        env_steps: Environment steps trained on in this process's run of `fit`, over all ranks.
+        env_steps: Environment steps trained on, over all ranks.
         fit_seconds: Whole `fit`, with evaluation and checkpoints.
     """
 
     def __init__(self) -> None:
         self.collect_seconds = self.update_seconds = self.fit_seconds = 0.0
         self.env_steps = 0
+        self._started = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self._started = time.perf_counter()
-        self._env_steps_before = _ppo(pl_module).env_steps
+        self._started = time.perf_counter() - self.fit_seconds
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -205,7 +266,8 @@ class Timing(Callback):
         module = _ppo(pl_module)
         self.collect_seconds += module.collect_seconds
         self.update_seconds += module.update_seconds
-        self.env_steps = module.env_steps - self._env_steps_before
+        self.env_steps = module.env_steps
+        self.fit_seconds = time.perf_counter() - self._started
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
@@ -216,3 +278,13 @@ class Timing(Callback):
         """Environment steps per second of collecting and updating."""
         seconds = self.collect_seconds + self.update_seconds
         return self.env_steps / seconds if seconds > 0 else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the times so far, for the checkpoint."""
+        names = ("collect_seconds", "update_seconds", "fit_seconds", "env_steps")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting from a checkpoint."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)

@@ -1,10 +1,11 @@
 """Combinations of module, data and Trainer that cannot work, each explained with the setting to use instead."""
 
+from typing import Any
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from lightning_ppo.config import UpdateConfig, check_rollout_size
-from lightning_ppo.distributed import world_size
+from lightning_ppo.config import check_rollout_size
 from lightning_ppo.errors import CheckpointError, ConfigError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -22,16 +23,21 @@ def check_trainer(trainer: pl.Trainer) -> None:
         raise ConfigError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {trainer.precision}")
 
 
-def check_fit(module: pl.LightningModule, trainer: pl.Trainer, update: UpdateConfig, total: int | None) -> None:
-    """Raise an error if module, data module and callbacks do not go together.
+def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
+    """Raise an error if module, data module and the Trainer's callbacks do not go together.
+
+    Args:
+        module: A `PPO`.
+        data: A `RolloutDataModule`; others are not checked.
+        trainer: The Trainer.
 
     Raises:
         ConfigError: If a size or a callback's cadence cannot work.
         CheckpointError: If the module was made for other spaces than the environment has.
     """
-    data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "num_steps"):
         return
+    update, total, ranks = module.update_settings, module.total_env_steps, trainer.world_size
     check_rollout_size(data.num_steps, data.num_envs, update)
     for kind in ("observation", "action"):
         ours, theirs = getattr(module, f"{kind}_space"), getattr(data, f"{kind}_space")
@@ -47,8 +53,8 @@ def check_fit(module: pl.LightningModule, trainer: pl.Trainer, update: UpdateCon
                 f"{steps} optimizer steps per iteration; use every_n_epochs, an epoch is "
                 f"{data.rollouts_per_epoch} iterations (rollouts_per_epoch)"
             )
-    if total and total < size * world_size():
+    if total and total < size * ranks:
         raise ConfigError(
             f"total_env_steps: {total} is less than one rollout of {data.num_steps} steps x {data.num_envs} envs x "
-            f"{world_size()} ranks"
+            f"{ranks} ranks"
         )

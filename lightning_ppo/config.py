@@ -265,7 +265,7 @@ class Config:
     """Extra loggers, in the same form."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"seed: must not be negative, got {self.seed}")
+        _require(0 <= self.seed < 2**32, f"seed: must lie in 0..2**32 - 1, got {self.seed}")
         _require(self.total_env_steps >= 1, f"total_env_steps: must be at least 1, got {self.total_env_steps}")
         _require(self.rollouts_per_epoch >= 1, f"rollouts_per_epoch: must be at least 1, got {self.rollouts_per_epoch}")
         resolve_epochs(self.objective, self.update)
@@ -342,19 +342,25 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
     Raises:
         ConfigError: Naming the key, what is wrong, and the nearest valid key.
     """
-    merged = OmegaConf.structured(Config)
+    return _load_over(OmegaConf.structured(Config), files, overrides)
+
+
+def _load_over(merged: Any, files: Sequence[str | Path], overrides: Sequence[str]) -> Config:
     for file in files:
         merged = _merge(merged, _read_yaml(Path(file)), Config, "")
     for override in overrides:
-        key, separator, _ = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"{override!r}: expected key=value or the path of a .yaml file")
-        try:
-            parsed = OmegaConf.from_dotlist([override])
-        except Exception as error:
-            raise ConfigError(f"{key}: cannot read the value as YAML: {_one_line(error)}") from None
-        merged = _merge(merged, parsed, Config, "")
+        merged = _merge(merged, _read_override(override), Config, "")
     return _to_object(merged)
+
+
+def _read_override(override: str) -> DictConfig:
+    key, separator, _ = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{override!r}: expected key=value or the path of a .yaml file")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:
+        raise ConfigError(f"{key}: cannot read the value as YAML: {_one_line(error)}") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -365,6 +371,20 @@ def to_yaml(config: Config) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the valid name that looks most like `name`."""
     return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
+
+
+def peek(files: Sequence[str | Path], overrides: Sequence[str], key: str) -> Any:
+    """Return the value of one top-level setting before anything else is read or checked."""
+    value = None
+    for source in (*(_read_yaml(Path(file)) for file in files), *(_read_override(o) for o in overrides)):
+        value = source.get(key, value)
+    return value
+
+
+def load_over(settings: Mapping[str, Any], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+    """Return settings saved by `to_container`, with files and overrides merged over them."""
+    merged = _merge(OmegaConf.structured(Config), OmegaConf.create(dict(settings)), Config, "")
+    return _load_over(merged, files, overrides)
 
 
 def _read_yaml(path: Path) -> DictConfig:

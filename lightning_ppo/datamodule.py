@@ -74,6 +74,10 @@ class RolloutDataModule(pl.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(env, str | VectorEnv | EnvConfig | Mapping):
+            raise ConfigError(
+                f"env: expected an id, an import path, a vector environment or settings, got {type(env).__name__}"
+            )
         self._given_env = env if isinstance(env, VectorEnv) else None
         self._given_evaluation_env = evaluation_env
         base = (
@@ -172,11 +176,11 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the episodes of one evaluation."""
-        return self._evaluation_loader(self.evaluation_settings.episodes)
+        return self._evaluation_loader(self.evaluation_settings.episodes, "evaluation")
 
     def test_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the episodes of the final evaluation."""
-        return self._evaluation_loader(self.evaluation_settings.final_episodes)
+        return self._evaluation_loader(self.evaluation_settings.final_episodes, "test")
 
     def predict_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the first observations of the evaluation environments."""
@@ -184,17 +188,19 @@ class RolloutDataModule(pl.LightningDataModule):
         return _OneItemLoader(lambda: torch.from_numpy(np.array(env.reset(seed=self._base_seed())[0])))
 
     def _evaluation_environment(self) -> VectorEnv:
+        if self._given_env is not None and self._given_evaluation_env is None:
+            raise ConfigError("evaluation_env: needed to evaluate or predict where env is an already built one")
         if self._evaluation_env is None:
             self._evaluation_env = self._given_evaluation_env or self._make(self.evaluation_settings.num_envs)
         return self._evaluation_env
 
-    def _evaluation_loader(self, episodes: int) -> _OneItemLoader:
+    def _evaluation_loader(self, episodes: int, purpose: str) -> _OneItemLoader:
         if self._given_env is not None and self._given_evaluation_env is None:
             episodes = 0
-        return _OneItemLoader(lambda: self.evaluate(episodes))
+        return _OneItemLoader(lambda: self.evaluate(episodes, purpose))
 
-    def evaluate(self, episodes: int) -> Episodes:
-        """Play this rank's share of `episodes` with the current policy in the evaluation environments."""
+    def evaluate(self, episodes: int, purpose: str = "evaluation") -> Episodes:
+        """Play this rank's share of `episodes` with the current policy, seeded for `evaluation` or `test`."""
         assert self.trainer is not None
         if self.trainer.sanity_checking:
             episodes = min(episodes, world_size())
@@ -202,7 +208,7 @@ class RolloutDataModule(pl.LightningDataModule):
         if share == 0:
             return Episodes(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
         env = self._evaluation_environment()
-        seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation")
+        seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, purpose)
         deterministic = self.evaluation_settings.deterministic
         return play(self._module().policy, env, share, seeds=seeds, deterministic=deterministic, seed=seeds[0])
 

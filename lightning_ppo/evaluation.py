@@ -55,7 +55,7 @@ def play(
         while quota.any():
             if recorder.lengths.max(where=quota > 0, initial=0) >= MAX_EPISODE_STEPS:
                 raise EnvironmentFault(
-                    f"an evaluation episode has not ended after {MAX_EPISODE_STEPS:,} steps; give the environment a time "
+                    f"an evaluation episode has not ended after {MAX_EPISODE_STEPS} steps; give the environment a time "
                     "limit, or set evaluation.episodes=0 and evaluation.final_episodes=0"
                 )
             observations = torch.from_numpy(np.array(stepper.observations)).to(device)

@@ -1,13 +1,46 @@
-"""A CSV logger whose file survives resuming: rows are appended, and rows after the checkpoint are dropped first."""
+"""Loggers of a run directory: their x-axis is environment steps whoever logs, and they survive resuming."""
 
 import csv
 import os
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+EnvSteps = Callable[[], int]
+"""Tells how many environment steps have been trained on."""
+
+
+class TensorBoardEvents(TensorBoardLogger):
+    """Writes TensorBoard events, and nothing else, into a directory.
+
+    Args:
+        directory: The directory.
+        env_steps: Gives the x-axis for callbacks that log against another counter.
+        resume_step: On resuming, the step from which TensorBoard hides what was logged before.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], env_steps: EnvSteps, resume_step: int | None = None) -> None:
+        purge_step = None if resume_step is None else resume_step + 1
+        super().__init__(Path(directory), name="", version="", purge_step=purge_step)
+        self._env_steps = env_steps
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Write one point per metric."""
+        super().log_metrics(metrics, self._env_steps())
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml holds the settings."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush the events."""
+        self.experiment.flush()
 
 
 class MetricsCSV(Logger):
@@ -17,13 +50,15 @@ class MetricsCSV(Logger):
 
     Args:
         path: The file.
+        env_steps: Gives the x-axis for callbacks that log against another counter.
         resume_step: On resuming, rows whose step is greater are dropped, since training will write them again; None
             starts a new file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], env_steps: EnvSteps, resume_step: int | None = None) -> None:
         super().__init__()
         self.path = Path(path)
+        self._env_steps = env_steps
         self._columns: list[str] = ["step"]
         self._new = resume_step is None
         self._resume_step = resume_step
@@ -45,7 +80,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row."""
-        row = {"step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
+        row = {"step": self._env_steps(), **{k: v for k, v in metrics.items() if k != "epoch"}}
         if self._new:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._columns = list(row)

@@ -34,8 +34,15 @@ from lightning_ppo.objectives import (
     value_loss,
     weighted_sum,
 )
-from lightning_ppo.optimization import CompiledGradients, Snapshot, SteeredLearningRate, clip_gradients
-from lightning_ppo.policy import ActorCritic, eval_mode
+from lightning_ppo.optimization import (
+    CompiledGradients,
+    Snapshot,
+    SteeredLearningRate,
+    clip_gradients,
+    step_schedulers,
+    update_settings,
+)
+from lightning_ppo.policy import ActorCritic
 from lightning_ppo.policy_objectives import PolicyTerms, make_objective
 from lightning_ppo.random_state import get_random_state, set_random_state
 from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
@@ -48,8 +55,6 @@ STATISTICS = (
     *("update/kl", "update/approximate_kl", "update/clip_fraction", "update/grad_norm"),
 )
 """What every minibatch reports, in this order, by the names under which it is logged."""
-
-KL = STATISTICS.index("update/kl")
 
 RETURN_WINDOW = 100
 """Training episodes over which returns and lengths are averaged."""
@@ -169,17 +174,19 @@ class PPO(EvaluationSteps):
                 optimizer.step()
                 statistics += [*reported, self._grad_norm]
             epochs.append(torch.stack(statistics).view(len(scales), -1))
-            if settings.target_kl is not None and self._mean_over_ranks(epochs[-1][:, KL].mean()) > settings.target_kl:
+            if settings.target_kl is not None and self._mean_over_ranks(self._divergence(batch)) > settings.target_kl:
                 break
-        self._finish(rollout, torch.stack(epochs), before, started)
+        self._finish(rollout, batch, torch.stack(epochs), before, started)
+
+    def _divergence(self, batch: Minibatch) -> Tensor:
+        """Return the mean exact KL divergence of the behaviour policy from the current one, over this rank's rows."""
+        divergences = self.policy.divergences(batch.observations, batch.distribution)
+        return weighted_sum(divergences, batch.weights / batch.weights.sum())
 
     @torch.no_grad()
     def _estimate_again(self, rollout: Rollout) -> Minibatch:
         """Return the rollout's rows with advantages and value targets of the current critic."""
-        assert isinstance(rollout.observations, Tensor)
-        with eval_mode(self.policy):
-            values = self.policy.value(rollout.observations.flatten(0, 1)).view(rollout.values.shape)
-            boundary_values = self.policy.value(rollout.boundary_observations)
+        values, boundary_values = self.policy.rollout_values(rollout)
         next_values = following_values(values, boundary_values, rollout.boundary_rows)
         normalize = self.update_settings.normalize_advantages
         advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)
@@ -289,7 +296,7 @@ class PPO(EvaluationSteps):
         return sum_over_ranks(statistics) / world_size()
 
     @torch.no_grad()
-    def _finish(self, rollout: Rollout, epochs: Tensor, before: Snapshot, started: float) -> None:
+    def _finish(self, rollout: Rollout, batch: Minibatch, epochs: Tensor, before: Snapshot, started: float) -> None:
         """Check, count and log an iteration, with one reduction over the ranks and one transfer to the host."""
         self.recent_returns.extend(rollout.episodes.returns.tolist())
         self.recent_lengths.extend(rollout.episodes.lengths.tolist())
@@ -302,7 +309,7 @@ class PPO(EvaluationSteps):
         local = torch.cat(
             (
                 epochs.mean((0, 1)).double(),
-                torch.stack((epochs[-1, :, KL].mean().double(), explained.double())),
+                torch.stack((self._divergence(batch).double(), explained.double())),
                 torch.stack(((~torch.isfinite(checked)).any().double(), valid.sum().double())),
                 torch.tensor(
                     [len(epochs), *window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device
@@ -322,7 +329,9 @@ class PPO(EvaluationSteps):
         self.policy.update_statistics(rollout.observations, rollout.valid, sum_over_ranks)
         scheduler = self.lr_schedulers()
         learning_rate = self._optimizer().optimizer.param_groups[0]["lr"]
-        if isinstance(scheduler, SteeredLearningRate) and self.learning_rate.adaptive:
+        if not isinstance(scheduler, SteeredLearningRate):
+            step_schedulers(scheduler)
+        elif self.learning_rate.adaptive:
             scheduler.set(self.learning_rate.steer(learning_rate, last_kl, self.progress))
         self.objective.after_iteration(last_kl)
         update_seconds = time.perf_counter() - started
@@ -359,6 +368,8 @@ class PPO(EvaluationSteps):
 
     def _restore_and_raise(self, epochs: Tensor, before: Snapshot) -> None:
         before.restore()
+        if torch.isfinite(epochs).all():
+            raise NonFiniteError("a loss or gradient of another rank is not finite; see the message of that rank")
         epoch, minibatch, column = torch.nonzero(~torch.isfinite(epochs))[0].tolist()
         raise NonFiniteError(
             f"{STATISTICS[column]} is {epochs[epoch, minibatch, column].item()} in minibatch "
@@ -375,7 +386,7 @@ class PPO(EvaluationSteps):
 
     def on_fit_start(self) -> None:
         """Check what can only be checked once data and callbacks are known, and compile if asked to."""
-        check_fit(self, self.trainer, self.update_settings, self.total_env_steps)
+        check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
         self._compiled = self._compile() if self.compile_update else None
 
     def _compile(self) -> CompiledGradients | None:
@@ -393,7 +404,10 @@ class PPO(EvaluationSteps):
         return CompiledGradients(self.policy, self.minibatch_loss)
 
     def on_train_start(self) -> None:
-        """End a resumed run at once if its budget is used up."""
+        """Apply optimizer settings that changed on resuming; end a run at once if its budget is used up."""
+        if isinstance(self.lr_schedulers(), SteeredLearningRate):
+            settings = self.optimizer_settings
+            update_settings(self._optimizer().optimizer, betas=tuple(settings.betas), eps=settings.epsilon)
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "num_steps"):
             self._stop_if_spent(data.num_steps * data.num_envs)
@@ -414,9 +428,11 @@ class PPO(EvaluationSteps):
         """Take counters, episode records and, inside `fit`, random states from a checkpoint."""
         state = checkpoint["ppo"]
         self.env_steps, self.iterations = state["env_steps"], state["iterations"]
+        self.recent_returns.clear()
+        self.recent_lengths.clear()
         self.policy.version = self.iterations
         self.recent_returns.extend(state["recent_returns"])
         self.recent_lengths.extend(state["recent_lengths"])
         if self._trainer is not None and self._trainer.training and len(state["ranks"]) == world_size():
-            self._restored_shuffle = state["ranks"][rank()]["shuffle"]
+            self._shuffle, self._restored_shuffle = None, state["ranks"][rank()]["shuffle"]
             set_random_state(state["ranks"][rank()]["random"])

@@ -3,12 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_ppo.errors import ConfigError
 from lightning_ppo.rollout import Minibatch, select
 
 Loss = Callable[[Minibatch], tuple[Tensor, tuple[Tensor, ...]]]
@@ -107,6 +109,7 @@ class Snapshot:
     """
 
     def __init__(self, parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer, self._fresh = optimizer, not optimizer.state
         tensors = [parameter.detach() for parameter in parameters]
         for state in optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
@@ -116,6 +119,31 @@ class Snapshot:
         """Put the saved values back."""
         for tensor, saved in self._saved:
             tensor.copy_(saved)
+        if self._fresh:
+            self._optimizer.state.clear()
+
+
+def update_settings(optimizer: torch.optim.Optimizer, **settings: Any) -> None:
+    """Use settings in every parameter group; loading a checkpoint brings back those that were saved."""
+    for group in optimizer.param_groups:
+        group.update(settings)
+
+
+def step_schedulers(schedulers: Any) -> None:
+    """Step learning-rate schedulers of a user's own `configure_optimizers`, once per iteration.
+
+    Args:
+        schedulers: One, several or none, as Lightning's `lr_schedulers()` returns them.
+
+    Raises:
+        ConfigError: If one of them waits for a metric, which manual optimisation does not hand it.
+    """
+    if schedulers is None:
+        return
+    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ConfigError("configure_optimizers: ReduceLROnPlateau is not stepped here; step it in a callback")
+        scheduler.step()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], flat: Tensor | None, bound: float | None) -> Tensor:

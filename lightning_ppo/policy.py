@@ -15,7 +15,7 @@ from lightning_ppo.distributions import make_action_head
 from lightning_ppo.errors import UnsupportedSpaceError
 from lightning_ppo.networks import MLP, orthogonal_
 from lightning_ppo.normalization import ObservationNormalizer, Reduce, RewardScaler
-from lightning_ppo.rollout import Observations
+from lightning_ppo.rollout import Observations, Rollout
 
 EVALUATION_ROWS = 8192
 """Rows that go through the networks at once where a whole rollout does."""
@@ -121,6 +121,20 @@ class ActorCritic(nn.Module):
         assert isinstance(observations, Tensor)
         chunks = observations.split(EVALUATION_ROWS)
         return torch.cat([self._values(self.critic_trunk(self._inputs(chunk))) for chunk in chunks])
+
+    @torch.no_grad()
+    def divergences(self, observations: Observations, distribution: Tensor) -> Tensor:
+        """Return the exact KL divergence (B,) of given distributions (B, P) from the current ones, in eval mode."""
+        with eval_mode(self):
+            return self.head.kl(distribution, self.distribution(observations))
+
+    @torch.no_grad()
+    def rollout_values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return the current values of a rollout's observations (T, N) and boundary observations (K,), in eval mode."""
+        assert isinstance(rollout.observations, Tensor)
+        with eval_mode(self):
+            values = self.value(rollout.observations.flatten(0, 1)).view(rollout.values.shape)
+            return values, self.value(rollout.boundary_observations)
 
     def update_statistics(self, observations: Observations, valid: Tensor, reduce: Reduce) -> None:
         """Take observations (T, N, ...) into the normaliser's statistics, those of valid (T, N) rows.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-PURPOSES = ("training", "evaluation", "noise", "shuffle")
+PURPOSES = ("training", "evaluation", "noise", "shuffle", "test")
 
 
 def derive_seeds(seed: int, first: int, count: int, purpose: str) -> list[int]:
@@ -14,7 +14,7 @@ def derive_seeds(seed: int, first: int, count: int, purpose: str) -> list[int]:
         seed: Seed of the run.
         first: Global index of the first environment or rank.
         count: How many.
-        purpose: `training`, `evaluation`, `noise` or `shuffle`.
+        purpose: one of PURPOSES.
     """
     key = PURPOSES.index(purpose)
     return [int(np.random.SeedSequence([seed, key, i]).generate_state(1)[0]) for i in range(first, first + count)]

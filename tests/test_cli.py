@@ -231,3 +231,76 @@ def test_signals_finish_the_iteration_save_and_exit(number, code, tmp_path):
     assert train.main([f"run_dir={run_dir}", "resume=last", f"total_env_steps={saved + 128}"]) == 0
     steps = [int(row["step"]) for row in rows(run_dir / "metrics.csv") if row["loss/policy"]]
     assert steps == list(range(64, saved + 129, 64))
+
+
+def test_an_impossible_override_leaves_the_run_as_it_was(finished, capsys):
+    before = (finished / "config.yaml").read_bytes()
+    assert train.main([f"run_dir={finished}", "resume=last", "policy.hidden_sizes=[32]"]) == 2
+    assert "policy.hidden_sizes: the run to resume has [64, 64], not [32]" in capsys.readouterr().err
+    assert (finished / "config.yaml").read_bytes() == before
+    assert train.main([f"run_dir={finished}", "resume=last", "total_env_steps=400"]) == 0
+
+
+def test_a_checkpoint_brings_its_settings_into_a_new_run_directory(finished, tmp_path, capsys):
+    checkpoint, target = finished / "checkpoints" / "last.ckpt", tmp_path / "continued"
+    assert train.main([f"resume={checkpoint}", f"run_dir={target}", "total_env_steps=400"]) == 0
+    assert load([target / "config.yaml"]).update.epochs == 2
+    assert json.loads((target / "summary.json").read_text())["env_steps"] == 384
+    # neither another run's directory nor the folder a copy happens to lie in is written to
+    assert train.main([f"resume={checkpoint}", f"run_dir={target}", "total_env_steps=500"]) == 2
+    copy = tmp_path / "mine" / "agents" / "copy.ckpt"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(checkpoint.read_bytes())
+    assert train.main([f"resume={copy}"]) == 2
+    assert "lies in no run directory" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["agents"]
+
+
+def test_a_moved_run_keeps_its_best_agent(finished, tmp_path):
+    moved = tmp_path / "moved"
+    finished.rename(moved)
+    path = moved / "checkpoints" / "best.ckpt"
+    content = torch.load(path, weights_only=True)
+    last = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, state in last["callbacks"].items():
+        if "best" in str(state.get("best_model_path", "")):
+            last["callbacks"][name] = {**state, "best_model_score": torch.tensor(1e9)}
+            (score_path,) = state["best_k_models"]
+            last["callbacks"][name]["best_k_models"] = {score_path: torch.tensor(1e9)}
+            last["callbacks"][name]["kth_value"] = torch.tensor(1e9)
+    torch.save(last, moved / "checkpoints" / "last.ckpt")
+    assert train.main([f"run_dir={moved}", "resume=last", "total_env_steps=600"]) == 0
+    again = torch.load(path, weights_only=True)
+    assert again["ppo"]["env_steps"] == content["ppo"]["env_steps"]
+
+
+def test_the_last_checkpoint_is_that_of_the_end(tmp_path):
+    run_dir = tmp_path / "run"
+    sparse = ["checkpoint.every_n_epochs=10", "evaluation.every_n_epochs=3", "total_env_steps=400"]
+    assert run("env.id=Pendulum-v1", f"run_dir={run_dir}", *sparse) == 0
+    assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["env_steps"] == 384
+
+
+def test_optimizer_settings_that_change_on_resuming_are_applied(finished, capsys):
+    assert train.main([f"run_dir={finished}", "resume=last", "total_env_steps=400", "optimizer.epsilon=1e-3"]) == 0
+    assert "optimizer.epsilon changes" in capsys.readouterr().out
+    saved = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["optimizer_states"][0]["param_groups"][0]["eps"] == 1e-3
+
+
+def test_times_add_up_over_a_resumed_run(finished):
+    before = json.loads((finished / "summary.json").read_text())
+    assert train.main([f"run_dir={finished}", "resume=last", "total_env_steps=400"]) == 0
+    after = json.loads((finished / "summary.json").read_text())
+    for name in ("collect_seconds", "update_seconds", "fit_seconds"):
+        assert after[name] > before[name]
+    speed = after["env_steps"] / (after["collect_seconds"] + after["update_seconds"])
+    assert after["env_steps_per_second"] == pytest.approx(speed)
+
+
+def test_settings_are_judged_together(tmp_path, capsys):
+    path = tmp_path / "hundred.yaml"
+    path.write_text("update:\n  minibatch_size: 100\n")
+    assert train.main(["rollout.num_steps=100", "env.num_envs=1", str(path), "--print-config"]) == 0
+    assert train.main([*SMALL, "total_env_steps=10", f"run_dir={tmp_path / 'run'}"]) == 2
+    assert not (tmp_path / "run").exists()

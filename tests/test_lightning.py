@@ -270,11 +270,12 @@ def test_three_fits_leave_nothing_behind():
 
 
 def test_metrics_csv_adds_columns_as_they_appear(tmp_path):
-    logger = MetricsCSV(tmp_path / "metrics.csv")
-    logger.log_metrics({"a": 1.0}, 10)
-    logger.log_metrics({"a": 2.0, "b": 3.0, "epoch": 0}, 20)
-    logger.log_metrics({"b": 4.0}, 30)
-    assert (tmp_path / "metrics.csv").read_text().split() == ["step,a,b", "10,1.0,", "20,2.0,3.0", "30,,4.0"]
-    resumed = MetricsCSV(tmp_path / "metrics.csv", resume_step=20)
-    resumed.log_metrics({"c": 5.0}, 25)
-    assert (tmp_path / "metrics.csv").read_text().split() == ["step,a,b,c", "10,1.0,,", "20,2.0,3.0,", "25,,,5.0"]
+    steps = iter((10, 20, 30, 25))
+    path = tmp_path / "metrics.csv"
+    logger = MetricsCSV(path, lambda: next(steps))
+    logger.log_metrics({"a": 1.0}, 1)  # the x-axis is env steps whatever a callback counts
+    logger.log_metrics({"a": 2.0, "b": 3.0, "epoch": 0}, 2)
+    logger.log_metrics({"b": 4.0}, 3)
+    assert path.read_text().split() == ["step,a,b", "10,1.0,", "20,2.0,3.0", "30,,4.0"]
+    MetricsCSV(path, lambda: next(steps), resume_step=20).log_metrics({"c": 5.0}, 4)
+    assert path.read_text().split() == ["step,a,b,c", "10,1.0,,", "20,2.0,3.0,", "25,,,5.0"]

@@ -55,6 +55,11 @@ class VectorStepper:
         self.num_steps += 1
         if self.final_observations:
             self.final_observations = {}
+        if terminations.dtype != np.bool_ or truncations.dtype != np.bool_:
+            raise EnvironmentFault(
+                f"the environment returned terminations of type {terminations.dtype} and truncations of type "
+                f"{truncations.dtype} at step {self.num_steps}, expected bool"
+            )
         ended = terminations | truncations
         any_ended = bool(ended.any())
         if self.mode is AutoresetMode.NEXT_STEP:
