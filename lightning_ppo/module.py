@@ -27,13 +27,7 @@ from lightning_ppo.config import (
 from lightning_ppo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from lightning_ppo.errors import ConfigError, NonFiniteError
 from lightning_ppo.evaluation_steps import EvaluationSteps
-from lightning_ppo.objectives import (
-    explained_variance,
-    kl_k3,
-    masked_log_ratios,
-    value_loss,
-    weighted_sum,
-)
+from lightning_ppo.objectives import explained_variance, kl_k3, masked_log_ratios, value_loss, weighted_sum
 from lightning_ppo.optimization import (
     CompiledGradients,
     Snapshot,
@@ -174,8 +168,10 @@ class PPO(EvaluationSteps):
                 optimizer.step()
                 statistics += [*reported, self._grad_norm]
             epochs.append(torch.stack(statistics).view(len(scales), -1))
-            if settings.target_kl is not None and self._mean_over_ranks(self._divergence(batch)) > settings.target_kl:
-                break
+            if settings.target_kl is not None:
+                divergence = sum_over_ranks(self._divergence(batch)) / world_size()
+                if divergence > settings.target_kl:
+                    break
         self._finish(rollout, batch, torch.stack(epochs), before, started)
 
     def _divergence(self, batch: Minibatch) -> Tensor:
@@ -253,14 +249,9 @@ class PPO(EvaluationSteps):
     def configure_optimizers(self) -> Any:
         """Return Adam and the scheduler through which PPO sets the learning rate."""
         settings = self.optimizer_settings
-        optimizer = torch.optim.Adam(
-            self.parameters(),
-            lr=self.learning_rate(0.0),
-            betas=(settings.betas[0], settings.betas[1]),
-            eps=settings.epsilon,
-            fused=True,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": SteeredLearningRate(optimizer, self.learning_rate(0.0))}
+        rate, betas = self.learning_rate(0.0), (settings.betas[0], settings.betas[1])
+        optimizer = torch.optim.Adam(self.parameters(), rate, betas, settings.epsilon, fused=True)
+        return {"optimizer": optimizer, "lr_scheduler": SteeredLearningRate(optimizer, rate)}
 
     @property
     def progress(self) -> float:
@@ -292,18 +283,14 @@ class PPO(EvaluationSteps):
                 self._restored_shuffle = None
         return self._shuffle
 
-    def _mean_over_ranks(self, statistics: Tensor) -> Tensor:
-        return sum_over_ranks(statistics) / world_size()
-
     @torch.no_grad()
     def _finish(self, rollout: Rollout, batch: Minibatch, epochs: Tensor, before: Snapshot, started: float) -> None:
         """Check, count and log an iteration, with one reduction over the ranks and one transfer to the host."""
         self.recent_returns.extend(rollout.episodes.returns.tolist())
         self.recent_lengths.extend(rollout.episodes.lengths.tolist())
         window = (sum(self.recent_returns), sum(self.recent_lengths), len(self.recent_returns))
-        valid = rollout.valid.flatten()
-        assert rollout.returns is not None
-        explained = explained_variance(rollout.values.flatten()[valid], rollout.returns.flatten()[valid])
+        valid = batch.weights > 0
+        explained = explained_variance(batch.values[valid], batch.returns[valid])
         # with scaled gradients an infinite norm is the scaler's business: it skips the step
         checked = epochs[..., : -1 if self._scaled_gradients() else None]
         local = torch.cat(
