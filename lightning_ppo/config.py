@@ -128,7 +128,7 @@ class OptimizerConfig:
             "start": 3e-4,
             "target_kl": 0.01,
             "minimum": 1e-5,
-            "maximum": 1e-2,
+            "maximum": 3e-4,
         }
     )
     """Step size: a number or a schedule; `adaptive_kl` steers it towards a KL of target_kl per iteration."""
