@@ -223,3 +223,16 @@ def test_compiled_and_eager_agents_load_into_each_other(tmp_path):
     assert not any("_orig_mod" in name for name in model.state_dict())
     resumed, _ = fit("CartPole-v1", 2, tmp_path / "agent.ckpt", rollouts_per_epoch=1)
     assert resumed.iterations == 2
+
+
+def test_resuming_twice_into_the_same_objects_is_exact_too(tmp_path):
+    path = tmp_path / "agent.ckpt"
+    fit("CartPole-v1", 2, save=path)
+    model, data = build("CartPole-v1")
+    states = []
+    for _ in range(2):
+        trainer = make_trainer(max_epochs=4)
+        trainer.fit(model, data, ckpt_path=path, weights_only=True)
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        assert len(model.recent_returns) <= 100 and model.iterations == 8
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

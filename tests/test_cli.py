@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import Callback
 
 import train
 from lightning_ppo.__main__ import main as command
+from lightning_ppo.callbacks import Interrupted
 from lightning_ppo.config import load
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +151,9 @@ def test_resuming_another_task_is_refused(finished, override, message, capsys):
         (["env.id=Blackjack-v1"], 1, "observation space Tuple"),
         (["trainer.max_epoch=1"], 2, "trainer.max_epoch: unknown setting of the Trainer; did you mean max_epochs?"),
         (["trainer.gradient_clip_val=0.5"], 2, "set update.max_grad_norm instead"),
+        (["callbacks=[1]"], 2, "callbacks: expected a class path"),
+        (["callbacks=[json.JSONDecoder]"], 2, "callbacks: json.JSONDecoder is no pytorch_lightning.Callback"),
+        (["seed=5000000000"], 2, "seed: must lie in"),
         (["callbacks=[no.such.Callback]"], 2, "callbacks: cannot import 'no.such.Callback'"),
         (["configs/cartpol.yaml"], 2, "configs/cartpol.yaml: no such config file; did you mean configs/cartpole.yaml?"),
         (["--verbose"], 2, "--verbose: unknown option"),
@@ -205,6 +210,39 @@ def test_fast_dev_run_writes_nothing(tmp_path, monkeypatch):
 def test_train_returns_its_metrics(tmp_path):
     config = load([], [*SMALL, "total_env_steps=64", f"run_dir={tmp_path / 'run'}"])
     assert train.train(config)["iterations"] == 1
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--episodes", "0"]])
+def test_evaluate_refuses_what_it_cannot_do(arguments, finished, capsys):
+    capsys.readouterr()
+    assert command(["evaluate", str(finished / "checkpoints" / "last.ckpt"), *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
+    class Interrupt(Callback):
+        def on_validation_end(self, trainer, module):
+            if module.iterations == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    run_dir = tmp_path / "run"
+    config = load([], [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=300"])
+    build = train.build_trainer
+
+    def with_interrupt(*args):
+        trainer = build(*args)
+        trainer.callbacks.insert(0, Interrupt())
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_trainer", with_interrupt)
+        with pytest.raises(Interrupted) as error:
+            train.train(config)
+    assert error.value.exit_code == 143
+    assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["env_steps"] == 256
+    assert not (run_dir / "summary.json").exists()
+    assert train.main([f"run_dir={run_dir}", "resume=last"]) == 0
+    assert json.loads((run_dir / "summary.json").read_text())["env_steps"] == 256
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

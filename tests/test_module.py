@@ -461,3 +461,45 @@ def test_recomputed_advantages_are_those_of_the_current_critic():
         torch.testing.assert_close(batch.advantages.view(16, 4), torch.stack(expected), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(batch.returns.view(16, 4), torch.stack(expected) + values, rtol=1e-4, atol=1e-5)
     assert not torch.equal(seen[0][2].advantages, seen[1][2].advantages)
+
+
+def test_a_scheduler_of_the_users_own_is_stepped_once_per_iteration():
+    class Own(PPO):
+        def configure_optimizers(self):
+            optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+    model, data = make_pair(model=Own, rollouts_per_epoch=3)
+    trainer = make_trainer()
+    trainer.fit(model, data)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5**3)
+
+
+def test_kl_is_measured_after_the_last_step():
+    """With a single step per iteration the KL before it is 0 whatever the step does; what counts is the KL after it."""
+    update = {"epochs": 1, "minibatch_size": 64}
+    model, data = make_pair(model=Recording, update=update, optimizer={"learning_rate": 0.03})
+    trainer = make_trainer()
+    trainer.fit(model, data)
+    assert model.reports[0]["update/kl"] == pytest.approx(0.0, abs=1e-6)
+    logged = float(trainer.callback_metrics["update/kl"])
+    rollout = model.rollouts[0]
+    fresh, _ = make_pair(update=update)
+    weights = model.policy.state_dict()
+    statistics = {k: v for k, v in fresh.policy.state_dict().items() if "normalizer" in k}
+    fresh.policy.load_state_dict({**weights, **statistics})  # the statistics moved after the measurement
+    with torch.no_grad():
+        now = fresh.policy.distribution(rollout.observations.flatten(0, 1))
+        exact = fresh.policy.head.kl(rollout.distribution.flatten(0, 1), now)[rollout.valid.flatten()].mean()
+    assert logged == pytest.approx(float(exact), rel=1e-3)
+    assert logged > 1e-3
+
+
+def test_wrong_environments_are_refused_by_name():
+    with pytest.raises(ConfigError, match=r"env: expected an id.* got int"):
+        RolloutDataModule(env=3)
+    from gymnasium.vector import SyncVectorEnv
+
+    data = RolloutDataModule(env=SyncVectorEnv([lambda: Count(5)]), num_steps=8)
+    with pytest.raises(ConfigError, match="evaluation_env: needed"):
+        data.predict_dataloader()
