@@ -1,6 +1,6 @@
 """The two shapes data takes: a time-major `Rollout` (T, N, ...) and a flat `Minibatch` (B, ...)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -16,15 +16,6 @@ def tree_map(function: Callable[[Tensor], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: tree_map(function, value) for key, value in tree.items()}
     return function(tree)
-
-
-def tree_leaves(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a tensor or a nested dict of tensors."""
-    if isinstance(tree, dict):
-        for value in tree.values():
-            yield from tree_leaves(value)
-    else:
-        yield tree
 
 
 class Episodes(NamedTuple):

@@ -236,3 +236,44 @@ def test_resuming_twice_into_the_same_objects_is_exact_too(tmp_path):
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         assert len(model.recent_returns) <= 100 and model.iterations == 8
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_hooks_on_resuming_come_in_lightnings_order(tmp_path):
+    path, seen = tmp_path / "agent.ckpt", []
+    fit("CartPole-v1", 1, save=path)
+
+    class Noting(PPO):
+        def setup(self, stage):
+            seen.append("setup")
+
+        def on_load_checkpoint(self, checkpoint):
+            seen.append("on_load_checkpoint")
+            super().on_load_checkpoint(checkpoint)
+
+        def configure_optimizers(self):
+            seen.append("configure_optimizers")
+            return super().configure_optimizers()
+
+        def on_fit_start(self):
+            seen.append("on_fit_start")
+            super().on_fit_start()
+
+        def on_train_start(self):
+            seen.append("on_train_start")
+            super().on_train_start()
+
+    class Note(pl.Callback):
+        def on_load_checkpoint(self, trainer, module, checkpoint):
+            seen.append("callback on_load_checkpoint")
+
+    _, data = build("CartPole-v1")
+    model = Noting(data.observation_space, data.action_space, **SETTINGS)
+    make_trainer(max_epochs=2, callbacks=[Note()]).fit(model, data, ckpt_path=path, weights_only=True)
+    assert seen == [
+        "setup",
+        "on_load_checkpoint",
+        "callback on_load_checkpoint",
+        "configure_optimizers",
+        "on_fit_start",
+        "on_train_start",
+    ]

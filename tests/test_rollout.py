@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.objectives import clipped_surrogate_loss, kl_k3, masked_log_ratios, value_loss, weighted_sum
-from lightning_ppo.rollout import Episodes, Rollout, select, shuffled_indices, tree_leaves, tree_map
+from lightning_ppo.rollout import Episodes, Rollout, select, shuffled_indices, tree_map
 
 STEPS, ENVS = 8, 6
 SIZE = STEPS * ENVS
@@ -40,6 +40,13 @@ def identifiable_rollout(**changes: Any) -> Rollout:
         returns=1000 + numbers,
     )
     return replace(rollout, **changes)
+
+
+def tree_leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a tensor or a nested dict."""
+    leaves: list[Tensor] = []
+    tree_map(leaves.append, tree)
+    return leaves
 
 
 def generator(seed: int = 0) -> torch.Generator:
