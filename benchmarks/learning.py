@@ -147,11 +147,12 @@ def report(path: Path, experiments: Sequence[str]) -> None:
             if not rows:
                 continue
             returns = [float(row["train_return_mean"]) for row in rows]
-            low, high = bootstrap_interval(returns, np.mean, 2000)
+            several = len(returns) > 1
+            low, high = bootstrap_interval(returns, np.mean, 2000) if several else (np.nan, np.nan)
             evaluated = np.mean([float(row["eval_return_mean"]) for row in rows if row["eval_return_mean"]] or [np.nan])
             lines.append(
-                f"| {env_id} | {experiment} | {len(rows)} | {np.mean(returns):,.1f} ± {np.std(returns):,.1f} | "
-                f"{low:,.1f} to {high:,.1f} | {', '.join(f'{r:,.0f}' for r in returns)} | {evaluated:,.1f} |"
+                f"| {env_id} | {experiment} | {len(rows)} | {np.mean(returns):,.1f}{f' ± {np.std(returns):,.1f}' if several else ''} | "
+                f"{f'{low:,.1f} to {high:,.1f}' if several else ''} | {', '.join(f'{r:,.0f}' for r in returns)} | {evaluated:,.1f} |"
             )
     for reference in read_rows(RESULTS.parent / "references.csv"):
         if reference["env_id"] in table:
