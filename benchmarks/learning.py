@@ -147,13 +147,13 @@ def report(path: Path, experiments: Sequence[str]) -> None:
             if not rows:
                 continue
             returns = [float(row["train_return_mean"]) for row in rows]
-            several = len(returns) > 1
-            low, high = bootstrap_interval(returns, np.mean, 2000) if several else (np.nan, np.nan)
+            mean, interval = f"{np.mean(returns):,.1f}", ""
+            if len(returns) > 1:
+                low, high = bootstrap_interval(returns, np.mean, 2000)
+                mean, interval = f"{mean} ± {np.std(returns):,.1f}", f"{low:,.1f} to {high:,.1f}"
+            each = ", ".join(f"{value:,.0f}" for value in returns)
             evaluated = np.mean([float(row["eval_return_mean"]) for row in rows if row["eval_return_mean"]] or [np.nan])
-            lines.append(
-                f"| {env_id} | {experiment} | {len(rows)} | {np.mean(returns):,.1f}{f' ± {np.std(returns):,.1f}' if several else ''} | "
-                f"{f'{low:,.1f} to {high:,.1f}' if several else ''} | {', '.join(f'{r:,.0f}' for r in returns)} | {evaluated:,.1f} |"
-            )
+            lines.append(f"| {env_id} | {experiment} | {len(rows)} | {mean} | {interval} | {each} | {evaluated:,.1f} |")
     for reference in read_rows(RESULTS.parent / "references.csv"):
         if reference["env_id"] in table:
             spread = f" ± {reference['std']}" if reference["std"] else ""
