@@ -6,6 +6,7 @@ the noise of a whole rollout is drawn at once and a step of acting stays cheap.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import gymnasium
 import numpy as np
@@ -18,7 +19,7 @@ from lightning_ppo.errors import UnsupportedSpaceError
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
-class ActionHead(nn.Module):
+class ActionHead(nn.Module, ABC):
     """What a policy needs of an action distribution.
 
     Attributes:
@@ -35,37 +36,37 @@ class ActionHead(nn.Module):
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
 
+    @abstractmethod
     def parameters_of(self, outputs: Tensor) -> Tensor:
         """Return the distribution parameters (B, P) of network outputs (B, num_outputs)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw the noise (*shape, num_noise) for samples of that shape, on the generator's device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """Return actions (B, *action_shape) of parameters (B, P) and noise (B, num_noise)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mode(self, parameters: Tensor) -> Tensor:
         """Return the most probable actions (B, *action_shape)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
         """Return log-probabilities (B,) of actions (B, *action_shape)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def entropy(self, parameters: Tensor) -> Tensor:
         """Return entropies (B,) in nats."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kl(self, parameters: Tensor, other: Tensor) -> Tensor:
         """Return KL(parameters || other) (B,) in nats."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_env(self, actions: Tensor) -> Tensor:
         """Return the actions (B, *space.shape) that the environment is given."""
-        raise NotImplementedError
 
 
 class CategoricalHead(ActionHead):

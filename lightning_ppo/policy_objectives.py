@@ -4,6 +4,7 @@ An objective of your own is a subclass of `PolicyObjective`, named in the settin
 """
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class PolicyTerms(NamedTuple):
     """Exact KL(pi_old || pi) in each state; without a graph unless the objective `needs_kl`."""
 
 
-class PolicyObjective(nn.Module):
+class PolicyObjective(nn.Module, ABC):
     """Base of the policy objectives.
 
     Attributes:
@@ -48,6 +49,7 @@ class PolicyObjective(nn.Module):
     def __init__(self, update: UpdateConfig) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
         """Return the loss of each transition, (B,).
 
@@ -55,7 +57,6 @@ class PolicyObjective(nn.Module):
             terms: What the objective is made of.
             coefficients: Current values of the scheduled settings of the `update` section, tensors of shape ().
         """
-        raise NotImplementedError
 
     def after_iteration(self, kl: float) -> None:
         """Adapt to the exact KL divergence of an iteration, which is the same on all ranks."""

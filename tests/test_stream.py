@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ class LoudResets(VectorEnv):
     """One counter under NEXT_STEP autoreset, whose resetting steps give a reward of 100."""
 
     num_envs = 1
-    metadata = {"autoreset_mode": NEXT_STEP}  # noqa: RUF012
+    metadata: ClassVar[dict] = {"autoreset_mode": NEXT_STEP}
     single_observation_space = spaces.Box(0.0, 1000.0, (1,), np.float32)
     observation_space = spaces.Box(0.0, 1000.0, (1, 1), np.float32)
     single_action_space = spaces.Discrete(2)
