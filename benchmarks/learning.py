@@ -51,6 +51,39 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def is_done(experiment: str, env_id: str, seed: int) -> bool:
+    """Return whether a run's row stands in the results."""
+    rows = read_rows(RESULTS / f"{experiment}.csv")
+    return any(row["env_id"] == env_id and int(row["seed"]) == seed for row in rows)
+
+
+def provenance(experiment: str, command: str, versions: dict[str, str]) -> dict[str, str]:
+    """Return the columns that say where a row comes from."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "experiment": experiment,
+        "command": command,
+        "commit": commit,
+        "date": f"{date.today()}",
+        "cpu": cpu_name(),
+        "versions": json.dumps(versions),
+    }
+
+
+def append_row(experiment: str, row: dict[str, Any]) -> None:
+    """Append the known columns of `row` to an experiment's results."""
+    results = RESULTS / f"{experiment}.csv"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    new = not results.exists()
+    with open(results, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow({name: row.get(name) for name in COLUMNS})
+
+
 def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> None:
     """Train one seed unless its row exists, and append its row and curve."""
     settings = [*configs, *([f"env.id={env_id}"] if env_id else []), *overrides]
@@ -60,8 +93,7 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     if shown.returncode:
         raise SystemExit(shown.stderr)
     env_id = next(line.split("id:")[1].strip() for line in shown.stdout.splitlines() if line.startswith("  id:"))
-    results = RESULTS / f"{experiment}.csv"
-    if any(row["env_id"] == env_id and int(row["seed"]) == seed for row in read_rows(results)):
+    if is_done(experiment, env_id, seed):
         print(f"{experiment} {env_id} seed {seed}: done before")
         return
     run_dir = RUNS / experiment / f"{env_id.replace('/', '_')}-{seed}"
@@ -79,25 +111,9 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
         print(f"{experiment} {env_id} seed {seed}: failed\n{finished.stderr}", flush=True)
         return
     summary = json.loads((run_dir / "summary.json").read_text())
-    row = {name: summary.get(name) for name in COLUMNS}
-    row |= {
-        "experiment": experiment,
-        "command": " ".join(["python train.py", *settings, f"seed={seed}"]),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "date": f"{date.today()}",
-        "cpu": cpu_name(),
-        "versions": json.dumps(summary["versions"]),
-    }
     write_curve(run_dir / "metrics.csv", RESULTS / "curves" / experiment / f"{run_dir.name}.csv")
-    results.parent.mkdir(parents=True, exist_ok=True)
-    new = not results.exists()
-    with open(results, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    command_line = " ".join(["python train.py", *settings, f"seed={seed}"])
+    append_row(experiment, summary | provenance(experiment, command_line, summary["versions"]))
     print(f"{experiment} {env_id} seed {seed}: {summary['train_return_mean']:.1f}", flush=True)
     shutil.rmtree(run_dir)
 
