@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import gymnasium
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_ppo.advantages import estimate_advantages, following_values
@@ -24,25 +22,24 @@ from lightning_ppo.config import (
     resolve_epochs,
     to_container,
 )
-from lightning_ppo.distributed import gather_objects, rank, sum_over_ranks, world_size
-from lightning_ppo.errors import ConfigError, NonFiniteError
-from lightning_ppo.evaluation_steps import EvaluationSteps
+from lightning_ppo.distributed import sum_over_ranks, world_size
+from lightning_ppo.errors import NonFiniteError
 from lightning_ppo.objectives import explained_variance, kl_k3, masked_log_ratios, value_loss, weighted_sum
 from lightning_ppo.optimization import (
     CompiledGradients,
     Snapshot,
     SteeredLearningRate,
     clip_gradients,
+    compile_gradients,
     step_schedulers,
     update_settings,
 )
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.policy_objectives import PolicyTerms, make_objective
-from lightning_ppo.random_state import get_random_state, set_random_state
 from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
-from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.spaces import space_from_spec, space_to_spec
+from lightning_ppo.training_state import TrainingState
 
 STATISTICS = (
     *("loss/policy", "loss/value", "loss/entropy"),
@@ -50,11 +47,8 @@ STATISTICS = (
 )
 """What every minibatch reports, in this order, by the names under which it is logged."""
 
-RETURN_WINDOW = 100
-"""Training episodes over which returns and lengths are averaged."""
 
-
-class PPO(EvaluationSteps):
+class PPO(TrainingState):
     """Proximal Policy Optimization (Schulman et al. 2017, "Proximal Policy Optimization Algorithms").
 
     Its batches are the rollouts of `RolloutDataModule`. To change the algorithm, override `policy_loss`,
@@ -121,21 +115,13 @@ class PPO(EvaluationSteps):
         self.coefficients = self.update_settings.schedules()
         self.learning_rate = self.optimizer_settings.schedule()
 
-        self.env_steps = 0
-        """Environment steps trained on, over all ranks."""
-        self.iterations = 0
-        """Rollouts trained on."""
         self.collect_seconds = self.update_seconds = 0.0
         """Time of the latest iteration."""
         self.compile_seconds = 0.0
         """Time spent compiling, not counted as updating."""
-        self.recent_returns: deque[float] = deque(maxlen=RETURN_WINDOW)
-        self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
         self._current: dict[str, Tensor] = {}
         self._values: dict[str, float] = {}
         self._entropy_matters = self.coefficients["entropy_coefficient"] != Schedule()
-        self._shuffle: torch.Generator | None = None
-        self._restored_shuffle: Tensor | None = None
 
     # ---------------------------------------------------------------- the update
 
@@ -153,7 +139,7 @@ class PPO(EvaluationSteps):
         before = Snapshot(self.parameters(), optimizer.optimizer)
         if self._compiled is not None:
             self._compiled.attach()
-        shuffle = self._shuffle_generator()
+        shuffle = self.shuffle_generator()
         epochs: list[Tensor] = []
         for epoch in range(settings.epochs or 1):
             if epoch > 0 and settings.recompute_advantages:
@@ -274,15 +260,6 @@ class PPO(EvaluationSteps):
         if isinstance(scheduler, SteeredLearningRate) and not self.learning_rate.adaptive:
             scheduler.set(self.learning_rate(progress))
 
-    def _shuffle_generator(self) -> torch.Generator:
-        if self._shuffle is None:
-            seed = derive_seeds(torch.initial_seed() % 2**32, rank(), 1, "shuffle")[0]
-            self._shuffle = torch.Generator(self.device).manual_seed(seed)
-            if self._restored_shuffle is not None:
-                self._shuffle.set_state(self._restored_shuffle)
-                self._restored_shuffle = None
-        return self._shuffle
-
     @torch.no_grad()
     def _finish(self, rollout: Rollout, batch: Minibatch, epochs: Tensor, before: Snapshot, started: float) -> None:
         """Check, count and log an iteration, with one reduction over the ranks and one transfer to the host."""
@@ -374,21 +351,10 @@ class PPO(EvaluationSteps):
     def on_fit_start(self) -> None:
         """Check what can only be checked once data and callbacks are known, and compile if asked to."""
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
-        self._compiled = self._compile() if self.compile_update else None
-
-    def _compile(self) -> CompiledGradients | None:
-        if self._scaled_gradients():
-            raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
-        if self.device.type == "cpu":
-            from torch._inductor.cpp_builder import get_cpp_compiler
-            from torch._inductor.exc import InvalidCxxCompiler
-
-            try:
-                get_cpp_compiler()
-            except InvalidCxxCompiler:
-                rank_zero_warn("compile: no C++ compiler was found, so training goes on uncompiled; install g++")
-                return None
-        return CompiledGradients(self.policy, self.minibatch_loss)
+        scaled = self._scaled_gradients()
+        self._compiled = (
+            compile_gradients(self.policy, self.minibatch_loss, self.device, scaled) if self.compile_update else None
+        )
 
     def on_train_start(self) -> None:
         """Apply optimizer settings that changed on resuming; end a run at once if its budget is used up."""
@@ -398,28 +364,3 @@ class PPO(EvaluationSteps):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "num_steps"):
             self._stop_if_spent(data.num_steps * data.num_envs)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add counters, episode records and random states."""
-        checkpoint["ppo"] = {
-            "env_steps": self.env_steps,
-            "iterations": self.iterations,
-            "recent_returns": list(self.recent_returns),
-            "recent_lengths": list(self.recent_lengths),
-            "ranks": gather_objects(
-                {"shuffle": None if self._shuffle is None else self._shuffle.get_state(), "random": get_random_state()}
-            ),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take counters, episode records and, inside `fit`, random states from a checkpoint."""
-        state = checkpoint["ppo"]
-        self.env_steps, self.iterations = state["env_steps"], state["iterations"]
-        self.recent_returns.clear()
-        self.recent_lengths.clear()
-        self.policy.version = self.iterations
-        self.recent_returns.extend(state["recent_returns"])
-        self.recent_lengths.extend(state["recent_lengths"])
-        if self._trainer is not None and self._trainer.training and len(state["ranks"]) == world_size():
-            self._shuffle, self._restored_shuffle = None, state["ranks"][rank()]["shuffle"]
-            set_random_state(state["ranks"][rank()]["random"])

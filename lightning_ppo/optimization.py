@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.optim.lr_scheduler import LRScheduler
@@ -98,6 +99,32 @@ class CompiledGradients:
         if self.compile_seconds is None:
             self.compile_seconds = time.perf_counter() - started
         return reported
+
+
+def compile_gradients(policy: nn.Module, loss: Loss, device: torch.device, scaled: bool) -> CompiledGradients | None:
+    """Return compiled gradients of a loss, or None, with a warning, where the CPU's compiler is missing.
+
+    Args:
+        policy: Its trainable parameters get the gradients.
+        loss: Computes loss and statistics of a minibatch from `policy`.
+        device: Where both live.
+        scaled: Whether the precision scales gradients.
+
+    Raises:
+        ConfigError: If gradients are scaled.
+    """
+    if scaled:
+        raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            rank_zero_warn("compile: no C++ compiler was found, so training goes on uncompiled; install g++")
+            return None
+    return CompiledGradients(policy, loss)
 
 
 class Snapshot:

@@ -1,0 +1,63 @@
+"""What training has come to besides the weights: counters, episode records, random states; and their checkpoints."""
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ppo.distributed import gather_objects, rank, world_size
+from lightning_ppo.evaluation_steps import EvaluationSteps
+from lightning_ppo.random_state import get_random_state, set_random_state
+from lightning_ppo.seeding import derive_seeds
+
+RETURN_WINDOW = 100
+"""Training episodes over which returns and lengths are averaged."""
+
+
+class TrainingState(EvaluationSteps):
+    """Keeps what training has come to, and saves and restores it with the checkpoints of a LightningModule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.iterations = 0
+        """Rollouts trained on."""
+        self.recent_returns: deque[float] = deque(maxlen=RETURN_WINDOW)
+        self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
+        self._shuffle: torch.Generator | None = None
+        self._restored_shuffle: Tensor | None = None
+
+    def shuffle_generator(self) -> torch.Generator:
+        """Return the source of this rank's minibatches, on the module's device."""
+        if self._shuffle is None:
+            seed = derive_seeds(torch.initial_seed() % 2**32, rank(), 1, "shuffle")[0]
+            self._shuffle = torch.Generator(self.device).manual_seed(seed)
+            if self._restored_shuffle is not None:
+                self._shuffle.set_state(self._restored_shuffle)
+                self._restored_shuffle = None
+        return self._shuffle
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add counters, episode records and random states."""
+        checkpoint["ppo"] = {
+            "env_steps": self.env_steps,
+            "iterations": self.iterations,
+            "recent_returns": list(self.recent_returns),
+            "recent_lengths": list(self.recent_lengths),
+            "ranks": gather_objects(
+                {"shuffle": None if self._shuffle is None else self._shuffle.get_state(), "random": get_random_state()}
+            ),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take counters, episode records and, inside `fit`, random states from a checkpoint."""
+        state = checkpoint["ppo"]
+        self.env_steps, self.iterations = state["env_steps"], state["iterations"]
+        self.recent_returns.clear()
+        self.recent_lengths.clear()
+        self.policy.version = self.iterations
+        self.recent_returns.extend(state["recent_returns"])
+        self.recent_lengths.extend(state["recent_lengths"])
+        if self._trainer is not None and self._trainer.training and len(state["ranks"]) == world_size():
+            self._shuffle, self._restored_shuffle = None, state["ranks"][rank()]["shuffle"]
+            set_random_state(state["ranks"][rank()]["random"])
