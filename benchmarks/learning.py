@@ -2,7 +2,8 @@
 
     python benchmarks/learning.py run universal configs/halfcheetah.yaml configs/hopper.yaml --seeds 1 2 3
     python benchmarks/learning.py run parity configs/parity/mujoco.yaml --env HalfCheetah-v5 Hopper-v5 --seeds 1 2 3
-    python benchmarks/learning.py report docs/results.md --experiments universal parity
+    python benchmarks/learning.py random HalfCheetah-v5 Hopper-v5
+    python benchmarks/learning.py report docs/results.md --experiments universal parity sb3
 
 A finished run is never repeated: its row stands in benchmarks/results/NAME.csv and its curve beside it. A run that was
 killed goes on from its last checkpoint. Returns are those of training, mean of the last 100 episodes, unless said.
@@ -20,6 +21,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,8 @@ COLUMNS = (
     *("command", "commit", "date", "cpu", "versions"),
 )
 CURVE_POINTS = 200
+Table = dict[str, dict[str, list[dict[str, str]]]]
+"""Rows of results by environment and experiment."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -139,9 +144,82 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def load_results(experiments: Sequence[str]) -> dict[str, dict[str, list[dict[str, str]]]]:
+def play_randomly(env_id: str, episodes: int = 100) -> None:
+    """Append the return of uniformly random actions, where scores have their 0, unless its row exists."""
+    import gymnasium
+    import numpy as np
+
+    if is_done("random", env_id, 0):
+        print(f"random {env_id}: done before")
+        return
+    env = gymnasium.make(env_id)
+    env.action_space.seed(0)
+    returns = np.zeros(episodes)
+    for episode in range(episodes):
+        env.reset(seed=episode)
+        ended = False
+        while not ended:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            returns[episode] += float(reward)
+            ended = terminated or truncated
+    packages = [name for name in ("gymnasium", "mujoco", "numpy") if find_spec(name)]
+    versions = {name: version(name) for name in packages}
+    row = {"env_id": env_id, "seed": 0, "env_steps": 0, "train_return_mean": returns.mean()}
+    row |= {"train_return_std": returns.std()}
+    append_row("random", row | provenance("random", f"python benchmarks/learning.py random {env_id}", versions))
+    print(f"random {env_id}: {returns.mean():.1f}")
+
+
+def interquartile_mean(scores: Any) -> Any:
+    """Return the mean of the middle half along the last axis.
+
+    Robust like the median, but with less variance (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of
+    the Statistical Precipice", section 4.3).
+    """
+    import numpy as np
+
+    ordered = np.sort(np.asarray(scores, dtype=float), axis=-1)
+    cut = ordered.shape[-1] // 4
+    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
+
+
+def aggregate(scores: dict[str, Sequence[float]], samples: int = 10_000) -> tuple[float, float, float]:
+    """Return the interquartile mean over the runs of all tasks, and its 95 % bootstrap interval.
+
+    Runs are drawn anew within each task (stratified bootstrap, Agarwal et al. 2021, section 4.2).
+
+    Args:
+        scores: Of each task, one score per seed.
+        samples: Bootstrap draws.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    drawn = [generator.choice(np.asarray(task), (samples, len(task))) for task in scores.values()]
+    low, high = np.percentile(interquartile_mean(np.concatenate(drawn, axis=1)), [2.5, 97.5])
+    return float(interquartile_mean(np.concatenate([*scores.values()]))), float(low), float(high)
+
+
+def normalized_scores(table: Table, experiment: str, zero: str = "random", one: str = "sb3") -> dict[str, list[float]]:
+    """Return an experiment's returns per task on the scale where the means of `zero` and `one` are 0 and 1.
+
+    Tasks for which one of the three has no runs are left out.
+    """
+    scores = {}
+    for env_id, by_experiment in table.items():
+        own, low, high = (
+            [float(row["train_return_mean"]) for row in by_experiment.get(name, [])] for name in (experiment, zero, one)
+        )
+        if own and low and high:
+            origin = sum(low) / len(low)
+            scale = sum(high) / len(high) - origin
+            scores[env_id] = [(value - origin) / scale for value in own]
+    return scores
+
+
+def load_results(experiments: Sequence[str]) -> Table:
     """Return the rows of each environment and experiment, by seed."""
-    table: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    table: Table = defaultdict(lambda: defaultdict(list))
     for experiment in experiments:
         for row in sorted(read_rows(RESULTS / f"{experiment}.csv"), key=lambda row: int(row["seed"])):
             table[row["env_id"]][experiment].append(row)
@@ -168,8 +246,9 @@ def report(path: Path, experiments: Sequence[str]) -> None:
                 low, high = bootstrap_interval(returns, np.mean, 2000)
                 mean, interval = f"{mean} ± {np.std(returns):,.1f}", f"{low:,.1f} to {high:,.1f}"
             each = ", ".join(f"{value:,.0f}" for value in returns)
-            evaluated = np.mean([float(row["eval_return_mean"]) for row in rows if row["eval_return_mean"]] or [np.nan])
-            lines.append(f"| {env_id} | {experiment} | {len(rows)} | {mean} | {interval} | {each} | {evaluated:,.1f} |")
+            played = [float(row["eval_return_mean"]) for row in rows if row["eval_return_mean"]]
+            evaluated = f"{np.mean(played):,.1f}" if played else ""
+            lines.append(f"| {env_id} | {experiment} | {len(rows)} | {mean} | {interval} | {each} | {evaluated} |")
     for reference in read_rows(RESULTS.parent / "references.csv"):
         if reference["env_id"] in table:
             spread = f" ± {reference['std']}" if reference["std"] else ""
@@ -177,13 +256,28 @@ def report(path: Path, experiments: Sequence[str]) -> None:
                 f"| {reference['env_id']} | *{reference['system']}* ({reference['version']}) | {reference['seeds']} | "
                 f"{reference['mean']}{spread} | | | |"
             )
-    body = [lines[0], lines[1], *sorted(lines[2:])]
+    body = [lines[0], lines[1], *sorted(lines[2:]), "", *aggregate_lines(experiments)]
     text = path.read_text()
     begin, end = "<!-- table: begin -->", "<!-- table: end -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     path.write_text("\n".join([before + begin, *body, end + after]))
     draw(path.with_suffix(".png"), experiments, sorted(table))
+
+
+def aggregate_lines(experiments: Sequence[str]) -> list[str]:
+    """Return the table of aggregates over tasks, a row per experiment."""
+    table = load_results([*dict.fromkeys([*experiments, "random", "sb3"])])
+    lines = ["| experiment | tasks | runs | interquartile mean of scores | 95 % interval |", "|---|---|---|---|---|"]
+    for experiment in experiments:
+        scores = normalized_scores(table, experiment)
+        if not scores:
+            continue
+        mean, low, high = aggregate(scores)
+        runs = sum(len(task) for task in scores.values())
+        interval = f"{low:.2f} to {high:.2f}" if runs > len(scores) else ""
+        lines.append(f"| {experiment} | {len(scores)} | {runs} | {mean:.2f} | {interval} |")
+    return lines
 
 
 def draw(path: Path, experiments: Sequence[str], env_ids: Sequence[str]) -> None:
@@ -208,14 +302,15 @@ def draw(path: Path, experiments: Sequence[str], env_ids: Sequence[str]) -> None
                 continue
             steps = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), 100)
             returns = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
-            axis.plot(steps, returns.mean(0), color=f"C{number}", label=f"{experiment} ({len(curves)} seeds)")
+            axis.plot(steps, returns.mean(0), color=f"C{number}", label=experiment)
             bounds = np.array([bootstrap_interval(at, np.mean, 500) for at in returns.T])
             axis.fill_between(steps, bounds[:, 0], bounds[:, 1], color=f"C{number}", alpha=0.2, linewidth=0)
         axis.set_title(env_id)
         axis.set_xlabel("environment steps")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("return, last 100 episodes")
-    axes[0, 0].legend(fontsize="small")
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    figure.legend(handles=[*lines.values()], loc="outside lower center", ncols=len(lines) or 1, fontsize="small")
     figure.savefig(path, dpi=110)
 
 
@@ -229,12 +324,18 @@ def main() -> None:
     run.add_argument("--env", nargs="+", default=[None], help="tasks for one config that fits many")
     run.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     run.add_argument("--workers", type=int, default=1, help="runs side by side, one core each")
+    floor = commands.add_parser("random", help="measure the return of random actions")
+    floor.add_argument("env_ids", nargs="+")
     page = commands.add_parser("report", help="write table and curves into a Markdown page")
     page.add_argument("page", type=Path)
     page.add_argument("--experiments", nargs="+", required=True)
     options = parser.parse_args()
     if options.command == "report":
         report(options.page, options.experiments)
+        return
+    if options.command == "random":
+        for env_id in options.env_ids:
+            play_randomly(env_id)
         return
     configs = [s for s in options.settings if "=" not in s]
     overrides = [s for s in options.settings if "=" in s]
