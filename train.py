@@ -1,6 +1,5 @@
 """Train an agent: `python train.py [CONFIG.yaml ...] [key=value ...]`; without arguments, configs/cartpole.yaml."""
 
-import importlib
 import inspect
 import json
 import logging
@@ -10,13 +9,14 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lightning_ppo.class_path import instantiate
 from lightning_ppo.config import Config, load, load_over, nearest, peek, to_container, to_yaml
 from lightning_ppo.errors import ConfigError, UserError
 
@@ -314,14 +314,14 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume
             callbacks.append(RelocatableCheckpoint(filename="best", **best, **keep))
     if given.get("enable_progress_bar", True):
         callbacks.append(EnvStepsProgressBar())
-    callbacks += [_instantiate(entry, "callbacks", Callback) for entry in config.callbacks]
+    callbacks += [instantiate(entry, "callbacks", Callback) for entry in config.callbacks]
     loggers: list[Any] = []
     if writes and given.pop("logger", True) in (None, True):
         loggers = [
             MetricsCSV(run_dir / "metrics.csv", lambda: model.env_steps, resume_step),
             TensorBoardEvents(run_dir, lambda: model.env_steps, resume_step),
         ]
-    loggers += [_instantiate(entry, "loggers", Logger) for entry in config.loggers]
+    loggers += [instantiate(entry, "loggers", Logger) for entry in config.loggers]
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -341,24 +341,6 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume
         raise
     except Exception as error:
         raise ConfigError(f"trainer: {type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-def _instantiate(entry: Any, key: str, base: type) -> Any:
-    """Build a `base` from a class path, or from `{class_path: ..., init_args: {...}}`."""
-    if not isinstance(entry, str | dict):
-        raise ConfigError(f"{key}: expected a class path, or class_path with init_args, got {entry!r}")
-    path, arguments = (entry, {}) if isinstance(entry, str) else (entry.get("class_path"), entry.get("init_args") or {})
-    module_name, _, name = str(path).rpartition(".")
-    try:
-        cls: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}: cannot import {path!r}: {error}") from None
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ConfigError(f"{key}: {path} is no {base.__module__.split('.')[0]}.{base.__name__}")
-    try:
-        return cls(**arguments)
-    except Exception as error:
-        raise ConfigError(f"{key}: {path} could not be built: {' '.join(str(error).split())}") from error
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,6 @@
 An objective of your own is a subclass of `PolicyObjective`, named in the setting `objective` by its class path.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_ppo.class_path import load_class
 from lightning_ppo.config import UpdateConfig
-from lightning_ppo.errors import ConfigError
 from lightning_ppo.objectives import (
     adapted_coefficient,
     clipped_surrogate_loss,
@@ -133,11 +132,4 @@ def make_objective(name: str, update: UpdateConfig) -> PolicyObjective:
     """
     if name in _NAMED:
         return _NAMED[name](update)
-    module_name, _, attribute = name.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"objective: cannot import {name!r}: {error}") from None
-    if not (isinstance(cls, type) and issubclass(cls, PolicyObjective)):
-        raise ConfigError(f"objective: {name} is not a PolicyObjective")
-    return cls(update)
+    return load_class(name, "objective", PolicyObjective)(update)

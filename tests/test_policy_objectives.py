@@ -135,7 +135,7 @@ def test_an_objective_of_the_users_own_by_class_path():
     make_trainer().fit(model, data)
     assert type(model.objective).__name__ == "Halved"
     for name, message in (
-        ("tests.test_policy_objectives.NAMES", "is not a PolicyObjective"),
+        ("tests.test_policy_objectives.NAMES", "is no lightning_ppo.PolicyObjective"),
         ("no.such.thing", "cannot import"),
         ("clipp", "did you mean clip"),
     ):
