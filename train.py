@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import time
 import traceback
 import warnings
@@ -39,21 +40,49 @@ examples:
   python train.py env.id=my_package.my_env:MyEnv              an environment class of yours
   python train.py run_dir=runs/mine trainer.max_time=00:01:00:00
   python train.py run_dir=runs/mine resume=last               go on where it stopped
+  python train.py trainer.devices=2 trainer.strategy=ddp      two processes
 
 options:
   --print-config    print the resolved settings as YAML and exit
   --help            print this and exit
 
-Configs are in {configs}. Every setting and its default: python train.py --print-config
-Play a trained agent: python -m lightning_ppo evaluate RUN_DIR/checkpoints/best.ckpt
+settings met most often (all of them, with their defaults: python train.py --print-config):
+{settings}
+
+configs in {folder}:
+  {configs}
+
+afterwards:
+  python -m lightning_ppo evaluate RUN_DIR/checkpoints/best.ckpt    play the agent; --video out.mp4 shows it
+  python -m lightning_ppo --help                                    everything else
 """
+SHOWN = (
+    *("seed", "total_env_steps", "run_dir", "env.id", "env.num_envs", "rollout.num_steps", "rollout.gamma"),
+    *("update.minibatch_size", "optimizer.learning_rate", "policy.hidden_sizes", "compile"),
+)
+"""Settings that the help explains."""
+
+
+def help_text() -> str:
+    """Return what --help prints; the settings explain themselves."""
+    from lightning_ppo.config_reference import settings
+
+    by_key = {setting.key: setting for setting in settings()}
+    width = max(map(len, SHOWN))
+    folder = DEFAULT_CONFIG.parent
+    configs = " ".join(sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml")))
+    return HELP.format(
+        settings="\n".join(f"  {key:<{width}}  {by_key[key].meaning}" for key in SHOWN),
+        folder=folder,
+        configs="\n  ".join(textwrap.wrap(configs, 100)),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for a mistake in the settings, 1 for a failed run."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if any(argument in ("--help", "-h") for argument in arguments):
-        print(HELP.format(configs=DEFAULT_CONFIG.parent))
+        print(help_text(), end="")
         return 0
     debug = "debug=true" in [argument.lower() for argument in arguments]
     try:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-PURPOSES = ("training", "evaluation", "noise", "shuffle", "test")
+PURPOSES = ("training", "evaluation", "noise", "shuffle", "test", "video")
 
 
 def derive_seeds(seed: int, first: int, count: int, purpose: str) -> list[int]:

@@ -48,7 +48,9 @@ def test_pure_rooms_import_torch_and_the_standard_library_only(room):
     assert all(any(name == other or name.startswith(f"{other}.") for other in others) for name in ours)
 
 
-@pytest.mark.parametrize("room", ["envs", "collector", "stream", "policy", "distributions", "evaluation", "config"])
+@pytest.mark.parametrize(
+    "room", ["envs", "collector", "stream", "policy", "distributions", "evaluation", "video", "config"]
+)
 def test_rooms_below_the_trainer_do_not_know_lightning(room):
     assert (
         uses(room, "pytorch_lightning", "lightning_fabric", "lightning_ppo.module", "lightning_ppo.callbacks") == set()
