@@ -14,7 +14,7 @@ from lightning_ppo.errors import ConfigError
 from lightning_ppo.schedules import Schedule
 
 ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
-BACKENDS = ("auto", "vector", "sync", "async")
+BACKENDS = ("auto", "vector", "sync", "async", "envpool")
 OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl")
 SCHEDULED = (
     *("clip_range", "value_clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient"),
@@ -38,7 +38,7 @@ class EnvConfig:
     num_envs: int = 64
     """N, copies per rank, at least 1."""
     backend: str = "auto"
-    """`auto` (native vector entry point, else sync), `vector`, `sync` or `async`."""
+    """`auto` (native vector entry point, else sync), `vector`, `sync`, `async` or `envpool`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment's constructor."""
 

@@ -27,23 +27,26 @@ def make_vector_env(
     """Return a vector environment of `num_envs` copies.
 
     `vector` is the environment's own vectorised implementation, `sync` steps the copies one after the other in this
-    process, `async` in one process each. `auto` takes the native implementation where there is one, else `sync`.
+    process, `async` in one process each, `envpool` takes EnvPool's implementation of the task of that name. `auto` is
+    the native implementation where there is one, else `sync`.
 
     Args:
         env_id: A Gymnasium id, or an import path `package.module:EnvClass`.
         num_envs: Number of copies.
-        backend: `auto`, `vector`, `sync` or `async`.
+        backend: `auto`, `vector`, `sync`, `async` or `envpool`.
         kwargs: Arguments of the environment's constructor.
 
     Raises:
         ConfigError: If the backend is unknown.
         EnvironmentFault: If there is no such environment, a package is missing, or the constructor fails.
     """
-    spec = _find_spec(env_id)
-    kwargs = dict(kwargs or {})
-    native = spec.vector_entry_point is not None and not spec.additional_wrappers
     if backend not in BACKENDS:
         raise ConfigError(f"env.backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    kwargs = dict(kwargs or {})
+    if backend == "envpool":
+        return _make_pool(env_id, num_envs, kwargs)
+    spec = _find_spec(env_id)
+    native = spec.vector_entry_point is not None and not spec.additional_wrappers
     if backend == "auto":
         backend = "vector" if native else "sync"
     try:
@@ -59,6 +62,17 @@ def make_vector_env(
         raise
     except Exception as error:
         raise _explain(env_id, error) from error
+
+
+def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv:
+    from lightning_ppo.envs.pool import EnvPoolVectorEnv
+
+    try:
+        return EnvPoolVectorEnv(task_id, num_envs, kwargs)
+    except (ConfigError, EnvironmentFault):
+        raise
+    except Exception as error:
+        raise _explain(task_id, error) from error
 
 
 class _GuardedEnv(gymnasium.Wrapper):

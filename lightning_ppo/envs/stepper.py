@@ -43,7 +43,7 @@ class VectorStepper:
 
     def reset(self, seeds: list[int]) -> None:
         """Start all episodes anew, environment i from `seeds[i]`."""
-        per_copy = hasattr(self.env.unwrapped, "env_fns")
+        per_copy = hasattr(self.env.unwrapped, "env_fns") or getattr(self.env.unwrapped, "seeded_by_copy", False)
         observations, _ = self._call("reset", seed=list(seeds) if per_copy else seeds[0])
         self._set_observations(observations)
         self.filler, self.any_filler = np.zeros(self.env.num_envs, dtype=np.bool_), False

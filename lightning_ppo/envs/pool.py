@@ -1,0 +1,100 @@
+"""EnvPool's tasks, stepped by C++ threads, as a vector environment like any other."""
+
+import contextlib
+import difflib
+import importlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from lightning_ppo.errors import ConfigError, EnvironmentFault
+
+OURS = ("num_envs", "batch_size", "seed", "env_seed")
+"""Settings of EnvPool that are not the user's."""
+
+
+class EnvPoolVectorEnv(VectorEnv):
+    """N copies of an EnvPool task.
+
+    EnvPool takes its seeds where it is built, so each reset with seeds builds a new pool. Its mode is NEXT_STEP: with
+    the end of an episode comes its final observation, and the next step only resets. Where an episode ends by itself in
+    the very step that reaches the time limit, EnvPool reports the truncation alone.
+
+    Args:
+        task_id: A name of `envpool.list_all_envs()`.
+        num_envs: N.
+        kwargs: Settings of the task; `num_threads` is one of them.
+
+    Raises:
+        ConfigError: If a setting in `kwargs` is not the user's.
+        EnvironmentFault: If EnvPool is missing or has no such task.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    seeded_by_copy = True
+
+    def __init__(self, task_id: str, num_envs: int, kwargs: dict[str, Any]) -> None:
+        for name in OURS:
+            if name in kwargs:
+                raise ConfigError(f"env.kwargs.{name}: set by env.num_envs and seed; leave it out")
+        try:
+            self._envpool: Any = importlib.import_module("envpool")
+        except ImportError:
+            raise EnvironmentFault(
+                "env.backend: envpool needs the package envpool: pip install 'lightning-ppo[envpool]'"
+            ) from None
+        known = self._envpool.list_all_envs()
+        if task_id not in known:
+            near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)[0]
+            raise EnvironmentFault(f"env.id: EnvPool has no task {task_id!r}; did you mean {near}?")
+        self._task = {"task_id": task_id, "num_envs": num_envs, **kwargs}
+        spec = self._envpool.make_spec(**self._task)
+        self.num_envs = num_envs
+        with _quiet():
+            self.single_observation_space = spec.gymnasium_observation_space
+        self.single_action_space = _as_float32(spec.gymnasium_action_space)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._action_dtype = spec.gymnasium_action_space.dtype
+        self._pool: Any = None
+
+    def reset(self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Start all episodes anew, copy i from `seed[i]`, or from `seed + i` where it is one number."""
+        if seed is not None or self._pool is None:
+            first = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+            # EnvPool's seeds are signed 32-bit numbers
+            seeds = {} if first is None else {"env_seed": [int(value) % 2**31 for value in first]}
+            self.close_extras()
+            self._pool = self._envpool.make_gymnasium(**self._task, **seeds)
+        with _quiet():
+            return self._pool.reset()
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:
+        """Step all copies with actions (N, ...)."""
+        return self._pool.step(np.asarray(actions, self._action_dtype))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Gymnasium about the bounds of EnvPool's own spaces."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+        yield
+
+
+def _as_float32(space: gymnasium.Space) -> gymnasium.Space:
+    """Return the space with float32 numbers, which Gymnasium's MuJoCo tasks take, so that agents fit both."""
+    if isinstance(space, spaces.Box) and space.dtype == np.float64:
+        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+    return space
