@@ -17,8 +17,8 @@ ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
 BACKENDS = ("auto", "vector", "sync", "async", "envpool")
 OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl")
 SCHEDULED = (
-    *("clip_range", "value_clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient"),
-    "learning_rate",
+    *("clip_range", "clip_range_high", "value_clip_range", "kl_coefficient"),
+    *("entropy_coefficient", "value_coefficient", "learning_rate"),
 )
 
 T = TypeVar("T")
@@ -77,6 +77,8 @@ class UpdateConfig:
     """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
     clip_range: Any = 0.2
     """Epsilon of the clipped surrogate (PPO paper, equation 7), usually 0.1 to 0.3."""
+    clip_range_high: Any = None
+    """How far the ratio may rise above 1; null takes `clip_range`, which then bounds both sides."""
     kl_coefficient: Any = 1.0
     """Beta of the objective `kl_penalty`, and where that of `adaptive_kl` starts (equation 8)."""
     kl_target: float = 0.01
@@ -111,10 +113,9 @@ class UpdateConfig:
         self.schedules()
 
     def schedules(self) -> dict[str, Schedule]:
-        """Return the scheduled coefficients by name; `value_clip_range` only where it is set."""
+        """Return the scheduled coefficients by name; those that may be null only where they are set."""
         names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient"]
-        if self.value_clip_range is not None:
-            names.append("value_clip_range")
+        names += [name for name in ("clip_range_high", "value_clip_range") if getattr(self, name) is not None]
         return {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
 
 

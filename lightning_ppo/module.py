@@ -24,7 +24,14 @@ from lightning_ppo.config import (
 )
 from lightning_ppo.distributed import sum_over_ranks, world_size
 from lightning_ppo.errors import NonFiniteError
-from lightning_ppo.objectives import explained_variance, kl_k3, masked_log_ratios, value_loss, weighted_sum
+from lightning_ppo.objectives import (
+    explained_variance,
+    kl_k3,
+    masked_log_ratios,
+    outside_clip_range,
+    value_loss,
+    weighted_sum,
+)
 from lightning_ppo.optimization import (
     CompiledGradients,
     Snapshot,
@@ -210,7 +217,7 @@ class PPO(TrainingState):
         with torch.no_grad():
             kl = weighted_sum(divergence, weights)
             approximate_kl = weighted_sum(kl_k3(log_ratios), weights)
-            clipped = (log_ratios.exp() - 1.0).abs() > self._current["clip_range"]
+            clipped = outside_clip_range(log_ratios, self._current["clip_range"], self._current.get("clip_range_high"))
             clip_fraction = weighted_sum(clipped.to(weights.dtype), weights)
         return loss, (policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, approximate_kl, clip_fraction)
 

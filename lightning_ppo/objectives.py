@@ -23,13 +23,16 @@ def masked_log_ratios(log_probs: Tensor, behavior_log_probs: Tensor, weights: Te
     return torch.where(weights > 0, log_probs - behavior_log_probs, 0.0)
 
 
-def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: Scalar) -> Tensor:
+def clipped_surrogate_loss(
+    log_ratios: Tensor, advantages: Tensor, clip_range: Scalar, clip_range_high: Scalar | None = None
+) -> Tensor:
     """Negative clipped surrogate, L^CLIP of the PPO paper (Schulman et al. 2017, eq. 7).
 
     Args:
         log_ratios: (B,), log pi(a|s) - log pi_old(a|s).
         advantages: (B,).
         clip_range: Epsilon.
+        clip_range_high: How far the ratio may rise above 1, if not as far as it may fall below.
 
     Returns:
         (B,), to be minimised.
@@ -39,8 +42,14 @@ def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: S
     """
     _same_shape(log_ratios, advantages)
     ratios = log_ratios.exp()
-    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range)
+    clipped = ratios.clamp(1.0 - clip_range, 1.0 + (clip_range if clip_range_high is None else clip_range_high))
     return -torch.minimum(ratios * advantages, clipped * advantages)
+
+
+def outside_clip_range(log_ratios: Tensor, clip_range: Scalar, clip_range_high: Scalar | None = None) -> Tensor:
+    """Return which ratios (B,) lie below 1 - clip_range or above 1 + clip_range_high (clip_range, where it is None)."""
+    distances = log_ratios.exp() - 1.0
+    return (distances < -clip_range) | (distances > (clip_range if clip_range_high is None else clip_range_high))
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:

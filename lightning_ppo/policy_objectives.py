@@ -66,7 +66,8 @@ class Clip(PolicyObjective):
 
     def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
         """Return the clipped surrogate loss."""
-        return clipped_surrogate_loss(terms.log_ratios, terms.advantages, coefficients["clip_range"])
+        low, high = coefficients["clip_range"], coefficients.get("clip_range_high")
+        return clipped_surrogate_loss(terms.log_ratios, terms.advantages, low, high)
 
 
 class PolicyGradient(PolicyObjective):

@@ -128,8 +128,10 @@ def test_a_setting_can_refer_to_another_one(tmp_path: Path) -> None:
     assert load([file], ["rollout.num_steps=32"]).update.minibatch_size == 32
 
 
-def test_value_clip_range_is_a_coefficient_only_where_it_is_set() -> None:
+def test_optional_clip_ranges_are_coefficients_only_where_they_are_set() -> None:
     assert "value_clip_range" not in UpdateConfig().schedules()
+    assert "clip_range_high" not in UpdateConfig().schedules()
+    assert UpdateConfig(clip_range_high={"kind": "linear", "start": 0.3}).schedules()["clip_range_high"](1.0) == 0.0
     assert UpdateConfig(value_clip_range=0.3).schedules()["value_clip_range"](0.5) == 0.3
 
 
@@ -218,6 +220,7 @@ update.minibatch_size=0
 update.clip_range=-0.2
 update.clip_range=.nan
 update.value_clip_range=-0.1
+update.clip_range_high=-0.1
 update.entropy_coefficient=-0.01
 update.value_coefficient=-0.5
 update.max_grad_norm=0

@@ -17,6 +17,7 @@ from lightning_ppo.objectives import (
     kl_k2,
     kl_k3,
     masked_log_ratios,
+    outside_clip_range,
     value_loss,
     weighted_sum,
 )
@@ -65,6 +66,21 @@ def test_first_step_follows_the_plain_policy_gradient() -> None:
     losses.sum().backward()
     torch.testing.assert_close(losses.detach(), -advantages)
     torch.testing.assert_close(log_ratios.grad, -advantages)
+
+
+def test_bounds_of_their_own_below_and_above() -> None:
+    # low .2, high .5: ratios .7 and 1.6 are beyond both; A 1 stops at 1.5, A -1 at .8, the other corners do not clip
+    log_ratios = vector(math.log(0.7), math.log(1.6), math.log(0.7), math.log(1.6), grad=True)
+    losses = clipped_surrogate_loss(log_ratios, vector(1, 1, -1, -1), 0.2, 0.5)
+    torch.testing.assert_close(losses, vector(-0.7, -1.5, 0.8, 1.6))
+    (gradient,) = torch.autograd.grad(losses.sum(), log_ratios)
+    torch.testing.assert_close(gradient, vector(-0.7, 0, 0, 1.6))
+    assert outside_clip_range(vector(*map(math.log, (0.79, 0.81, 1.49, 1.51))), 0.2, 0.5).tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_an_infinite_clip_range_does_not_clip() -> None:
@@ -217,6 +233,53 @@ def test_k3_has_less_variance_than_k1_on_samples() -> None:
     # 20,000 samples of k3 (standard deviation about .02) put the mean within .0005 of the exact KL of about .0125
     assert k3.mean().item() == pytest.approx(head.kl(old, new)[0].item(), abs=5e-4)
     assert k3.var() < 0.1 * k1.var()
+
+
+def bias_and_deviation(estimator: Callable[[Tensor], Tensor], log_ratios: Tensor, probabilities: Tensor, kl: Tensor):
+    """Relative to the exact KL divergence."""
+    estimates, weights = estimator(log_ratios), probabilities / probabilities.sum()
+    mean = weighted_sum(estimates, weights)
+    deviation = weighted_sum((estimates - mean).square(), weights).sqrt()
+    return ((mean - kl) / kl).item(), (deviation / kl).item()
+
+
+@pytest.mark.parametrize(
+    ("shift", "estimator", "bias", "deviation"),
+    [
+        # the two tables of Schulman's note, as it rounds them; exactly, the bias of k2 is shift^2 / 4
+        (0.1, kl_k1, 0.0, 20.0),
+        (0.1, kl_k2, 0.0025, 1.42),
+        (0.1, kl_k3, 0.0, 1.42),
+        (1.0, kl_k1, 0.0, 2.0),
+        (1.0, kl_k2, 0.25, 1.73),
+        (1.0, kl_k3, 0.0, 1.7),
+    ],
+)
+def test_bias_and_deviation_under_a_gaussian_are_those_of_the_note(shift, estimator, bias, deviation) -> None:
+    head = make_action_head(spaces.Box(-1.0, 1.0, (1,)))
+    old, new = gaussian(0.0, 1.0), gaussian(shift, 1.0)
+    actions, weights = gaussian_nodes(0.0, 1.0)
+    log_ratios = head.log_prob(new, actions) - head.log_prob(old, actions)
+    measured = bias_and_deviation(estimator, log_ratios, weights, head.kl(old, new)[0])
+    assert measured == (pytest.approx(bias, abs=1e-6), pytest.approx(deviation, rel=0.01))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "mean", "deviation"),
+    [(kl_k1, 0.020411, 0.202733), (kl_k2, 0.020759, 0.004138), (kl_k3, 0.020411, 0.002733)],
+)
+def test_bias_and_deviation_under_a_categorical(estimator, mean, deviation) -> None:
+    # (.5, .5) against (.6, .4): d = log 1.2, log .8 = .182322, -.223144; KL = -(.182322 - .223144) / 2 = .020411;
+    # of two equally likely values, the deviation is half their distance: k1 .182322 + .223144, k2 .024897 - .016621,
+    # k3 (-.2 + .223144) - (.2 - .182322)
+    head = make_action_head(spaces.Discrete(2))
+    old, new = vector(0.5, 0.5).log().expand(2, 2), vector(0.6, 0.4).log().expand(2, 2)
+    actions, kl = torch.arange(2), head.kl(old, new)[0]
+    assert kl.item() == pytest.approx(0.020411, abs=1e-6)
+    log_ratios = head.log_prob(new, actions) - head.log_prob(old, actions)
+    bias, relative = bias_and_deviation(estimator, log_ratios, head.log_prob(old, actions).exp(), kl)
+    assert kl.item() * (1.0 + bias) == pytest.approx(mean, abs=1e-6)
+    assert kl.item() * relative == pytest.approx(deviation, abs=1e-6)
 
 
 # ---------------------------------------------------------------- reductions

@@ -118,6 +118,20 @@ def test_with_a_wide_clip_range_clip_is_the_surrogate():
     torch.testing.assert_close(*weights)
 
 
+def test_equal_bounds_of_their_own_are_the_one_clip_range_bit_for_bit():
+    weights = []
+    for update in (
+        {"clip_range": 0.1},
+        {"clip_range": 0.1, "clip_range_high": 0.1},
+        {"clip_range": 0.1, "clip_range_high": 0.01},
+    ):
+        model, data = make_pair(update={"minibatch_size": 16, **update}, optimizer={"learning_rate": 1e-2})
+        make_trainer().fit(model, data)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 def test_policy_gradient_refuses_more_than_one_epoch():
     with pytest.raises(ConfigError, match="need a ratio"):
         make_pair(objective="policy_gradient", update={"epochs": 2, "minibatch_size": 16})
