@@ -5,10 +5,23 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from lightning_ppo.config import check_rollout_size
+from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size
 from lightning_ppo.errors import CheckpointError, ConfigError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def check_trust_region(update: UpdateConfig, policy: PolicyConfig, compile: bool) -> None:
+    """Raise ConfigError for settings that an objective with a trust region rules out."""
+    if policy.shared_trunk:
+        raise ConfigError(
+            "policy.shared_trunk: a step within the trust region moves the policy alone, and one of the critic through "
+            "a shared trunk would leave the region; set it to false, or take a first-order objective such as clip"
+        )
+    if update.target_kl is not None:
+        raise ConfigError("update.target_kl: trpo bounds KL by update.trust_region.max_kl; set target_kl to null")
+    if compile:
+        raise ConfigError("compile: the Fisher-vector products of trpo are not compiled; set it to false")
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
@@ -35,6 +48,8 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         ConfigError: If a size or a callback's cadence cannot work.
         CheckpointError: If the module was made for other spaces than the environment has.
     """
+    if module.objective.trust_region and trainer.precision != "32-true":
+        raise ConfigError(f"trainer.precision: the linear system of trpo needs 32-true, got {trainer.precision}")
     if data is None or not hasattr(data, "num_steps"):
         return
     update, total, ranks = module.update_settings, module.total_env_steps, trainer.world_size

@@ -15,7 +15,7 @@ from lightning_ppo.schedules import Schedule
 
 ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
 BACKENDS = ("auto", "vector", "sync", "async", "envpool")
-OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl")
+OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl", "trpo")
 SCHEDULED = (
     *("clip_range", "clip_range_high", "value_clip_range", "kl_coefficient"),
     *("entropy_coefficient", "value_coefficient", "learning_rate"),
@@ -68,11 +68,35 @@ class RolloutConfig:
 
 
 @dataclass
+class TrustRegionConfig:
+    """The step of the objective `trpo` (TRPO paper, appendix C)."""
+
+    max_kl: float = 0.01
+    """Delta, bound on the mean KL divergence of a step, in nats."""
+    damping: float = 0.1
+    """Multiple of the identity added to the Fisher matrix."""
+    cg_iterations: int = 10
+    """Iterations of conjugate gradients, each one Fisher-vector product over the whole rollout."""
+    line_search_steps: int = 10
+    """Step lengths that are tried, each half the one before, until the step is rejected."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_kl", "damping"):
+            value = getattr(self, name)
+            _require(
+                value > 0.0 and math.isfinite(value), f"update.trust_region.{name}: must be positive, got {value:g}"
+            )
+        for name in ("cg_iterations", "line_search_steps"):
+            value = getattr(self, name)
+            _require(value >= 1, f"update.trust_region.{name}: must be at least 1, got {value}")
+
+
+@dataclass
 class UpdateConfig:
     """What one PPO iteration does with a rollout. Coefficients take a number or a schedule."""
 
     epochs: int | None = None
-    """Passes over the rollout; null takes 10, or 1 for the objective `policy_gradient`."""
+    """Passes over the rollout, those of `trpo` for the critic alone; null takes 10, or 1 for `policy_gradient`."""
     minibatch_size: int = 64
     """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
     clip_range: Any = 0.2
@@ -83,6 +107,7 @@ class UpdateConfig:
     """Beta of the objective `kl_penalty`, and where that of `adaptive_kl` starts (equation 8)."""
     kl_target: float = 0.01
     """KL divergence that the objective `adaptive_kl` aims at (section 4), in nats."""
+    trust_region: TrustRegionConfig = field(default_factory=TrustRegionConfig)
     value_clip_range: Any = None
     """Clip range of the value function as in OpenAI baselines; null turns it off."""
     entropy_coefficient: Any = 0.0
@@ -132,7 +157,9 @@ class OptimizerConfig:
             "maximum": 3e-4,
         }
     )
-    """Step size: a number or a schedule; `adaptive_kl` steers it towards a KL of target_kl per iteration."""
+    """Step size: a number or a schedule; `adaptive_kl` steers it towards a KL of target_kl per iteration.
+
+    With the objective `trpo` it is the critic's, and `adaptive_kl` leaves it at its start."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of Adam's moments."""
     epsilon: float = 1e-5

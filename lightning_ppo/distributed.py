@@ -27,6 +27,11 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of `tensor` over all ranks, the same bits on each; the argument stays as it is."""
+    return sum_over_ranks(tensor) / world_size()
+
+
 def max_over_ranks(tensor: Tensor) -> Tensor:
     """Return the elementwise maximum of `tensor` over all ranks; the argument stays as it is."""
     if world_size() == 1:

@@ -12,7 +12,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from lightning_ppo.advantages import estimate_advantages, following_values
-from lightning_ppo.checks import check_fit, check_trainer
+from lightning_ppo.checks import check_fit, check_trainer, check_trust_region
 from lightning_ppo.config import (
     NormalizeConfig,
     OptimizerConfig,
@@ -22,7 +22,7 @@ from lightning_ppo.config import (
     resolve_epochs,
     to_container,
 )
-from lightning_ppo.distributed import sum_over_ranks, world_size
+from lightning_ppo.distributed import mean_over_ranks, sum_over_ranks, world_size
 from lightning_ppo.errors import NonFiniteError
 from lightning_ppo.objectives import (
     explained_variance,
@@ -41,12 +41,13 @@ from lightning_ppo.optimization import (
     step_schedulers,
     update_settings,
 )
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.policy import ActorCritic, Evaluation, eval_mode
 from lightning_ppo.policy_objectives import PolicyTerms, make_objective
 from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
 from lightning_ppo.spaces import space_from_spec, space_to_spec
 from lightning_ppo.training_state import TrainingState
+from lightning_ppo.trust_region import TrustRegion, set_gradients
 
 STATISTICS = (
     *("loss/policy", "loss/value", "loss/entropy"),
@@ -119,6 +120,11 @@ class PPO(TrainingState):
         self.compile_update = compile
         self._compiled: CompiledGradients | None = None
         self.objective = make_objective(objective, self.update_settings)
+        self._trust_region: TrustRegion | None = None
+        if self.objective.trust_region:
+            check_trust_region(self.update_settings, policy_settings, compile)
+            region = to_container(self.update_settings.trust_region)
+            self._trust_region = TrustRegion(self.policy.parameters(), **region, average=mean_over_ranks)
         self.coefficients = self.update_settings.schedules()
         self.learning_rate = self.optimizer_settings.schedule()
 
@@ -146,6 +152,10 @@ class PPO(TrainingState):
         before = Snapshot(self.parameters(), optimizer.optimizer)
         if self._compiled is not None:
             self._compiled.attach()
+        if self._trust_region is not None:
+            whole = batch._replace(weights=batch.weights / mean_over_ranks(batch.weights.sum()))
+            with eval_mode(self.policy):
+                self._trust_region.step(lambda: self.constrained_loss(whole))
         shuffle = self.shuffle_generator()
         epochs: list[Tensor] = []
         for epoch in range(settings.epochs or 1):
@@ -153,7 +163,7 @@ class PPO(TrainingState):
                 batch = self._estimate_again(rollout)
             indices = shuffled_indices(size, settings.minibatch_size, shuffle)
             # a loss is a mean over the valid rows of a minibatch on all ranks
-            counts = sum_over_ranks(batch.weights[indices].sum(1)) / world_size()
+            counts = mean_over_ranks(batch.weights[indices].sum(1))
             scales = counts.clamp(min=1.0).reciprocal().unbind()
             statistics: list[Tensor] = []
             for rows, scale in zip(indices.unbind(0), scales, strict=True):
@@ -162,7 +172,7 @@ class PPO(TrainingState):
                 statistics += [*reported, self._grad_norm]
             epochs.append(torch.stack(statistics).view(len(scales), -1))
             if settings.target_kl is not None:
-                divergence = sum_over_ranks(self._divergence(batch)) / world_size()
+                divergence = mean_over_ranks(self._divergence(batch))
                 if divergence > settings.target_kl:
                     break
         self._finish(rollout, batch, torch.stack(epochs), before, started)
@@ -186,11 +196,14 @@ class PPO(TrainingState):
         if self._compiled is not None:
             reported = self._compiled(batch, rows, scale).unbind()
             if world_size() > 1:
-                self._compiled.flat.copy_(sum_over_ranks(self._compiled.flat) / world_size())
+                self._compiled.flat.copy_(mean_over_ranks(self._compiled.flat))
             return reported
         self._optimizer().zero_grad()
         loss, reported = self.minibatch_loss(select(batch, rows, scale))
-        self.manual_backward(loss)
+        if self._trust_region is None:
+            self.manual_backward(loss)
+        else:
+            set_gradients(loss, self._trust_region.unmoved, mean_over_ranks)
         return reported
 
     def minibatch_loss(self, minibatch: Minibatch) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -204,10 +217,7 @@ class PPO(TrainingState):
         """
         now = self.policy.evaluate(minibatch.observations, minibatch.actions)
         weights = minibatch.weights
-        log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, weights)
-        with torch.set_grad_enabled(self.objective.needs_kl):
-            divergence = self.policy.head.kl(minibatch.distribution, now.distribution)
-        terms = PolicyTerms(now.log_probs, log_ratios, minibatch.advantages, divergence)
+        terms = self._terms(now, minibatch)
         policy_loss = weighted_sum(self.policy_loss(terms), weights)
         critic_loss = weighted_sum(self.value_loss(now.values, minibatch), weights)
         entropy = weighted_sum(now.entropies, weights)
@@ -215,11 +225,26 @@ class PPO(TrainingState):
         if self._entropy_matters:
             loss = loss - self._current["entropy_coefficient"] * entropy
         with torch.no_grad():
-            kl = weighted_sum(divergence, weights)
-            approximate_kl = weighted_sum(kl_k3(log_ratios), weights)
-            clipped = outside_clip_range(log_ratios, self._current["clip_range"], self._current.get("clip_range_high"))
+            kl = weighted_sum(terms.kl, weights)
+            approximate_kl = weighted_sum(kl_k3(terms.log_ratios), weights)
+            low, high = self._current["clip_range"], self._current.get("clip_range_high")
+            clipped = outside_clip_range(terms.log_ratios, low, high)
             clip_fraction = weighted_sum(clipped.to(weights.dtype), weights)
         return loss, (policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, approximate_kl, clip_fraction)
+
+    def constrained_loss(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
+        """Return the policy's loss over a whole rollout and the mean KL divergence that a trust region bounds."""
+        now = self.policy.evaluate(batch.observations, batch.actions)
+        terms = self._terms(now, batch)
+        loss = weighted_sum(self.policy_loss(terms), batch.weights)
+        entropy = weighted_sum(now.entropies, batch.weights)
+        return loss - self._current["entropy_coefficient"] * entropy, weighted_sum(terms.kl, batch.weights)
+
+    def _terms(self, now: Evaluation, minibatch: Minibatch) -> PolicyTerms:
+        log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, minibatch.weights)
+        with torch.set_grad_enabled(self.objective.needs_kl):
+            divergence = self.policy.head.kl(minibatch.distribution, now.distribution)
+        return PolicyTerms(now.log_probs, log_ratios, minibatch.advantages, divergence)
 
     def policy_loss(self, terms: PolicyTerms) -> Tensor:
         """Return the policy loss of each transition, (B,)."""
@@ -287,7 +312,7 @@ class PPO(TrainingState):
                 ),
             )
         )
-        total = (sum_over_ranks(local) / world_size()).tolist()
+        total = mean_over_ranks(local).tolist()
         means = dict(zip(STATISTICS, total, strict=False))
         last_kl, explained_mean, bad, steps, epochs_done, *window_means, collect_seconds = total[len(STATISTICS) :]
         return_sum, length_sum, window_count = window_means
@@ -302,7 +327,7 @@ class PPO(TrainingState):
         learning_rate = self._optimizer().optimizer.param_groups[0]["lr"]
         if not isinstance(scheduler, SteeredLearningRate):
             step_schedulers(scheduler)
-        elif self.learning_rate.adaptive:
+        elif self.learning_rate.adaptive and self._trust_region is None:
             scheduler.set(self.learning_rate.steer(learning_rate, last_kl, self.progress))
         self.objective.after_iteration(last_kl)
         update_seconds = time.perf_counter() - started
@@ -321,6 +346,9 @@ class PPO(TrainingState):
             "step": float(self.env_steps),
         }
         metrics |= {f"update/{name}": value for name, value in self._values.items()}
+        if self._trust_region is not None:
+            last = self._trust_region.last
+            metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}
         if window_count:
             metrics["rollout/return_mean"] = return_sum / window_count
             metrics["rollout/length_mean"] = length_sum / window_count

@@ -38,12 +38,15 @@ class PolicyObjective(nn.Module, ABC):
 
     Attributes:
         needs_kl: Whether gradients flow through the exact KL divergence.
+        trust_region: Whether the policy takes one step within a trust region per iteration (see `trust_region`), and
+            the minibatches are the critic's alone.
 
     Args:
         update: Settings of the `update` section.
     """
 
     needs_kl = False
+    trust_region = False
 
     def __init__(self, update: UpdateConfig) -> None:
         super().__init__()
@@ -116,12 +119,20 @@ class AdaptiveKL(PolicyObjective):
         self.coefficient.fill_(adapted_coefficient(float(self.coefficient), kl, self.target))
 
 
+class TrustRegionSurrogate(Surrogate):
+    """The surrogate subject to a bound on the exact KL divergence (TRPO)."""
+
+    needs_kl = True
+    trust_region = True
+
+
 _NAMED: dict[str, type[PolicyObjective]] = {
     "clip": Clip,
     "policy_gradient": PolicyGradient,
     "surrogate": Surrogate,
     "kl_penalty": KLPenalty,
     "adaptive_kl": AdaptiveKL,
+    "trpo": TrustRegionSurrogate,
 }
 
 

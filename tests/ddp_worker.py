@@ -60,7 +60,7 @@ class Shared(RolloutDataModule):
 def main(out: str, env: str, control: str = "") -> None:
     torch.set_num_threads(1)
     pl.seed_everything(5, verbose=False)
-    compiled = control == "compiled"
+    compiled, trpo = control == "compiled", control == "trpo"
     if control != "apart":
         module.shuffled_indices = shared_minibatches()
     if control == "own advantages":
@@ -72,7 +72,13 @@ def main(out: str, env: str, control: str = "") -> None:
     model = PPO(
         data.observation_space,
         data.action_space,
-        update={"epochs": 2, "minibatch_size": OWN * STEPS // MINIBATCHES, "target_kl": 0.05},
+        objective="trpo" if trpo else "clip",
+        update={
+            "epochs": 2,
+            "minibatch_size": OWN * STEPS // MINIBATCHES,
+            "target_kl": None if trpo else 0.05,
+            "trust_region": {"max_kl": 0.005},
+        },
         optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
         compile=compiled,
     )

@@ -50,6 +50,20 @@ def test_two_ranks_equal_one(env, tmp_path):
     assert pair[0]["final"]["eval/episodes"] == 3  # shared out over the ranks
 
 
+def test_two_ranks_take_the_trust_region_step_of_one(tmp_path):
+    (alone,) = launch(tmp_path / "one", 1, "CartPole-v1", "trpo")
+    pair = launch(tmp_path / "two", 2, "CartPole-v1", "trpo")
+    for mine, theirs in zip(pair[0]["states"], pair[1]["states"], strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)  # bit for bit
+    assert distance(pair[0]["states"][0], alone["states"][0]) < 2e-5
+    assert pair[0]["metrics"] == pair[1]["metrics"]
+    taken = [[m["update/step_fraction"] for m in ranks["metrics"]] for ranks in (*pair, alone)]
+    assert taken[0] == taken[1] == taken[2] and sum(taken[0]) > 0.0
+    for together, single in zip(pair[0]["metrics"], alone["metrics"], strict=True):
+        for name in ("update/kl", "update/improvement", "loss/value", "update/grad_norm"):
+            assert together[name] == pytest.approx(single[name], rel=2e-2, abs=2e-5), name
+
+
 def test_normalising_advantages_on_each_rank_alone_would_be_noticed(tmp_path):
     (alone,) = launch(tmp_path / "one", 1, "Pendulum-v1")
     pair = launch(tmp_path / "two", 2, "Pendulum-v1", "own advantages")

@@ -15,7 +15,8 @@ from lightning_ppo.objectives import adapted_coefficient
 from lightning_ppo.policy_objectives import PolicyObjective, PolicyTerms, make_objective
 from tests.test_module import make_pair, make_trainer
 
-NAMES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl")
+NAMES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl", "trpo")
+FIRST_ORDER = NAMES[:-1]
 COEFFICIENTS = {"clip_range": torch.tensor(0.2, dtype=torch.float64), "kl_coefficient": torch.tensor(3.0).double()}
 ROWS = 40
 
@@ -27,7 +28,7 @@ def reference(name: str, new: float, old: float, advantage: float, kl: float) ->
         return -new * advantage
     if name == "clip":
         return -min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
-    return -ratio * advantage + (0.0 if name == "surrogate" else 3.0) * kl
+    return -ratio * advantage + (0.0 if name in ("surrogate", "trpo") else 3.0) * kl
 
 
 def batch(space: spaces.Space):
@@ -89,7 +90,7 @@ def test_the_adapted_coefficient_is_in_the_checkpoint(tmp_path):
     assert float(loaded.objective.coefficient) == 8.0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST_ORDER)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_every_objective_trains_eager_and_compiled(name, compiled):
     model, data = make_pair(objective=name, update={"minibatch_size": 16}, compile=compiled)
@@ -157,7 +158,7 @@ def test_an_objective_of_the_users_own_by_class_path():
             make_pair(objective=name)
 
 
-@pytest.mark.parametrize("name", ["clip", "policy_gradient", "kl_penalty", "adaptive_kl"])
+@pytest.mark.parametrize("name", ["clip", "policy_gradient", "kl_penalty", "adaptive_kl", "trpo"])
 def test_objectives_learn_cartpole(name):
     """From about 20 steps per episode to more than 100 within 20k steps, in seconds."""
     from lightning_ppo import PPO, RolloutDataModule

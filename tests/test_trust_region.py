@@ -1,0 +1,305 @@
+"""TRPO: the linear algebra against dense matrices, the promises of a step, and its place in the module."""
+
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from lightning_ppo.config import TrustRegionConfig
+from lightning_ppo.distributions import make_action_head
+from lightning_ppo.errors import ConfigError
+from lightning_ppo.networks import MLP
+from lightning_ppo.trust_region import FisherProduct, TrustRegion, conjugate_gradients, flatten, set_gradients
+from tests.test_module import Recording, make_pair, make_trainer
+
+ROWS = 64
+SPACES = [spaces.Discrete(3), spaces.Box(-1, 1, (2,))]
+both_spaces = pytest.mark.parametrize("space", SPACES, ids=["discrete", "box"])
+
+
+class Problem:
+    """A small policy in float64, transitions it sampled, and the closure of their surrogate and KL divergence."""
+
+    def __init__(self, space: spaces.Space) -> None:
+        torch.manual_seed(4)
+        self.head = make_action_head(space).double()
+        self.trunk = MLP(3, [5], "tanh").double()
+        self.output = nn.Linear(5, self.head.num_outputs).double()
+        self.critic = nn.Linear(3, 1).double()
+        self.observations = torch.randn(ROWS, 3, dtype=torch.float64)
+        self.advantages = torch.randn(ROWS, dtype=torch.float64)
+        with torch.no_grad():
+            self.old = self.distribution()
+            noise = self.head.noise((ROWS,), torch.Generator().manual_seed(1)).double()
+            self.actions = self.head.sample(self.old, noise)
+            self.log_probs = self.head.log_prob(self.old, self.actions)
+
+    def distribution(self) -> Tensor:
+        return self.head.parameters_of(self.output(self.trunk(self.observations)))
+
+    def actor(self) -> list[Tensor]:
+        return [*self.trunk.parameters(), *self.output.parameters(), *self.head.parameters()]
+
+    def parameters(self) -> list[Tensor]:
+        return [*self.actor(), *self.critic.parameters()]
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        new = self.distribution()
+        ratios = (self.head.log_prob(new, self.actions) - self.log_probs).exp()
+        return -(ratios * self.advantages).mean(), self.head.kl(self.old, new).mean()
+
+    def fisher(self) -> Tensor:
+        """The dense Fisher matrix: J^T F_d J, where F_d is the Fisher matrix of a distribution's own parameters."""
+        total = torch.zeros(())
+        for row in self.distribution():
+            rows = [torch.autograd.grad(x, self.actor(), retain_graph=True, materialize_grads=True) for x in row]
+            jacobian = torch.stack([flatten(gradients) for gradients in rows])
+            total = total + jacobian.T @ self._own_fisher(row.detach()) @ jacobian
+        return total / ROWS
+
+    def _own_fisher(self, parameters: Tensor) -> Tensor:
+        if self.head.action_shape == ():
+            p = parameters.softmax(-1)
+            return torch.diag(p) - torch.outer(p, p)  # of logits
+        log_std = parameters[2:]
+        return torch.diag(torch.cat(((-2.0 * log_std).exp(), torch.full_like(log_std, 2.0))))  # of mean and log std
+
+
+def test_conjugate_gradients_solve_a_positive_definite_system():
+    torch.manual_seed(0)
+    root = torch.randn(5, 5, dtype=torch.float64)
+    matrix, b = root @ root.T + 0.1 * torch.eye(5), torch.randn(5, dtype=torch.float64)
+    x = conjugate_gradients(lambda v: matrix @ v, b, iterations=5, tolerance=0.0)
+    assert torch.linalg.vector_norm(b - matrix @ x) < 1e-10
+    # in as many steps as there are dimensions, and not in fewer
+    early = conjugate_gradients(lambda v: matrix @ v, b, iterations=4, tolerance=0.0)
+    assert torch.linalg.vector_norm(b - matrix @ early) > 1e-6
+
+
+def test_conjugate_gradients_stop_at_the_tolerance():
+    products = []
+
+    def product(v: Tensor) -> Tensor:
+        products.append(v)
+        return 2.0 * v
+
+    b = torch.tensor([1.0, -3.0])
+    torch.testing.assert_close(conjugate_gradients(product, b, iterations=10), b / 2)
+    assert len(products) == 1
+
+
+@both_spaces
+def test_fisher_products_are_those_of_the_explicit_matrix(space):
+    problem = Problem(space)
+    matrix = problem.fisher().detach()
+    _, divergence = problem()
+    product = FisherProduct(divergence, problem.actor(), 0.5, lambda x: x)
+    columns = [product(v) for v in torch.eye(len(matrix), dtype=torch.float64)]
+    torch.testing.assert_close(torch.stack(columns), matrix + 0.5 * torch.eye(len(matrix)), rtol=1e-9, atol=1e-12)
+
+
+@both_spaces
+def test_a_step_improves_within_the_bound(space):
+    problem = Problem(space)
+    optimizer = TrustRegion(problem.parameters(), max_kl=0.02)
+    before = float(problem()[0].detach())
+    loss = optimizer.step(problem)
+    after, kl = (float(x.detach()) for x in problem())
+    assert float(loss) == before
+    assert after < before
+    assert 0.001 < kl <= 0.02
+    assert optimizer.last.kl == kl
+    assert optimizer.last.improvement == pytest.approx(before - after, rel=1e-12)
+    assert optimizer.last.step_fraction in [0.5**n for n in range(10)]
+
+
+@both_spaces
+def test_the_critic_stays_where_it_is(space):
+    problem = Problem(space)
+    critic = list(problem.critic.parameters())
+    before = flatten(critic).clone()
+    optimizer = TrustRegion(problem.parameters())
+    optimizer.step(problem)
+    assert torch.equal(flatten(critic), before)
+    assert {id(p) for p in optimizer.unmoved} == {id(p) for p in critic}
+
+
+@both_spaces
+def test_a_small_step_is_along_the_natural_gradient(space):
+    problem = Problem(space)
+    gradient = flatten(torch.autograd.grad(problem()[0], problem.actor()))
+    matrix = problem.fisher().detach()
+    natural = torch.linalg.solve(matrix + 1e-3 * torch.eye(len(matrix)), gradient)
+    before = flatten(problem.actor()).detach().clone()
+    optimizer = TrustRegion(problem.parameters(), max_kl=1e-8, damping=1e-3, cg_iterations=100)
+    optimizer.step(problem)
+    step = flatten(problem.actor()).detach() - before
+    assert torch.cosine_similarity(step, -natural, 0) >= 0.999
+    # and where the plain gradient would point elsewhere
+    assert torch.cosine_similarity(step, -gradient, 0) < 0.99
+    # its length is that at which the quadratic model meets the bound
+    assert float(0.5 * step @ matrix @ step) == pytest.approx(1e-8, rel=0.2)
+
+
+@pytest.mark.parametrize("worse", [lambda loss: 10.0 * loss.detach().abs() + loss, lambda loss: loss * torch.nan])
+def test_a_rejected_step_leaves_the_parameters_bit_equal(worse):
+    problem = Problem(SPACES[1])
+    before, calls = flatten(problem.parameters()).detach().clone(), []
+
+    def closure():
+        loss, divergence = problem()
+        calls.append(1)
+        # the first call makes the step, those that follow judge it
+        return (loss if len(calls) == 1 else worse(loss) + 1.0), divergence
+
+    optimizer = TrustRegion(problem.parameters(), line_search_steps=4)
+    optimizer.step(closure)
+    assert torch.equal(flatten(problem.parameters()), before)
+    assert optimizer.last.step_fraction == optimizer.last.improvement == 0.0
+    assert len(calls) == 5
+
+
+def test_a_step_beyond_the_bound_is_shortened():
+    problem = Problem(SPACES[1])
+    measured = []
+
+    def closure():
+        loss, divergence = problem()
+        if measured:
+            divergence = 3.0 * divergence  # what the quadratic model knows nothing of
+        measured.append(float(divergence.detach()))
+        return loss, divergence
+
+    optimizer = TrustRegion(problem.parameters(), max_kl=0.02)
+    optimizer.step(closure)
+    assert measured[1] > 0.02
+    assert optimizer.last.step_fraction in (0.5, 0.25)
+    assert 0.0 < optimizer.last.kl <= 0.02
+
+
+def test_a_loss_without_gradient_moves_nothing():
+    problem = Problem(SPACES[1])
+    problem.advantages.zero_()
+    before = flatten(problem.parameters()).detach().clone()
+    TrustRegion(problem.parameters()).step(problem)
+    assert torch.equal(flatten(problem.parameters()), before)
+
+
+def test_gradients_are_set_where_asked_and_nowhere_else():
+    x, y = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([[3.0]], requires_grad=True)
+    set_gradients((x.square().sum() * y).sum(), [y], lambda tensor: tensor / 2)
+    assert x.grad is None
+    torch.testing.assert_close(y.grad, torch.tensor([[2.5]]))
+
+
+# ---------------------------------------------------------------- in the module
+
+
+class Watched(Recording):
+    """Keeps what was logged, and the policy before and after each iteration."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.logged: list[dict[str, float]] = []
+
+    def log_dict(self, dictionary, *args, **kwargs):
+        self.logged.append({name: float(value) for name, value in dictionary.items()})
+        super().log_dict(dictionary, *args, **kwargs)
+
+
+def train(env: str = "Pendulum-v1", rollouts: int = 4, **kwargs) -> Watched:
+    settings = {"objective": "trpo", "update": {"minibatch_size": 16}} | kwargs
+    model, data = make_pair(env, Watched, rollouts_per_epoch=rollouts, **settings)
+    make_trainer().fit(model, data)
+    return model
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_every_iteration_keeps_the_bound_and_improves(env):
+    model = train(env, rollouts=8, update={"minibatch_size": 16, "trust_region": {"max_kl": 0.02}})
+    accepted = [m for m in model.logged if m["update/step_fraction"] > 0.0]
+    assert len(model.logged) == 8 and len(accepted) >= 6
+    assert all(0.0 < m["update/kl"] <= 0.02 * (1.0 + 1e-5) for m in accepted)
+    assert all(m["update/improvement"] > 0.0 for m in accepted)
+    assert all(m["update/kl"] == 0.0 for m in model.logged if m not in accepted)
+
+
+def test_minibatches_move_the_critic_alone():
+    moved = {}
+
+    class Steps(Watched):
+        def constrained_loss(self, batch):
+            moved.setdefault("start", {k: v.clone() for k, v in self.policy.named_parameters()})
+            return super().constrained_loss(batch)
+
+        def minibatch_loss(self, minibatch):
+            moved.setdefault("stepped", {k: v.clone() for k, v in self.policy.named_parameters()})
+            return super().minibatch_loss(minibatch)
+
+    model, data = make_pair("Pendulum-v1", Steps, objective="trpo", update={"minibatch_size": 16})
+    trainer = make_trainer()
+    trainer.fit(model, data)
+    assert trainer.global_step == 40  # the critic's 10 epochs x 4 minibatches
+    end = dict(model.policy.named_parameters())
+    for name in end:
+        by_region = not torch.equal(moved["start"][name], moved["stepped"][name])
+        by_minibatches = not torch.equal(moved["stepped"][name], end[name])
+        assert (by_region, by_minibatches) == (("critic" not in name), ("critic" in name)), name
+
+
+def test_the_critics_learning_rate_follows_its_schedule_and_no_kl():
+    constant = train(optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-4, "target_kl": 1e-6}})
+    assert {m["update/learning_rate"] for m in constant.logged} == {1e-4}
+    linear = train(optimizer={"learning_rate": {"kind": "linear", "start": 1e-3}}, total_env_steps=256)
+    assert [m["update/learning_rate"] for m in linear.logged] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_the_entropy_bonus_is_part_of_the_objective():
+    plain, bold = (
+        train("CartPole-v1", rollouts=6, update={"minibatch_size": 16, "entropy_coefficient": c}) for c in (0.0, 10.0)
+    )
+    assert bold.logged[-1]["loss/entropy"] > plain.logged[-1]["loss/entropy"]
+
+
+def test_resumed_training_is_the_same_bit_for_bit(tmp_path):
+    def run(epochs: int, ckpt: str | None = None):
+        model, data = make_pair(
+            "Pendulum-v1", rollouts_per_epoch=2, objective="trpo", update={"minibatch_size": 16, "epochs": 2}
+        )
+        trainer = make_trainer(max_epochs=epochs)
+        trainer.fit(model, data, ckpt_path=ckpt, weights_only=True)
+        return model, trainer
+
+    whole, _ = run(2)
+    _, half = run(1)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = run(2, str(tmp_path / "half.ckpt"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy": {"shared_trunk": True}}, "policy.shared_trunk: .* first-order objective"),
+        ({"compile": True}, "compile: .* set it to false"),
+        ({"update": {"target_kl": 0.1}}, "update.target_kl: .* update.trust_region.max_kl"),
+    ],
+)
+def test_what_a_trust_region_rules_out_is_refused_with_the_reason(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_pair(objective="trpo", **settings)
+
+
+def test_half_precision_is_refused():
+    model, data = make_pair(objective="trpo")
+    with pytest.raises(ConfigError, match=r"trainer\.precision: .* 32-true"):
+        make_trainer(precision="bf16-mixed").fit(model, data)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"max_kl": 0.0}, "max_kl"), ({"damping": -1.0}, "damping"), ({"cg_iterations": 0}, "cg_iterations")],
+)
+def test_settings_out_of_range_are_named(setting, message):
+    with pytest.raises(ConfigError, match=f"update.trust_region.{message}"):
+        TrustRegionConfig(**setting)
