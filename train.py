@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ppo.class_path import instantiate
-from lightning_ppo.config import Config, load, load_over, nearest, peek, to_container, to_yaml
+from lightning_ppo.config import Config, flat, load, load_over, nearest, peek, to_container, to_yaml
 from lightning_ppo.errors import ConfigError, UserError
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "cartpole.yaml"
@@ -41,6 +41,7 @@ examples:
   python train.py run_dir=runs/mine trainer.max_time=00:01:00:00
   python train.py run_dir=runs/mine resume=last               go on where it stopped
   python train.py trainer.devices=2 trainer.strategy=ddp      two processes
+  torchrun --nproc_per_node=4 --max-restarts=3 train.py trainer.devices=4 run_dir=runs/mine resume=auto
 
 options:
   --print-config    print the resolved settings as YAML and exit
@@ -129,10 +130,11 @@ def read_arguments(arguments: Sequence[str]) -> Config:
     resume = peek(files, overrides, "resume")
     if resume is None:
         return load(files or [DEFAULT_CONFIG], overrides)
-    run_dir, checkpoint = _resume_paths(str(resume), peek(files, overrides, "run_dir"))
-    from lightning_ppo.checkpoint import read_checkpoint
-
-    saved = read_checkpoint(checkpoint).get("config")
+    found = _find_checkpoint(str(resume), peek(files, overrides, "run_dir"))
+    if found is None:
+        return load(files or [DEFAULT_CONFIG], overrides)
+    run_dir, checkpoint, content = found
+    saved = content.get("config")
     if saved is None:
         raise ConfigError(f"resume: {checkpoint} was not written by train.py and names no settings")
     config = load_over(saved, files, overrides)
@@ -141,16 +143,28 @@ def read_arguments(arguments: Sequence[str]) -> Config:
     return config
 
 
-def _resume_paths(resume: str, run_dir: Any) -> tuple[Path, Path]:
-    """Return the run directory and the checkpoint to resume; only a run's own directory is gone on with."""
-    if resume == "last":
+def _find_checkpoint(resume: str, run_dir: Any) -> tuple[Path, Path, dict[str, Any]] | None:
+    """Return the run directory, the checkpoint to resume and its contents, or None where `auto` finds none.
+
+    Only a run's own directory is gone on with.
+    """
+    from lightning_ppo.checkpoint import read_checkpoint, read_newest, versions
+
+    checkpoint = Path(resume)
+    if resume in ("last", "auto"):
         if run_dir is None:
-            raise ConfigError("resume: `last` needs run_dir=PATH, the directory of the run to go on with")
+            raise ConfigError(f"resume: `{resume}` needs run_dir=PATH, the directory of the run to go on with")
         checkpoint = Path(run_dir) / "checkpoints" / "last.ckpt"
-    else:
-        checkpoint = Path(resume)
-    if not checkpoint.is_file():
+        if resume == "auto" and not versions(checkpoint):
+            return None
+    if not versions(checkpoint):
         raise ConfigError(f"resume: there is no checkpoint {checkpoint}")
+    if resume in ("last", "auto"):
+        checkpoint, content, problems = read_newest(checkpoint)
+        if problems:
+            _print(f"resume: {problems}; going on with the one before it, {checkpoint}")
+    else:
+        content = read_checkpoint(checkpoint)
     owner = checkpoint.resolve().parent.parent
     owned = checkpoint.resolve().parent.name == "checkpoints" and (owner / "config.yaml").is_file()
     if run_dir is None and not owned:
@@ -158,25 +172,25 @@ def _resume_paths(resume: str, run_dir: Any) -> tuple[Path, Path]:
     target = owner if run_dir is None else Path(run_dir)
     if target.exists() and any(target.iterdir()) and not (owned and target.resolve() == owner):
         raise ConfigError(f"run_dir: {target} is not empty and {checkpoint} is not its own; name another")
-    return target, checkpoint
+    return target, checkpoint, content
 
 
 def _check_resumable(saved: Config, config: Config) -> None:
     """Refuse to go on with another task or network, and print which settings changed."""
-    old, new = (_flat(to_container(c)) for c in (saved, config))
+    old, new = (flat(to_container(c)) for c in (saved, config))
     for key in sorted(set(old) | set(new)):
         if old.get(key) == new.get(key) or key in ("resume", "run_dir"):
             continue
         if key in FIXED or key.startswith("policy."):
             raise ConfigError(f"{key}: the run to resume has {old.get(key)!r}, not {new.get(key)!r}; start a new run")
-        print(f"resume: {key} changes from {old.get(key)} to {new.get(key)}")
+        _print(f"resume: {key} changes from {old.get(key)} to {new.get(key)}")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _print(message: str) -> None:
+    """Print on rank 0."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only(print)(message)
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -189,19 +203,20 @@ def train(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     import pytorch_lightning as pl
     import torch
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from lightning_ppo.callbacks import Timing
     from lightning_ppo.checkpoint import read_checkpoint
-    from lightning_ppo.checks import check_fit, check_trainer
+    from lightning_ppo.checks import check_fit, check_launch, check_trainer
     from lightning_ppo.datamodule import RolloutDataModule
+    from lightning_ppo.files import replacing
     from lightning_ppo.module import PPO
 
     _quiet()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # a second thread slows small networks down
     pl.seed_everything(config.seed, verbose=False)
-    resumed = read_checkpoint(config.resume) if config.resume else None
+    checkpoint = None if config.resume == "auto" else config.resume  # `auto` found none
+    resumed = read_checkpoint(checkpoint) if checkpoint else None
     data = RolloutDataModule(
         config.env,
         rollouts_per_epoch=config.rollouts_per_epoch,
@@ -222,19 +237,21 @@ def train(config: Config) -> dict[str, Any]:
     )
     run_dir = _run_dir(config)
     timing = Timing()
-    trainer = build_trainer(config, run_dir, timing, model, resumed["ppo"]["env_steps"] if resumed else None)
+    resume_step = 0 if config.resume else None
+    trainer = build_trainer(config, run_dir, timing, model, resumed["ppo"]["env_steps"] if resumed else resume_step)
+    check_launch(trainer)
     check_trainer(trainer)
     check_fit(model, data, trainer)
     size = config.env.num_envs * config.rollout.num_steps * trainer.world_size
     if resumed and resumed["ppo"]["env_steps"] + size > config.total_env_steps and (run_dir / "summary.json").is_file():
-        rank_zero_only(print)(f"{run_dir} has used up its {config.total_env_steps:,} steps; raise total_env_steps")
+        _print(f"{run_dir} has used up its {config.total_env_steps:,} steps; raise total_env_steps")
         return json.loads((run_dir / "summary.json").read_text())
     writes = trainer.is_global_zero and not trainer.fast_dev_run
     if writes:
         _claim(run_dir, config)
-    rank_zero_only(print)(_headline(config, model, trainer, run_dir))
+    _print(_headline(config, model, trainer, run_dir))
 
-    trainer.fit(model, data, ckpt_path=config.resume, weights_only=True)
+    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.fast_dev_run:
         return {}
     fit_metrics = dict(trainer.callback_metrics)
@@ -261,7 +278,8 @@ def train(config: Config) -> dict[str, Any]:
         "versions": versions(),
     }
     if writes:
-        (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        with replacing(run_dir / "summary.json") as file:
+            file.write(json.dumps(summary, indent=2) + "\n")
         print(_table(summary, fit_metrics, run_dir))
     return summary
 
@@ -297,15 +315,21 @@ def _run_dir(config: Config) -> Path:
 
 def _claim(run_dir: Path, config: Config) -> None:
     """Create the run directory and write the settings there; refuse one that holds something else."""
-    if config.resume is None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    from lightning_ppo.checkpoint import set_damaged_aside
+    from lightning_ppo.files import replacing
+
+    used = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    begun = config.resume == "auto" and (run_dir / "config.yaml").is_file()  # and stopped before its first checkpoint
+    if used and not begun and config.resume in (None, "auto"):
         raise ConfigError(
             f"run_dir: {run_dir} is not empty and nothing in it is overwritten; name another, or add resume=last"
         )
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        with replacing(run_dir / "config.yaml") as file:
+            file.write(to_yaml(replace(config, resume=None)))
+        set_damaged_aside(run_dir / "checkpoints" / "last.ckpt")
     except OSError as error:
-        raise ConfigError(f"run_dir: cannot create {run_dir}: {error.strerror}") from None
-    (run_dir / "config.yaml").write_text(to_yaml(replace(config, resume=None)))
+        raise ConfigError(f"run_dir: cannot write to {run_dir}: {error.strerror}") from None
 
 
 def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume_step: int | None) -> Any:
@@ -318,8 +342,15 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume
     from pytorch_lightning.callbacks import Callback
     from pytorch_lightning.loggers import Logger
 
-    from lightning_ppo.callbacks import EnvStepsProgressBar, GracefulStop, RecordConfig, RelocatableCheckpoint
+    from lightning_ppo.callbacks import (
+        EnvStepsProgressBar,
+        GracefulStop,
+        LastCheckpoint,
+        RecordConfig,
+        RelocatableCheckpoint,
+    )
     from lightning_ppo.checkpoint import AtomicCheckpointIO
+    from lightning_ppo.checks import cluster_environment
     from lightning_ppo.loggers import MetricsCSV, TensorBoardEvents
 
     given = dict(config.trainer)
@@ -335,12 +366,10 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume
     folder = run_dir / "checkpoints"
     callbacks.append(GracefulStop(folder / "last.ckpt" if saves else None))
     if saves:
-        keep: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-        every: dict[str, Any] = {"every_n_epochs": config.checkpoint.every_n_epochs, "save_on_train_epoch_end": True}
-        callbacks.append(RelocatableCheckpoint(filename="last", **every, **keep))
+        callbacks.append(LastCheckpoint(folder / "last.ckpt", config.checkpoint.every_env_steps))
         if config.checkpoint.save_best and config.evaluation.episodes and given.get("limit_val_batches", 1):
             best: dict[str, Any] = {"monitor": "eval/return_mean", "mode": "max", "save_on_train_epoch_end": False}
-            callbacks.append(RelocatableCheckpoint(filename="best", **best, **keep))
+            callbacks.append(RelocatableCheckpoint(folder, "best", enable_version_counter=False, **best))
     if given.get("enable_progress_bar", True):
         callbacks.append(EnvStepsProgressBar())
     callbacks += [instantiate(entry, "callbacks", Callback) for entry in config.callbacks]
@@ -360,7 +389,7 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume
         "log_every_n_steps": 1,
         "enable_model_summary": False,
         "default_root_dir": str(run_dir),
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": [AtomicCheckpointIO(config.checkpoint.keep), *cluster_environment()],
     }
     if not config.evaluation.episodes:
         defaults["limit_val_batches"] = 0

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 from lightning_ppo.distributed import max_over_ranks
+from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.module import PPO
 
 
@@ -104,25 +107,30 @@ class Interrupted(Exception):
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as a shell would report it."""
-        return 128 + self.signal_number
+        """130 for Ctrl-C, 143 for a scheduler's signal."""
+        return 130 if self.signal_number == signal.SIGINT else 143
 
 
 class GracefulStop(Callback):
-    """On Ctrl-C or SIGTERM: finish the iteration, save a checkpoint, stop. Saves once more when training ends.
+    """On Ctrl-C, SIGTERM or SIGUSR1: finish the iteration, save a checkpoint, stop.
 
-    All ranks agree at the end of an iteration, of an evaluation and of the training, so that none waits for another.
-    A second Ctrl-C stops at once. During the evaluation after training nothing is left to save: the first one does.
+    Saves when an environment fails and when training ends, too. All ranks agree at the end of an iteration, of an
+    evaluation and of the training, so that none waits for another. A second Ctrl-C stops at once. During the evaluation
+    after training nothing is left to save: the first one does.
+
+    SIGUSR1 is what a scheduler is told to send before it takes the machine away; in a SLURM job it also puts the job
+    back into the queue. SIGTERM does not, since it is what `scancel` sends.
 
     Args:
         checkpoint_path: Where the checkpoint goes; None saves none.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self, checkpoint_path: str | os.PathLike[str] | None) -> None:
         self.checkpoint_path = checkpoint_path
         self._received = self._agreed = 0
+        self._training = False
         self._previous: dict[int, Any] = {}
 
     def _take_over(self, handler: Callable[[int, FrameType | None], None]) -> None:
@@ -138,11 +146,8 @@ class GracefulStop(Callback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
             raise Interrupted(number)
-        self._received = number
+        self._received = self._received or number
         tqdm.write(f"{signal.Signals(number).name}: finishing the iteration and saving; Ctrl-C again stops at once")
-
-    def _stop_now(self, number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
 
     def _agree(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Return whether any rank has received a signal; if so, save."""
@@ -157,11 +162,17 @@ class GracefulStop(Callback):
 
     def _stop(self) -> None:
         if self._agreed:
-            raise Interrupted(self._agreed)
+            self._interrupt(self._agreed)
+
+    def _interrupt(self, number: int, frame: FrameType | None = None) -> None:
+        if number == signal.SIGUSR1:
+            requeue()
+        raise Interrupted(number)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals; Lightning has installed its own handlers by now."""
         self._take_over(self._receive)
+        self._training = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -189,22 +200,66 @@ class GracefulStop(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the finished agent and give the signals back."""
+        self._training = False
         self._save(trainer)
         self._give_back()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals for the evaluation after training."""
         if self._received:
-            raise Interrupted(self._received)
-        self._take_over(self._stop_now)
+            self._interrupt(self._received)
+        self._take_over(self._interrupt)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the signals back."""
         self._give_back()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Give the signals back, and save what was learnt before an environment failed."""
         self._give_back()
+        if self._training and isinstance(exception, EnvironmentFault):
+            self._save(trainer)  # all ranks raise it together
+
+
+@rank_zero_only
+def requeue() -> None:
+    """Put the SLURM job that this process belongs to back into the queue; do nothing outside of SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        problem = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        problem = str(error)
+    tqdm.write(f"SLURM job {job} " + (f"could not be requeued: {problem}" if problem else "was requeued"))
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes the state of the run at ends of epochs, after the epoch's evaluation and log.
+
+    Args:
+        path: The file.
+        every_env_steps: Environment steps between two writes, at least; None writes after every epoch.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], every_env_steps: int | None = None) -> None:
+        self.path = path
+        self.every_env_steps = every_env_steps
+        self._written_at = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count from where the run goes on."""
+        self._written_at = _ppo(pl_module).env_steps
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write, if it is time."""
+        env_steps = _ppo(pl_module).env_steps
+        if env_steps - self._written_at >= (self.every_env_steps or 1):
+            trainer.save_checkpoint(os.fspath(self.path))
+            self._written_at = env_steps
 
 
 class RecordConfig(Callback):

@@ -1,11 +1,14 @@
 """Combinations of module, data and Trainer that cannot work, each explained with the setting to use instead."""
 
+import os
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size
+from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size, flat
+from lightning_ppo.distributed import gather_objects
 from lightning_ppo.errors import CheckpointError, ConfigError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -36,6 +39,61 @@ def check_trainer(trainer: pl.Trainer) -> None:
         raise ConfigError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {trainer.precision}")
 
 
+def cluster_environment() -> list[ClusterEnvironment]:
+    """Return the plugin for a process that srun started: SLURM's, without Lightning's saving inside a signal handler.
+
+    Raises:
+        ConfigError: If the job asks for its processes in a way that Lightning cannot read.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    try:
+        return [SLURMEnvironment(auto_requeue=False)]
+    except RuntimeError as error:
+        raise ConfigError(f"SLURM: {error}") from None
+
+
+def check_launch(trainer: pl.Trainer) -> None:
+    """Raise ConfigError unless as many processes were started as the Trainer is told to use, lest it waits for others.
+
+    Args:
+        trainer: The Trainer.
+    """
+    if TorchElasticEnvironment.detect():
+        launcher, each, total = "torchrun", int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        option, nodes = "--nproc_per_node", total // each
+    elif SLURMEnvironment.detect():
+        launcher, total = "SLURM", int(os.environ["SLURM_NTASKS"])
+        each, nodes = int(os.environ.get("SLURM_NTASKS_PER_NODE", "1")), int(os.environ.get("SLURM_NNODES", "1"))
+        option = "--ntasks-per-node"
+    else:
+        if trainer.num_nodes > 1 and "MASTER_ADDR" not in os.environ:
+            raise ConfigError(
+                f"trainer.num_nodes: {trainer.num_nodes} nodes need a launcher on each: torchrun, or srun in a job"
+            )
+        return
+    if each * nodes != total:
+        raise ConfigError(f"{launcher}: started {total} processes, not {each} on each of {nodes} nodes ({option})")
+    for name, configured, started, remedy in (
+        ("devices", trainer.num_devices, each, option),
+        ("num_nodes", trainer.num_nodes, nodes, "--nodes" if launcher == "SLURM" else "--nnodes"),
+    ):
+        if configured != started:
+            raise ConfigError(
+                f"trainer.{name}: is {configured}, but {launcher} started {started}; "
+                f"set trainer.{name}={started}, or {remedy}={configured}"
+            )
+
+
+def _check_ranks(settings: dict[str, Any]) -> None:
+    """Raise ConfigError on every rank unless all have the same settings."""
+    everyones = gather_objects({key: repr(value) for key, value in flat(settings).items()})
+    for other, theirs in enumerate(everyones):
+        for key, value in everyones[0].items():
+            if theirs.get(key) != value:
+                raise ConfigError(f"{key}: {value} on rank 0, {theirs.get(key)} on rank {other}; start all alike")
+
+
 def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     """Raise an error if module, data module and the Trainer's callbacks do not go together.
 
@@ -52,6 +110,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         raise ConfigError(f"trainer.precision: the linear system of trpo needs 32-true, got {trainer.precision}")
     if data is None or not hasattr(data, "num_steps"):
         return
+    _check_ranks({**module.hparams, **data.hparams})
     update, total, ranks = module.update_settings, module.total_env_steps, trainer.world_size
     check_rollout_size(data.num_steps, data.num_envs, update)
     for kind in ("observation", "action"):

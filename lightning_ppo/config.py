@@ -248,13 +248,19 @@ class EvaluationConfig:
 class CheckpointConfig:
     """What is kept under `run_dir/checkpoints`."""
 
-    every_n_epochs: int = 1
-    """Epochs between writes of last.ckpt."""
+    every_env_steps: int | None = None
+    """Environment steps after which last.ckpt is written again, at the end of an epoch; null writes it at each."""
+    keep: int = 2
+    """Versions kept of each file: last.ckpt and, before it, last-1.ckpt, which is used where last.ckpt is damaged."""
     save_best: bool = True
     """Keep best.ckpt, the agent with the highest evaluation return."""
 
     def __post_init__(self) -> None:
-        _require(self.every_n_epochs >= 1, f"checkpoint.every_n_epochs: must be at least 1, got {self.every_n_epochs}")
+        _require(
+            self.every_env_steps is None or self.every_env_steps >= 1,
+            f"checkpoint.every_env_steps: must be at least 1 or null, got {self.every_env_steps}",
+        )
+        _require(self.keep >= 1, f"checkpoint.keep: must be at least 1, got {self.keep}")
 
 
 @dataclass
@@ -268,7 +274,7 @@ class Config:
     run_dir: str | None = None
     """Where everything is written; default runs/<env id>/<timestamp>."""
     resume: str | None = None
-    """`last`, or the path of a checkpoint, to continue a run in its run_dir."""
+    """`last` or the path of a checkpoint goes on with a run; `auto` goes on if run_dir has one, else starts."""
     compile: bool = False
     """Compile the minibatch update with torch.compile."""
     debug: bool = False
@@ -362,6 +368,14 @@ def to_container(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_container(v) for v in value]
     return value
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level of dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:

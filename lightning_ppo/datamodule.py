@@ -13,9 +13,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lightning_ppo.collector import Collector
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
-from lightning_ppo.distributed import gather_objects, rank, world_size
+from lightning_ppo.distributed import gather_objects, raise_together, rank, world_size
 from lightning_ppo.envs import make_vector_env
-from lightning_ppo.errors import ConfigError
+from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
 from lightning_ppo.rollout import Episodes
 from lightning_ppo.seeding import derive_seeds
@@ -201,6 +201,16 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def evaluate(self, episodes: int, purpose: str = "evaluation") -> Episodes:
         """Play this rank's share of `episodes` with the current policy, seeded for `evaluation` or `test`."""
+        played, fault = None, None
+        try:
+            played = self._play(episodes, purpose)
+        except EnvironmentFault as error:
+            fault = error
+        raise_together(fault, self._module().device)
+        assert played is not None
+        return played
+
+    def _play(self, episodes: int, purpose: str) -> Episodes:
         assert self.trainer is not None
         if self.trainer.sanity_checking:
             episodes = min(episodes, world_size())

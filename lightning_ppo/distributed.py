@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_ppo.errors import EnvironmentFault, UserError
+
 
 def world_size() -> int:
     """Return the number of ranks."""
@@ -39,6 +41,23 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
     greatest = tensor.clone()
     dist.all_reduce(greatest, dist.ReduceOp.MAX)
     return greatest
+
+
+def raise_together(error: UserError | None, device: torch.device) -> None:
+    """Raise on every rank if there is an error on any of them, so that none waits for another; call it on all ranks.
+
+    Args:
+        error: What went wrong on this rank, if anything did.
+        device: One that the ranks can exchange tensors on.
+
+    Raises:
+        UserError: Of the type of `error`, or EnvironmentFault where only other ranks have one.
+    """
+    failed = int(max_over_ranks(torch.tensor([0 if error is None else rank() + 1], device=device)))
+    if error is not None:
+        raise type(error)(f"rank {rank()}: {error}" if world_size() > 1 else str(error)) from error
+    if failed:
+        raise EnvironmentFault(f"an environment of rank {failed - 1} failed, see its message; this rank stops with it")
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -10,6 +10,8 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from lightning_ppo.files import replacing
+
 EnvSteps = Callable[[], int]
 """Tells how many environment steps have been trained on."""
 
@@ -103,15 +105,14 @@ class MetricsCSV(Logger):
 
     def _read(self) -> list[dict[str, str]]:
         with open(self.path, newline="") as file:
-            reader = csv.DictReader(file)
+            # a line without its end was being written when the process was killed
+            reader = csv.DictReader(line for line in file if line.endswith("\n"))
             rows = list(reader)
             self._columns = list(reader.fieldnames or self._columns)
         return rows
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with open(temporary, "w", newline="") as file:
+        with replacing(self.path) as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.path)

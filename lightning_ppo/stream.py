@@ -10,7 +10,8 @@ from torch.utils.data import IterableDataset
 from lightning_ppo.advantages import discounted_sums, estimate_advantages
 from lightning_ppo.collector import Collector
 from lightning_ppo.config import RolloutConfig
-from lightning_ppo.distributed import sum_over_ranks
+from lightning_ppo.distributed import raise_together, sum_over_ranks
+from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.rollout import Rollout
 
 
@@ -53,8 +54,13 @@ class RolloutStream(IterableDataset):
 
     def next_rollout(self) -> Rollout:
         """Collect a rollout and estimate its advantages."""
-        with self.precision():
-            rollout = self.collector.collect()
+        fault = None
+        try:
+            with self.precision():
+                rollout = self.collector.collect()
+        except EnvironmentFault as error:
+            fault = error
+        raise_together(fault, self.collector.generator.device)
         self._estimate(rollout)
         return rollout
 

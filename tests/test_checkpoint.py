@@ -1,6 +1,8 @@
 """A checkpoint is the whole agent: it loads as plain data, acts alone, and resumes bit for bit."""
 
+import errno
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.checkpoint import AtomicCheckpointIO, read_checkpoint
+from lightning_ppo.checkpoint import AtomicCheckpointIO, read_checkpoint, read_newest, versions
 from lightning_ppo.errors import CheckpointError
+from tests.crash_test import same
 from tests.test_module import make_trainer
 
 SETTINGS = {
@@ -160,12 +163,11 @@ def test_a_failing_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     checkpoint_io = AtomicCheckpointIO()
     checkpoint_io.save_checkpoint({"generation": 1}, path)
 
-    def out_of_space(content, file):
-        file.write(b"half a checkpoint")
-        raise OSError("No space left on device")
+    def out_of_space(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", out_of_space)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", out_of_space)
+    with pytest.raises(CheckpointError, match=r"last.ckpt: cannot be written: No space left.*before is intact"):
         checkpoint_io.save_checkpoint({"generation": 2}, path)
     assert torch.load(path, weights_only=True) == {"generation": 1}
     assert os.listdir(tmp_path) == ["last.ckpt"]
@@ -188,7 +190,7 @@ def test_damaged_files_are_one_line_errors_and_nothing_is_executed(tmp_path):
     bad = tmp_path / "last.ckpt"
     for cut in range(0, len(content), len(content) // 20):
         bad.write_bytes(content[:cut])
-        with pytest.raises(CheckpointError, match=r"last.ckpt: damaged.*best.ckpt exists beside it") as error:
+        with pytest.raises(CheckpointError, match=r"last.ckpt: damaged.*best.ckpt beside it is whole") as error:
             read_checkpoint(bad)
         assert "\n" not in str(error.value)
     sentinel = tmp_path / "sentinel"
@@ -201,6 +203,43 @@ def test_damaged_files_are_one_line_errors_and_nothing_is_executed(tmp_path):
         read_checkpoint(bad)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    good, bad = tmp_path / "agent.ckpt", tmp_path / "bad" / "agent.ckpt"
+    bad.parent.mkdir()
+    fit("Pendulum-v1", 1, save=good)
+    content, reference = good.read_bytes(), read_checkpoint(good)
+    generator, noticed = random.Random(0), 0
+    for _ in range(100):
+        flipped = bytearray(content)
+        flipped[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        bad.write_bytes(flipped)
+        try:
+            found = read_checkpoint(bad)
+        except CheckpointError as error:
+            noticed += 1
+            assert "\n" not in str(error)
+        else:
+            assert same(found, reference)
+    assert noticed > 50
+
+
+def test_former_versions_are_kept_and_the_newest_whole_one_is_read(tmp_path):
+    path, checkpoint_io = tmp_path / "last.ckpt", AtomicCheckpointIO(keep=3)
+    for generation in range(5):
+        checkpoint_io.save_checkpoint({"ppo": generation, "hyper_parameters": {}}, path)
+    assert [p.name for p in versions(path)] == ["last.ckpt", "last-1.ckpt", "last-2.ckpt"]
+    assert sorted(os.listdir(tmp_path)) == ["last-1.ckpt", "last-2.ckpt", "last.ckpt"]
+    assert [read_checkpoint(p)["ppo"] for p in versions(path)] == [4, 3, 2]
+    path.write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "last-1.ckpt").unlink()
+    found, content, problems = read_newest(path)
+    assert (found.name, content["ppo"]) == ("last-2.ckpt", 2)
+    assert "last.ckpt: damaged" in problems and "\n" not in problems
+    found.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"last.ckpt: damaged.*last-2.ckpt: damaged"):
+        read_newest(path)
 
 
 def test_another_number_of_environments_reseeds_with_a_warning(tmp_path):

@@ -51,7 +51,7 @@ def test_run_directory_holds_what_the_contract_names(finished, capsys):
     names = {p.name for p in finished.iterdir()}
     assert {"config.yaml", "metrics.csv", "summary.json", "checkpoints"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
-    assert {p.name for p in (finished / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {"best.ckpt", "last.ckpt", "last-1.ckpt"} <= {p.name for p in (finished / "checkpoints").iterdir()}
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["env_id"] == "Pendulum-v1" and summary["seed"] == 7 and summary["world_size"] == 1
     # 300 steps hold four rollouts of 64; each is 2 epochs x 4 minibatches
@@ -294,6 +294,88 @@ def test_a_checkpoint_brings_its_settings_into_a_new_run_directory(finished, tmp
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["agents"]
 
 
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(finished, capsys):
+    last = finished / "checkpoints" / "last.ckpt"
+    damaged = bytearray(last.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    last.write_bytes(damaged)
+    assert train.main([f"run_dir={finished}", "resume=last", "total_env_steps=400"]) == 0
+    assert f"{last}: damaged" in capsys.readouterr().out
+    assert (finished / "checkpoints" / "last.ckpt.damaged").read_bytes() == damaged
+    assert json.loads((finished / "summary.json").read_text())["env_steps"] == 384
+    steps = [int(row["step"]) for row in rows(finished / "metrics.csv") if row["loss/policy"]]
+    assert steps == list(range(64, 385, 64))
+
+
+def test_auto_starts_goes_on_and_starts_anew_without_a_checkpoint(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    arguments = ["env.id=Pendulum-v1", f"run_dir={run_dir}", "resume=auto"]
+    assert run(*arguments, "total_env_steps=128") == 0
+    assert run(*arguments, "total_env_steps=256") == 0
+    steps = [int(row["step"]) for row in rows(run_dir / "metrics.csv") if row["loss/policy"]]
+    assert steps == [64, 128, 192, 256]
+    for path in (run_dir / "checkpoints").iterdir():
+        path.unlink()
+    assert run(*arguments, "total_env_steps=192") == 0
+    steps = [int(row["step"]) for row in rows(run_dir / "metrics.csv") if row["loss/policy"]]
+    assert steps == [64, 128, 192]
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter.tex").write_text("words")
+    assert run("env.id=Pendulum-v1", f"run_dir={foreign}", "resume=auto") == 2
+    assert [p.name for p in foreign.iterdir()] == ["chapter.tex"]
+    assert run("resume=auto") == 2
+    assert "`auto` needs run_dir" in capsys.readouterr().err
+
+
+def test_checkpoints_are_written_every_so_many_steps(tmp_path):
+    run_dir, written = tmp_path / "run", []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            path = run_dir / "checkpoints" / "last.ckpt"
+            written.append(torch.load(path, weights_only=True)["ppo"]["env_steps"] if path.exists() else 0)
+
+    config = load(
+        [],
+        [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=768", "checkpoint.every_env_steps=200"],
+    )
+    build = train.build_trainer
+
+    def with_look(*args):
+        trainer = build(*args)
+        trainer.callbacks.append(Look())
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_trainer", with_look)
+        train.train(config)
+    assert written == [0, 0, 256, 256, 512, 512]  # epochs have 128 steps
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_run_resumable(tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    run_dir = tmp_path / "run"
+    arguments = [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=256"]
+    code = (
+        "import resource, train\n"
+        "from lightning_ppo.callbacks import LastCheckpoint\n"
+        "save = LastCheckpoint.on_train_epoch_end\n"
+        "def fill(self, *args):\n"
+        "    save(self, *args)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "LastCheckpoint.on_train_epoch_end = fill\n"
+        f"raise SystemExit(train.main({arguments}))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "last.ckpt: cannot be written: File too large" in done.stderr
+    assert not list((run_dir / "checkpoints").glob("*.tmp"))
+    assert train.main([f"run_dir={run_dir}", "resume=last"]) == 0
+    assert json.loads((run_dir / "summary.json").read_text())["env_steps"] == 256
+
+
 def test_a_moved_run_keeps_its_best_agent(finished, tmp_path):
     moved = tmp_path / "moved"
     finished.rename(moved)
@@ -314,7 +396,7 @@ def test_a_moved_run_keeps_its_best_agent(finished, tmp_path):
 
 def test_the_last_checkpoint_is_that_of_the_end(tmp_path):
     run_dir = tmp_path / "run"
-    sparse = ["checkpoint.every_n_epochs=10", "evaluation.every_n_epochs=3", "total_env_steps=400"]
+    sparse = ["checkpoint.every_env_steps=1000", "evaluation.every_n_epochs=3", "total_env_steps=400"]
     assert run("env.id=Pendulum-v1", f"run_dir={run_dir}", *sparse) == 0
     assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["env_steps"] == 384
 

@@ -248,7 +248,7 @@ evaluation.episodes=-1
 evaluation.final_episodes=-1
 evaluation.every_n_epochs=0
 evaluation.num_envs=0
-checkpoint.every_n_epochs=0
+checkpoint.every_env_steps=0
 """
 
 
