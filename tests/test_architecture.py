@@ -49,7 +49,7 @@ def test_pure_rooms_import_torch_and_the_standard_library_only(room):
 
 
 @pytest.mark.parametrize(
-    "room", ["envs", "collector", "stream", "policy", "distributions", "evaluation", "video", "config"]
+    "room", ["envs", "collector", "stream", "policy", "distributions", "evaluation", "video", "report", "config"]
 )
 def test_rooms_below_the_trainer_do_not_know_lightning(room):
     assert (

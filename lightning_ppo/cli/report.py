@@ -1,0 +1,30 @@
+"""`report RUN_DIR ...`: one HTML page about one or more runs."""
+
+import argparse
+
+NAME = "report"
+HELP = "write one HTML page about one or more runs: results, curves, settings, versions"
+EXAMPLES = (
+    ("python -m lightning_ppo report runs/mine", "writes runs/mine/report.html"),
+    ("python -m lightning_ppo report runs/a runs/b --output report.html", "overlaid; seeds of one config in a band"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a run directory of train.py")
+    parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first run directory)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read, draw and write."""
+    from pathlib import Path
+
+    from lightning_ppo.report import make_page, read_run
+
+    runs = [read_run(path) for path in dict.fromkeys(options.run_dirs)]
+    target = Path(options.output or runs[0].path / "report.html")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(make_page(runs), encoding="utf-8")
+    print(target)
+    return 0
