@@ -234,6 +234,7 @@ def train(config: Config) -> dict[str, Any]:
         normalize=config.normalize,
         total_env_steps=config.total_env_steps,
         compile=config.compile,
+        loss_terms=config.loss_terms,
     )
     run_dir = _run_dir(config)
     timing = Timing()

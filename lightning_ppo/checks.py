@@ -1,26 +1,31 @@
 """Combinations of module, data and Trainer that cannot work, each explained with the setting to use instead."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size, flat
 from lightning_ppo.distributed import gather_objects
-from lightning_ppo.errors import CheckpointError, ConfigError
+from lightning_ppo.errors import CheckpointError, ConfigError, NonFiniteError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
-def check_trust_region(update: UpdateConfig, policy: PolicyConfig, compile: bool) -> None:
+def check_trust_region(update: UpdateConfig, policy: PolicyConfig, compile: bool, loss_terms: Sequence[Any]) -> None:
     """Raise ConfigError for settings that an objective with a trust region rules out."""
     if policy.shared_trunk:
         raise ConfigError(
             "policy.shared_trunk: a step within the trust region moves the policy alone, and one of the critic through "
             "a shared trunk would leave the region; set it to false, or take a first-order objective such as clip"
         )
+    if loss_terms:
+        raise ConfigError("loss_terms: trpo takes none; remove them, or take a first-order objective such as clip")
     if update.target_kl is not None:
         raise ConfigError("update.target_kl: trpo bounds KL by update.trust_region.max_kl; set target_kl to null")
     if compile:
@@ -132,3 +137,21 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
             f"total_env_steps: {total} is less than one rollout of {data.num_steps} steps x {data.num_envs} envs x "
             f"{ranks} ranks"
         )
+
+
+def non_finite(statistics: Tensor, names: Sequence[str], when: str) -> NonFiniteError:
+    """Return the error that names the first statistic that is not finite.
+
+    Args:
+        statistics: (epochs, minibatches, statistics) of this rank.
+        names: Of the statistics.
+        when: The iteration, in words.
+    """
+    if torch.isfinite(statistics).all():
+        return NonFiniteError("a loss or gradient of another rank is not finite; see the message of that rank")
+    epoch, minibatch, column = torch.nonzero(~torch.isfinite(statistics))[0].tolist()
+    return NonFiniteError(
+        f"{names[column]} is {statistics[epoch, minibatch, column].item()} in minibatch {minibatch + 1} of update "
+        f"epoch {epoch + 1}, {when}; the weights are those from before this iteration; lower optimizer.learning_rate, "
+        "or check the rewards"
+    )

@@ -188,6 +188,8 @@ class PolicyConfig:
     """`tanh`, `relu`, `elu`, `silu` or `gelu`."""
     shared_trunk: bool = False
     """One trunk with two heads instead of two networks."""
+    dropout: float = 0.0
+    """Share of the hidden units left out at random in each pass of an update, in [0, 1); acting uses all units."""
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian actions, in units of the half action range."""
 
@@ -196,6 +198,7 @@ class PolicyConfig:
             self.activation in ACTIVATIONS,
             f"policy.activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}",
         )
+        _require(0.0 <= self.dropout < 1.0, f"policy.dropout: must lie in [0, 1), got {self.dropout:g}")
         _require(math.isfinite(self.log_std_init), f"policy.log_std_init: must be a number, got {self.log_std_init}")
         _require(
             all(size >= 1 for size in self.hidden_sizes),
@@ -281,6 +284,8 @@ class Config:
     """Print full tracebacks."""
     objective: str = "clip"
     """The policy objective."""
+    loss_terms: list[Any] = field(default_factory=list)
+    """Losses added to it: a class path, or `{class_path: ..., init_args: {...}, weight: a number or a schedule}`."""
     rollouts_per_epoch: int = 5
     """Iterations per Lightning epoch, after which evaluation and checkpoints happen."""
     env: EnvConfig = field(default_factory=EnvConfig)

@@ -2,17 +2,17 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ppo.advantages import estimate_advantages, following_values
-from lightning_ppo.checks import check_fit, check_trainer, check_trust_region
+from lightning_ppo.checks import check_fit, check_trainer, check_trust_region, non_finite
 from lightning_ppo.config import (
     NormalizeConfig,
     OptimizerConfig,
@@ -23,7 +23,7 @@ from lightning_ppo.config import (
     to_container,
 )
 from lightning_ppo.distributed import mean_over_ranks, sum_over_ranks, world_size
-from lightning_ppo.errors import NonFiniteError
+from lightning_ppo.loss_terms import make_loss_terms
 from lightning_ppo.objectives import (
     explained_variance,
     kl_k3,
@@ -53,7 +53,7 @@ STATISTICS = (
     *("loss/policy", "loss/value", "loss/entropy"),
     *("update/kl", "update/approximate_kl", "update/clip_fraction", "update/grad_norm"),
 )
-"""What every minibatch reports, in this order, by the names under which it is logged."""
+"""What every minibatch reports, in this order, by the names under which it is logged; loss terms before the last."""
 
 
 class PPO(TrainingState):
@@ -73,6 +73,7 @@ class PPO(TrainingState):
         total_env_steps: Training stops before this many environment steps over all ranks would be exceeded, and
             schedules reach their end there. None leaves the end to the Trainer.
         compile: Compile forward and backward of the minibatch loss into one graph.
+        loss_terms: Losses added to that of the objective (see `loss_terms`).
 
     Raises:
         ConfigError: If a setting is unknown or out of range.
@@ -91,6 +92,7 @@ class PPO(TrainingState):
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         total_env_steps: int | None = None,
         compile: bool = False,
+        loss_terms: Sequence[Any] = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -113,6 +115,7 @@ class PPO(TrainingState):
                 "normalize": to_container(normalize_settings),
                 "total_env_steps": total_env_steps,
                 "compile": compile,
+                "loss_terms": to_container(loss_terms),
             },
             logger=False,
         )
@@ -122,10 +125,14 @@ class PPO(TrainingState):
         self.objective = make_objective(objective, self.update_settings)
         self._trust_region: TrustRegion | None = None
         if self.objective.trust_region:
-            check_trust_region(self.update_settings, policy_settings, compile)
+            check_trust_region(self.update_settings, policy_settings, compile, loss_terms)
             region = to_container(self.update_settings.trust_region)
             self._trust_region = TrustRegion(self.policy.parameters(), **region, average=mean_over_ranks)
+        terms, term_weights = make_loss_terms(loss_terms, self.policy)
+        self.loss_terms = nn.ModuleDict(terms)
+        self.statistics = (*STATISTICS[:-1], *(f"loss/{name}" for name in terms), STATISTICS[-1])
         self.coefficients = self.update_settings.schedules()
+        self.coefficients |= {f"{name}_weight": weight for name, weight in term_weights.items()}
         self.learning_rate = self.optimizer_settings.schedule()
 
         self.collect_seconds = self.update_seconds = 0.0
@@ -213,7 +220,7 @@ class PPO(TrainingState):
             minibatch: B transitions whose weights sum to 1 over all ranks, on average over the ranks.
 
         Returns:
-            The scalar loss, and the detached scalars named by `STATISTICS` up to `update/clip_fraction`.
+            The scalar loss, and the detached scalars named by `statistics`, without the last.
         """
         now = self.policy.evaluate(minibatch.observations, minibatch.actions)
         weights = minibatch.weights
@@ -224,13 +231,17 @@ class PPO(TrainingState):
         loss = policy_loss + self._current["value_coefficient"] * critic_loss
         if self._entropy_matters:
             loss = loss - self._current["entropy_coefficient"] * entropy
+        extra = [weighted_sum(term(self.policy, minibatch, now), weights) for term in self.loss_terms.values()]
+        for name, value in zip(self.loss_terms, extra, strict=True):
+            loss = loss + self._current[f"{name}_weight"] * value
         with torch.no_grad():
             kl = weighted_sum(terms.kl, weights)
             approximate_kl = weighted_sum(kl_k3(terms.log_ratios), weights)
             low, high = self._current["clip_range"], self._current.get("clip_range_high")
             clipped = outside_clip_range(terms.log_ratios, low, high)
             clip_fraction = weighted_sum(clipped.to(weights.dtype), weights)
-        return loss, (policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, approximate_kl, clip_fraction)
+        means = (policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, approximate_kl, clip_fraction)
+        return loss, (*means, *(value.detach() for value in extra))
 
     def constrained_loss(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Return the policy's loss over a whole rollout and the mean KL divergence that a trust region bounds."""
@@ -313,11 +324,12 @@ class PPO(TrainingState):
             )
         )
         total = mean_over_ranks(local).tolist()
-        means = dict(zip(STATISTICS, total, strict=False))
-        last_kl, explained_mean, bad, steps, epochs_done, *window_means, collect_seconds = total[len(STATISTICS) :]
+        means = dict(zip(self.statistics, total, strict=False))
+        last_kl, explained_mean, bad, steps, epochs_done, *window_means, collect_seconds = total[len(self.statistics) :]
         return_sum, length_sum, window_count = window_means
         if bad:
-            self._restore_and_raise(epochs, before)
+            before.restore()
+            raise non_finite(epochs, self.statistics, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
         self.policy.version += 1
         self.iterations += 1
         new_steps = round(steps * world_size())
@@ -365,17 +377,6 @@ class PPO(TrainingState):
     def _scaled_gradients(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
-    def _restore_and_raise(self, epochs: Tensor, before: Snapshot) -> None:
-        before.restore()
-        if torch.isfinite(epochs).all():
-            raise NonFiniteError("a loss or gradient of another rank is not finite; see the message of that rank")
-        epoch, minibatch, column = torch.nonzero(~torch.isfinite(epochs))[0].tolist()
-        raise NonFiniteError(
-            f"{STATISTICS[column]} is {epochs[epoch, minibatch, column].item()} in minibatch "
-            f"{minibatch + 1} of update epoch {epoch + 1}, iteration {self.iterations + 1} ({self.env_steps} steps); "
-            f"the weights are those from before this iteration; lower optimizer.learning_rate, or check the rewards"
-        )
-
     # ---------------------------------------------------------------- the Trainer's flags and checkpoints
 
     def configure_callbacks(self) -> list:
@@ -388,7 +389,7 @@ class PPO(TrainingState):
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
         scaled = self._scaled_gradients()
         self._compiled = (
-            compile_gradients(self.policy, self.minibatch_loss, self.device, scaled) if self.compile_update else None
+            compile_gradients(self, self.minibatch_loss, self.device, scaled) if self.compile_update else None
         )
 
     def on_train_start(self) -> None:

@@ -22,7 +22,7 @@ def orthogonal_(layer: nn.Linear, gain: float) -> nn.Linear:
 
 
 class MLP(nn.Sequential):
-    """Fully connected layers, each followed by the activation: (B, num_inputs) -> (B, num_features).
+    """Fully connected layers, each followed by activation and dropout: (B, num_inputs) -> (B, num_features).
 
     Weights are orthogonal with gain sqrt(2), as in OpenAI baselines, whatever the activation.
 
@@ -30,12 +30,15 @@ class MLP(nn.Sequential):
         num_inputs: Size of the flattened input.
         hidden_sizes: Units of each layer; none makes the encoder the identity.
         activation: `tanh`, `relu`, `elu`, `silu` or `gelu`.
+        dropout: Share of units left out in training mode.
     """
 
-    def __init__(self, num_inputs: int, hidden_sizes: Sequence[int], activation: str) -> None:
+    def __init__(self, num_inputs: int, hidden_sizes: Sequence[int], activation: str, dropout: float = 0.0) -> None:
         layers: list[nn.Module] = []
         for inputs, outputs in zip([num_inputs, *hidden_sizes], hidden_sizes, strict=False):
             layers += [orthogonal_(nn.Linear(inputs, outputs), math.sqrt(2.0)), _ACTIVATIONS[activation]()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
         super().__init__(*layers)
         self.num_features = hidden_sizes[-1] if hidden_sizes else num_inputs
 

@@ -71,10 +71,9 @@ class ActorCritic(nn.Module):
             else None
         )
         self.reward_scaler = RewardScaler(normalize.reward_clip, normalize.epsilon) if normalize.rewards else None
-        self.actor_trunk = MLP(num_inputs, policy.hidden_sizes, policy.activation)
-        self.critic_trunk = (
-            self.actor_trunk if policy.shared_trunk else MLP(num_inputs, policy.hidden_sizes, policy.activation)
-        )
+        trunk = (num_inputs, policy.hidden_sizes, policy.activation, policy.dropout)
+        self.actor_trunk = MLP(*trunk)
+        self.critic_trunk = self.actor_trunk if policy.shared_trunk else MLP(*trunk)
         # a near-zero policy head starts close to the uniform distribution (Andrychowicz et al. 2021, section 3.2)
         self.actor_output = orthogonal_(nn.Linear(self.actor_trunk.num_features, self.head.num_outputs), 0.01)
         self.critic_output = orthogonal_(nn.Linear(self.critic_trunk.num_features, 1), 1.0)
@@ -152,14 +151,15 @@ class ActorCritic(nn.Module):
     def predict(
         self, observations: Observations, deterministic: bool = True, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return actions as the environment takes them, (B, *space.shape), for observations (B, ...).
+        """Return actions as the environment takes them, (B, *space.shape), for observations (B, ...), in eval mode.
 
         Args:
             observations: A batch of observations.
             deterministic: Return the mode instead of a sample.
             generator: Source of the noise of samples, on the policy's device.
         """
-        distribution = self.distribution(observations)
+        with eval_mode(self):
+            distribution = self.distribution(observations)
         if deterministic:
             return self.head.to_env(self.head.mode(distribution))
         if generator is None:

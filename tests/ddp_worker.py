@@ -69,6 +69,11 @@ def main(out: str, env: str, control: str = "") -> None:
     data = data_class(
         env, num_envs=OWN, num_steps=STEPS, backend="sync", rollouts_per_epoch=5, seed=5, evaluation={"episodes": 3}
     )
+    mirror = {"observation_indices": [0, 1, 2, 3], "observation_signs": [-1] * 4, "action_indices": [1, 0]}
+    terms = {
+        "CartPole-v1": {"class_path": "lightning_ppo.loss_terms.MirrorSymmetry", "init_args": mirror},
+        "Pendulum-v1": {"class_path": "lightning_ppo.loss_terms.DualClip", "init_args": {"bound": 1.001}},
+    }
     model = PPO(
         data.observation_space,
         data.action_space,
@@ -81,6 +86,7 @@ def main(out: str, env: str, control: str = "") -> None:
         },
         optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
         compile=compiled,
+        loss_terms=[] if trpo else [terms[env]],
     )
     states, metrics, actions = [], [], []
 

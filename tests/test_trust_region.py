@@ -5,12 +5,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from lightning_ppo import PPO
 from lightning_ppo.config import TrustRegionConfig
 from lightning_ppo.distributions import make_action_head
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.networks import MLP
 from lightning_ppo.trust_region import FisherProduct, TrustRegion, conjugate_gradients, flatten, set_gradients
-from tests.test_module import Recording, make_pair, make_trainer
+from tests.test_module import make_pair, make_trainer
 
 ROWS = 64
 SPACES = [spaces.Discrete(3), spaces.Box(-1, 1, (2,))]
@@ -195,8 +196,8 @@ def test_gradients_are_set_where_asked_and_nowhere_else():
 # ---------------------------------------------------------------- in the module
 
 
-class Watched(Recording):
-    """Keeps what was logged, and the policy before and after each iteration."""
+class Watched(PPO):
+    """Keeps what was logged."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -1,0 +1,129 @@
+"""Dropout: units are left out in the update and nowhere else."""
+
+import pytest
+import torch
+from gymnasium import spaces
+
+from lightning_ppo.acting import NumpyActor, TorchActor, make_actor
+from lightning_ppo.config import PolicyConfig
+from lightning_ppo.objectives import masked_log_ratios
+from lightning_ppo.policy import ActorCritic, eval_mode
+from tests.test_module import Recording, make_pair, make_trainer, sharpen
+from tests.test_policy_objectives import FIRST_ORDER
+from tests.test_trust_region import train
+
+DROPOUT = {"dropout": 0.3}
+PLANE = spaces.Box(-1.0, 1.0, (3,))
+
+
+def make_policy(dropout: float) -> ActorCritic:
+    torch.manual_seed(1)
+    return ActorCritic(PLANE, spaces.Discrete(4), PolicyConfig(dropout=dropout))
+
+
+def test_each_hidden_layer_drops_its_share():
+    policy, wide = make_policy(0.3), torch.ones(1, 3).expand(2000, 3)
+    features = policy.actor_trunk(wide)
+    assert float((features == 0.0).float().mean()) == pytest.approx(0.3, abs=0.02)
+    layers = [type(module).__name__ for module in policy.critic_trunk]
+    assert layers == ["Linear", "Tanh", "Dropout", "Linear", "Tanh", "Dropout"]
+
+
+def test_no_dropout_is_a_network_without_dropout():
+    assert not any(isinstance(module, torch.nn.Dropout) for module in make_policy(0.0).modules())
+    # the initial weights do not depend on it
+    for one, other in zip(make_policy(0.0).parameters(), make_policy(0.3).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_acting_uses_every_unit_and_numpy_leaves_it_to_torch():
+    observations = torch.randn(50, 5, 3).numpy()
+    chosen = []
+    for dropout, kind in ((0.0, NumpyActor), (0.5, TorchActor)):
+        policy = make_policy(dropout)
+        with eval_mode(policy):
+            actor = make_actor(policy, (50, 5), torch.Generator().manual_seed(0))
+            assert type(actor) is kind
+            for step in range(50):
+                actor(step, observations[step])
+        chosen.append(actor.actions)
+    assert torch.equal(*chosen)
+
+
+def test_prediction_outside_training_uses_every_unit():
+    policy, observations = make_policy(0.5), torch.randn(64, 3)
+    assert policy.training
+    first = policy.predict(observations)
+    assert all(torch.equal(first, policy.predict(observations)) for _ in range(5))
+    assert policy.training
+
+
+class Compared(Recording):
+    """Compares whole network and behaviour policy before the first minibatch, and measures KL there."""
+
+    whole: torch.Tensor | None = None
+
+    def _backward(self, batch, rows, scale):
+        if self.whole is None:
+            with eval_mode(self.policy), torch.no_grad():
+                now = self.policy.evaluate(batch.observations, batch.actions)
+            self.whole = masked_log_ratios(now.log_probs, batch.log_probs, batch.weights)
+            self.first_kl = self._divergence(batch)
+        return super()._backward(batch, rows, scale)
+
+
+def test_the_ratio_is_one_where_no_unit_is_left_out():
+    """The behaviour policy is the whole network; an update compares thinned ones with it."""
+    model, data = make_pair("CartPole-v1", Compared, policy=DROPOUT)
+    sharpen(model)
+    make_trainer().fit(model, data)
+    assert model.whole.abs().max() <= 1e-5  # every unit: the ratio is 1 ...
+    assert model.log_ratios[0].abs().mean() > 0.01  # ... with units left out it scatters around 1
+    assert model.first_kl.abs() <= 1e-6  # and KL is measured without dropout
+    assert model.reports[0]["update/kl"] > 1e-3
+
+
+@pytest.mark.parametrize("name", FIRST_ORDER)
+@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+def test_every_first_order_objective_trains_with_it(name, shared):
+    settings = {"objective": name, "update": {"minibatch_size": 16}, "policy": {**DROPOUT, "shared_trunk": shared}}
+    model, data = make_pair("Pendulum-v1", **settings)
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    make_trainer().fit(model, data)
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert torch.isfinite(after).all() and not torch.equal(before, after)
+
+
+def test_compiled_dropout_leaves_out_other_units_in_each_minibatch():
+    model, data = make_pair("Pendulum-v1", policy=DROPOUT, compile=True, update={"epochs": 1, "minibatch_size": 64})
+    make_trainer().fit(model, data)
+    batch = data.train_dataloader().next_rollout().flatten()
+    rows, scale = torch.arange(64), torch.tensor(1 / 64)
+    gradients = []
+    for _ in range(2):
+        model._compiled(batch, rows, scale)
+        gradients.append(model._compiled.flat.clone())
+    assert not torch.equal(*gradients)
+
+
+def test_a_trust_region_is_that_of_the_whole_network():
+    model = train(policy=DROPOUT, rollouts=6)
+    accepted = [m for m in model.logged if m["update/step_fraction"] > 0.0]
+    assert len(accepted) >= 4
+    # KL is measured with every unit after the step; with units left out it would exceed the bound by far
+    assert all(0.0 < m["update/kl"] <= 0.01 * (1.0 + 1e-5) for m in accepted)
+
+
+def test_resumed_training_leaves_out_the_same_units(tmp_path):
+    def run(epochs: int, ckpt: str | None = None):
+        model, data = make_pair("Pendulum-v1", rollouts_per_epoch=2, policy=DROPOUT)
+        trainer = make_trainer(max_epochs=epochs)
+        trainer.fit(model, data, ckpt_path=ckpt, weights_only=True)
+        return model, trainer
+
+    whole, _ = run(2)
+    _, half = run(1)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = run(2, str(tmp_path / "half.ckpt"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
