@@ -193,8 +193,12 @@ def _print(message: str) -> None:
     rank_zero_only(print)(message)
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Train as `config` says and return the contents of summary.json.
+
+    Args:
+        config: The settings.
+        callbacks: Lightning callbacks besides those that the settings name.
 
     Raises:
         UserError: For everything that a person can mend.
@@ -239,7 +243,9 @@ def train(config: Config) -> dict[str, Any]:
     run_dir = _run_dir(config)
     timing = Timing()
     resume_step = 0 if config.resume else None
-    trainer = build_trainer(config, run_dir, timing, model, resumed["ppo"]["env_steps"] if resumed else resume_step)
+    trainer = build_trainer(
+        config, run_dir, timing, model, resumed["ppo"]["env_steps"] if resumed else resume_step, callbacks
+    )
     check_launch(trainer)
     check_trainer(trainer)
     check_fit(model, data, trainer)
@@ -250,6 +256,8 @@ def train(config: Config) -> dict[str, Any]:
     writes = trainer.is_global_zero and not trainer.fast_dev_run
     if writes:
         _claim(run_dir, config)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(to_container(config))
     _print(_headline(config, model, trainer, run_dir))
 
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
@@ -333,7 +341,14 @@ def _claim(run_dir: Path, config: Config) -> None:
         raise ConfigError(f"run_dir: cannot write to {run_dir}: {error.strerror}") from None
 
 
-def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume_step: int | None) -> Any:
+def build_trainer(
+    config: Config,
+    run_dir: Path,
+    timing: Any,
+    model: Any,
+    resume_step: int | None,
+    extra_callbacks: Sequence[Any] = (),
+) -> Any:
     """Return the Trainer with callbacks and loggers; `trainer.*` settings win over the defaults here.
 
     Raises:
@@ -341,7 +356,6 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume
     """
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import Callback
-    from pytorch_lightning.loggers import Logger
 
     from lightning_ppo.callbacks import (
         EnvStepsProgressBar,
@@ -352,7 +366,7 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume
     )
     from lightning_ppo.checkpoint import AtomicCheckpointIO
     from lightning_ppo.checks import cluster_environment
-    from lightning_ppo.loggers import MetricsCSV, TensorBoardEvents
+    from lightning_ppo.loggers import MetricsCSV, TensorBoardEvents, make_loggers
 
     given = dict(config.trainer)
     known = inspect.signature(pl.Trainer).parameters
@@ -374,13 +388,14 @@ def build_trainer(config: Config, run_dir: Path, timing: Any, model: Any, resume
     if given.get("enable_progress_bar", True):
         callbacks.append(EnvStepsProgressBar())
     callbacks += [instantiate(entry, "callbacks", Callback) for entry in config.callbacks]
+    callbacks += extra_callbacks
     loggers: list[Any] = []
     if writes and given.pop("logger", True) in (None, True):
         loggers = [
             MetricsCSV(run_dir / "metrics.csv", lambda: model.env_steps, resume_step),
             TensorBoardEvents(run_dir, lambda: model.env_steps, resume_step),
         ]
-    loggers += [instantiate(entry, "loggers", Logger) for entry in config.loggers]
+    loggers += make_loggers(config.loggers, run_dir)
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,

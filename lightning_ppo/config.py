@@ -301,7 +301,7 @@ class Config:
     callbacks: list[Any] = field(default_factory=list)
     """Extra callbacks: a class path, or `{class_path: ..., init_args: {...}}`."""
     loggers: list[Any] = field(default_factory=list)
-    """Extra loggers, in the same form."""
+    """Loggers besides CSV and TensorBoard: `wandb`, `mlflow`, or a class path, in the same form."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, f"seed: must lie in 0..2**32 - 1, got {self.seed}")

@@ -17,7 +17,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "export": (("onnx", "onnxscript", "onnxruntime"), "export --format onnx"),
     "search": (("optuna",), "the search for settings in examples/"),
     "wandb": (("wandb",), "loggers: [wandb]"),
-    "mlflow": (("mlflow-skinny",), "loggers: [mlflow]"),
+    "mlflow": (("mlflow",), "loggers: [mlflow]"),
     "docs": (("sphinx", "furo", "myst-parser"), "building the documentation site"),
     "benchmark": (("matplotlib",), "the plots of benchmarks/learning.py"),
 }

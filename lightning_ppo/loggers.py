@@ -3,14 +3,24 @@
 import csv
 import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from lightning_ppo.class_path import instantiate
+from lightning_ppo.config import nearest
+from lightning_ppo.errors import ConfigError
 from lightning_ppo.files import replacing
+
+ALWAYS = ("csv", "tensorboard")
+"""Names of what every run directory has: metrics.csv and TensorBoard events."""
+
+SERVICES = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
+"""Lightning's loggers that a config may call by the name of their package."""
 
 EnvSteps = Callable[[], int]
 """Tells how many environment steps have been trained on."""
@@ -116,3 +126,41 @@ class MetricsCSV(Logger):
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
+
+
+def make_loggers(entries: Sequence[Any], run_dir: Path) -> list[Logger]:
+    """Return the loggers that a config names, besides those that every run directory has.
+
+    Args:
+        entries: Names, class paths, or `{class_path: name or class path, init_args: {...}}`.
+        run_dir: The run directory, which names the run in W&B and MLflow.
+
+    Raises:
+        ConfigError: If a name is unknown, a package is missing, or a logger cannot be built.
+    """
+    loggers = []
+    for entry in entries:
+        given: Any = {"class_path": entry} if isinstance(entry, str) else entry
+        name = given.get("class_path") if isinstance(given, dict) else None
+        if name in SERVICES:
+            if find_spec(name) is None:
+                raise ConfigError(f"loggers: {name} needs the package {name}: pip install 'lightning-ppo[{name}]'")
+            arguments = {**_service_arguments(name, run_dir), **(given.get("init_args") or {})}
+            entry = {"class_path": f"pytorch_lightning.loggers.{SERVICES[name]}", "init_args": arguments}
+        elif isinstance(name, str) and "." not in name and name not in ALWAYS:
+            names = (*ALWAYS, *SERVICES)
+            raise ConfigError(
+                f"loggers: expected a class path or one of {', '.join(names)}, got {name!r}; "
+                f"did you mean {nearest(name, names)}?"
+            )
+        if name not in ALWAYS:
+            loggers.append(instantiate(entry, "loggers", Logger))
+    return loggers
+
+
+def _service_arguments(name: str, run_dir: Path) -> dict[str, Any]:
+    if name == "wandb":
+        return {"project": "lightning_ppo", "name": run_dir.name, "save_dir": str(run_dir)}
+    # MLflow's own default; Lightning's is a store of files, which MLflow 3 refuses
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    return {"experiment_name": "lightning_ppo", "run_name": run_dir.name, "tracking_uri": uri}
