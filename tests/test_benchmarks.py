@@ -1,9 +1,12 @@
 """The arithmetic and bookkeeping of the benchmark scripts, on numbers whose right answers are known."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
 
-from benchmarks import learning
+from benchmarks import learning, speed
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
@@ -80,3 +83,51 @@ def test_finished_runs_are_known_by_experiment_task_and_seed(results):
     assert not learning.is_done("own", "Ant-v5", 2)
     assert not learning.is_done("own", "Hopper-v5", 1)
     assert not learning.is_done("other", "Ant-v5", 1)
+
+
+def test_speed_counts_what_follows_the_warm_up():
+    # iterations end at 10 s (compiling), 20 s, 21 s, 23 s: two of 100 steps in 3 s
+    assert speed.speed([10.0, 20.0, 21.0, 23.0], 100) == pytest.approx(200 / 3)
+
+
+def speed_row(system, rate, memory=100.0, compile_seconds=0.0):
+    names = {"workload": "w", "system": system, "repeat": 1, "env_steps_per_second": rate, "start_seconds": 3.0}
+    names |= {"compile_seconds": compile_seconds, "peak_memory_mb": memory, "versions": json.dumps({"torch": "1"})}
+    return {name: str(value) for name, value in names.items()} | {"cpu": "c", "cores": "2", "date": "d", "commit": "a"}
+
+
+def test_table_of_a_race_has_medians_and_their_ratios():
+    rates = {"lightning_ppo": (3000, 2000, 9000), "sb3": (1500, 900, 2000), "environment": (30000, 30000, 30000)}
+    lines = speed.table([speed_row(system, rate) for system, three in rates.items() for rate in three])
+    assert "| lightning_ppo, eager | 3,000 (2,000 to 9,000) |  |  | 10% | 3.0 |  | 100 |" in lines
+    assert "| Stable-Baselines3 | 1,500 (900 to 2,000) | 2.00x |  | 5% | 3.0 |  | 100 |" in lines
+    assert lines[-1] == "3 runs each, interleaved, one core each, c (2 cores), d, commit a; torch 1."
+
+
+def test_racers_do_what_they_are_asked(tmp_path):
+    results = tmp_path / "speed.csv"
+    workload = {"Pendulum-v1, tiny": speed.TINY["Pendulum-v1, tiny"]}
+    systems = ["lightning_ppo", "single_file", "environment"]
+    speed.race_all(results, workload, systems, 1)
+    with open(results, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["system"] for row in rows] == systems
+    assert all(float(row["env_steps_per_second"]) > 0 and float(row["peak_memory_mb"]) > 50 for row in rows)
+    assert any(line.startswith("| single-file loop, CleanRL-style |") for line in speed.table(rows))
+
+
+def test_report_of_a_race_goes_between_the_markers_of_a_page(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra benchmark")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- race: begin -->\nold\n<!-- race: end -->\nafter\n")
+    speed.report(page, [speed_row("lightning_ppo", 2000), speed_row("sb3", 1000)])
+    text = page.read_text()
+    assert text.startswith("before\n<!-- race: begin -->\n### w\n") and text.endswith("<!-- race: end -->\nafter\n")
+    assert "2.00x" in text and "old" not in text
+    assert (tmp_path / "page.png").exists()
+
+
+def test_a_racer_that_fails_says_why(tmp_path):
+    broken = {"nothing": speed.Race("", "NoSuchEnvironment-v0", 1, 1, 1, 1, 3, False, 1)}
+    with pytest.raises(SystemExit, match=r"environment failed in nothing\n[\s\S]*NoSuchEnvironment"):
+        speed.race_all(tmp_path / "speed.csv", broken, ["environment"], 1)

@@ -1,0 +1,20 @@
+"""Step the environments as lightning_ppo builds them, with random actions and no learning."""
+
+import sys
+from pathlib import Path
+
+from stopwatch import Stopwatch, read_race
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lightning_ppo.envs import make_vector_env
+
+race, stopwatch = read_race(), Stopwatch()
+env = make_vector_env(race.env_id, race.num_envs)
+env.reset(seed=race.seed)
+env.action_space.seed(race.seed)
+actions = [env.action_space.sample() for _ in range(race.num_steps)]
+for _ in range(race.iterations):
+    for action in actions:
+        env.step(action)
+    stopwatch.lap()
+stopwatch.report("gymnasium", "numpy")

@@ -1,0 +1,264 @@
+"""Race lightning_ppo against other libraries on equal terms, and report the ratios.
+
+    python benchmarks/speed.py                  all of it: race, tables, bar chart in docs/speed.md (about 45 minutes)
+    python benchmarks/speed.py --report-only    from the rows of the last race
+    python benchmarks/speed.py --smoke          does everything work? tiny budgets, no figures kept
+
+Same rollout size, minibatch size, epochs and network shapes (SheepRL excepted, see peers/race_sheeprl.py), one core for
+each run. Runs are interleaved: every system once, then every system again. Speed is that of the training loop after two
+iterations of warm-up; importing, compiling and warming up are reported on their own. Peers live in virtual environments
+of their own, which are made on the way.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.learning import RESULTS, ROOT, cpu_name, read_rows
+from benchmarks.peers.environments import PEERS, peer_python
+from benchmarks.peers.stopwatch import Race
+
+WARM_UP = 2
+"""Iterations before the clock starts."""
+COLUMNS = (
+    *("workload", "system", "repeat", "env_steps_per_second", "start_seconds", "compile_seconds"),
+    *("peak_memory_mb", "iterations", "versions", "cpu", "cores", "date", "commit"),
+)
+
+
+@dataclass
+class System:
+    """A racer."""
+
+    label: str
+    """As the tables name it."""
+    script: str
+    """File under `peers`, without `.py`."""
+    venv: str | None = None
+    """Virtual environment under `.venvs`; None is the one this script runs in."""
+
+
+SYSTEMS = {
+    "lightning_ppo": System("lightning_ppo, eager", "race_lightning_ppo"),
+    "lightning_ppo_compiled": System("lightning_ppo, compile=true", "race_lightning_ppo"),
+    "sb3": System("Stable-Baselines3", "race_sb3", "sb3"),
+    "sbx": System("SBX (JAX)", "race_sb3", "sbx"),
+    "sheeprl": System("SheepRL", "race_sheeprl", "sheeprl"),
+    "single_file": System("single-file loop, CleanRL-style", "race_single_file"),
+    "environment": System("environment alone, no learning", "race_environment"),
+}
+OURS = ("lightning_ppo", "lightning_ppo_compiled")
+WORKLOADS = {
+    "CartPole-v1, 4 envs x 128, 4 epochs x 4 minibatches": Race("", "CartPole-v1", 4, 128, 4, 128, 100, False, 1),
+    "HalfCheetah-v5, 1 env x 2048, 10 epochs x 32 minibatches": (
+        Race("", "HalfCheetah-v5", 1, 2048, 10, 64, 10, True, 1)
+    ),
+    "HalfCheetah-v5, 8 envs x 256, 10 epochs x 32 minibatches": (
+        Race("", "HalfCheetah-v5", 8, 256, 10, 64, 10, True, 1)
+    ),
+    "CartPole-v1, 64 envs x 128, 4 epochs x 4 minibatches": Race("", "CartPole-v1", 64, 128, 4, 2048, 50, False, 1),
+}
+TINY = {
+    "CartPole-v1, tiny": Race("", "CartPole-v1", 2, 16, 2, 16, WARM_UP + 1, False, 1),
+    "Pendulum-v1, tiny": Race("", "Pendulum-v1", 2, 16, 2, 16, WARM_UP + 1, True, 1),
+}
+
+
+def speed(times: Sequence[float], env_steps_per_iteration: int) -> float:
+    """Return environment steps per second between the end of the warm-up and the end of the last iteration.
+
+    Args:
+        times: When each iteration ended, in seconds.
+        env_steps_per_iteration: Environment steps of one iteration.
+    """
+    return (len(times) - WARM_UP) * env_steps_per_iteration / (times[-1] - times[WARM_UP - 1])
+
+
+def race(workload: str, task: Race, name: str, repeat: int) -> dict[str, Any]:
+    """Run one racer once and return its row.
+
+    Raises:
+        SystemExit: If it fails, with what it said.
+    """
+    system = SYSTEMS[name]
+    python = str(peer_python(system.venv)) if system.venv else sys.executable
+    script = PEERS / f"{system.script}.py"
+    # one core: JAX would take as many as there are
+    pin = ["taskset", "-c", str(max(os.sched_getaffinity(0)))] if hasattr(os, "sched_getaffinity") else []
+    started = time.time()
+    finished = subprocess.run(
+        [*pin, python, script, json.dumps(asdict(replace(task, system=name, seed=repeat)))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in finished.stdout.splitlines() if line.startswith("RESULT ")]
+    if finished.returncode or not lines:
+        raise SystemExit(f"{name} failed in {workload}\n{finished.stderr}")
+    result = json.loads(lines[-1].removeprefix("RESULT "))
+    if len(result["times"]) != task.iterations:
+        raise SystemExit(f"{name} did {len(result['times'])} iterations instead of {task.iterations} in {workload}")
+    return {
+        "workload": workload,
+        "system": name,
+        "repeat": repeat,
+        "env_steps_per_second": speed(result["times"], task.num_envs * task.num_steps),
+        "start_seconds": result["times"][0] - started,
+        "compile_seconds": result["compile_seconds"],
+        "peak_memory_mb": result["peak_memory_mb"],
+        "iterations": task.iterations,
+        "versions": json.dumps(result["versions"]),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip(),
+    }
+
+
+def race_all(results: Path, workloads: dict[str, Race], systems: Sequence[str], repeats: int) -> None:
+    """Race interleaved, and write a row per run as it ends."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with open(results, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for workload, task in workloads.items():
+            for repeat in range(1, repeats + 1):
+                for name in systems:
+                    row = race(workload, task, name, repeat)
+                    writer.writerow(row)
+                    file.flush()
+                    rate = f"{row['env_steps_per_second']:,.0f} steps/s"
+                    print(f"{workload} | {name} | {repeat} of {repeats}: {rate}", flush=True)
+
+
+def medians(rows: Sequence[dict[str, str]], column: str) -> dict[str, dict[str, float]]:
+    """Return the median of a column by workload and system."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        values.setdefault(row["workload"], {}).setdefault(row["system"], []).append(float(row[column]))
+    return {w: {s: statistics.median(v) for s, v in by_system.items()} for w, by_system in values.items()}
+
+
+def table(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Return the tables of a race as lines of Markdown."""
+    rates, starts, compiles, memory = (
+        medians(rows, column)
+        for column in ("env_steps_per_second", "start_seconds", "compile_seconds", "peak_memory_mb")
+    )
+    lines = []
+    for workload, by_system in rates.items():
+        runs = {
+            s: [float(r["env_steps_per_second"]) for r in rows if (r["workload"], r["system"]) == (workload, s)]
+            for s in by_system
+        }
+        bare = by_system.get("environment")
+        lines += [
+            f"### {workload}",
+            "",
+            "| system | env steps/s, median (range) | eager is faster by | compiled is faster by | share of the bare "
+            "environment | to the first update, s | of that compiling, s | peak memory, MB |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for name, rate in by_system.items():
+            against = [
+                f"{by_system[ours] / rate:.2f}x" if name not in (*OURS, "environment") and ours in by_system else ""
+                for ours in OURS
+            ]
+            share = f"{rate / bare:.0%}" if bare and name != "environment" else ""
+            compiling = f"{compiles[workload][name]:.1f}" if compiles[workload][name] else ""
+            lines.append(
+                f"| {SYSTEMS[name].label} | {rate:,.0f} ({min(runs[name]):,.0f} to {max(runs[name]):,.0f}) | "
+                f"{against[0]} | {against[1]} | {share} | {starts[workload][name]:.1f} | {compiling} | "
+                f"{memory[workload][name]:,.0f} |"
+            )
+        lines.append("")
+    repeats = min(sum(r["workload"] == w and r["system"] == s for r in rows) for w in rates for s in rates[w])
+    versions: dict[str, str] = {}
+    for row in rows:
+        versions |= json.loads(row["versions"])
+    listed = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+    first = rows[0]
+    lines.append(
+        f"{repeats} runs each, interleaved, one core each, {first['cpu']} ({first['cores']} cores), {first['date']}, "
+        f"commit {first['commit']}; {listed}."
+    )
+    return lines
+
+
+def draw(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Draw a bar per system and workload, in environment steps per second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rates = medians([row for row in rows if row["system"] != "environment"], "env_steps_per_second")
+    figure, axes = plt.subplots(len(rates), 1, figsize=(8, 2.2 * len(rates)), squeeze=False, layout="constrained")
+    for axis, (workload, by_system) in zip(axes.flat, rates.items(), strict=True):
+        names = [*reversed(by_system)]
+        colors = ["C0" if name in OURS else "0.6" for name in names]
+        bars = axis.barh([SYSTEMS[name].label for name in names], [by_system[name] for name in names], color=colors)
+        axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize="small")
+        axis.set_title(workload, fontsize="medium", loc="left")
+        axis.margins(x=0.12)
+    axes.flat[-1].set_xlabel("environment steps per second, learning included")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def report(page: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write the tables between the markers of a Markdown page, and the bar chart beside it."""
+    begin, end = "<!-- race: begin -->", "<!-- race: end -->"
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text("\n".join([before + begin, *table(rows), end + after]))
+    draw(page.with_suffix(".png"), rows)
+
+
+def smoke(systems: Sequence[str]) -> None:
+    """Race a few iterations of tiny workloads and report them into a temporary page."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page.md"
+        page.write_text("<!-- race: begin -->\n<!-- race: end -->\n")
+        race_all(Path(folder) / "speed.csv", TINY, systems, 1)
+        report(page, read_rows(Path(folder) / "speed.csv"))
+        print(page.read_text())
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=[*SYSTEMS])
+    parser.add_argument("--workloads", nargs="+", type=int, choices=range(len(WORKLOADS)), help="numbers, from 0")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "speed.md")
+    parser.add_argument("--report-only", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args()
+    if options.smoke:
+        smoke(options.systems)
+        return
+    results = RESULTS / "speed.csv"
+    names = [*WORKLOADS]
+    chosen = [names[n] for n in options.workloads] if options.workloads else names
+    if not options.report_only:
+        race_all(results, {name: WORKLOADS[name] for name in chosen}, options.systems, options.repeats)
+    report(options.page, read_rows(results))
+
+
+if __name__ == "__main__":
+    main()
