@@ -76,6 +76,9 @@ class Collector:
         except EnvironmentFault:
             check_finite(observations[: t + 1], rewards[:t], first_step)
             raise
+        ended = terminations | truncations
+        # an episode cut off at a filler row, where its environment was replaced, had its last step in the row before
+        truncations[:-1] |= truncations[1:] & ~valid[1:]
         boundary, rows = self._boundary(kind, finals)
         check_finite(np.concatenate((observations, boundary[None, :num_envs])), rewards, first_step)
         for row, observation in zip(rows[num_envs:], boundary[num_envs:], strict=True):
@@ -94,7 +97,7 @@ class Collector:
             terminations=torch.from_numpy(terminations).to(device),
             truncations=torch.from_numpy(truncations).to(device),
             valid=torch.from_numpy(valid).to(device),
-            episodes=self.episodes.record(rewards, terminations | truncations, valid),
+            episodes=self.episodes.record(rewards, ended, valid),
             policy_version=self.policy.version,
         )
         self._score(rollout)

@@ -15,6 +15,7 @@ from lightning_ppo.schedules import Schedule
 
 ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
 BACKENDS = ("auto", "vector", "sync", "async", "envpool")
+ON_ERROR = ("stop", "restart")
 OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl", "trpo")
 SCHEDULED = (
     *("clip_range", "clip_range_high", "value_clip_range", "kl_coefficient"),
@@ -41,9 +42,21 @@ class EnvConfig:
     """`auto` (native vector entry point, else sync), `vector`, `sync`, `async` or `envpool`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment's constructor."""
+    timeout: float | None = None
+    """Seconds that a step or reset of one copy may take (`sync` and `async`); null waits for ever."""
+    on_error: str = "stop"
+    """When a copy raises, hangs or dies: `stop` saves and ends the run, `restart` replaces it."""
+    max_restarts: int = 10
+    """How often each copy is replaced under `restart` before its next failure stops the run."""
 
     def __post_init__(self) -> None:
         _require(self.num_envs >= 1, f"env.num_envs: must be at least 1, got {self.num_envs}")
+        _require(
+            self.timeout is None or (self.timeout > 0.0 and math.isfinite(self.timeout)),
+            f"env.timeout: must be a positive number or null, got {self.timeout}",
+        )
+        _require(self.on_error in ON_ERROR, f"env.on_error: expected stop or restart, got {self.on_error!r}")
+        _require(self.max_restarts >= 0, f"env.max_restarts: must not be negative, got {self.max_restarts}")
         _require(
             self.backend in BACKENDS,
             f"env.backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}",

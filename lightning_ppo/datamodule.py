@@ -15,6 +15,7 @@ from lightning_ppo.collector import Collector
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
 from lightning_ppo.distributed import gather_objects, raise_together, rank, world_size
 from lightning_ppo.envs import make_vector_env
+from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
 from lightning_ppo.rollout import Episodes
@@ -138,7 +139,14 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def _make(self, num_envs: int) -> VectorEnv:
         settings = self.env_settings
-        return make_vector_env(settings.id, num_envs, backend=settings.backend, kwargs=settings.kwargs)
+        return make_vector_env(
+            settings.id,
+            num_envs,
+            backend=settings.backend,
+            kwargs=settings.kwargs,
+            timeout=settings.timeout,
+            max_restarts=settings.max_restarts if settings.on_error == "restart" else 0,
+        )
 
     def _base_seed(self) -> int:
         return (self.seed if self.seed is not None else torch.initial_seed()) % 2**32
@@ -185,7 +193,13 @@ class RolloutDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the first observations of the evaluation environments."""
         env = self._evaluation_environment()
-        return _OneItemLoader(lambda: torch.from_numpy(np.array(env.reset(seed=self._base_seed())[0])))
+
+        def first_observations() -> torch.Tensor:
+            stepper = VectorStepper(env)
+            stepper.reset(derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation"))
+            return torch.from_numpy(np.array(stepper.observations))
+
+        return _OneItemLoader(first_observations)
 
     def _evaluation_environment(self) -> VectorEnv:
         if self._given_env is not None and self._given_evaluation_env is None:
@@ -248,6 +262,13 @@ class RolloutDataModule(pl.LightningDataModule):
             rank_zero_warn(
                 f"the checkpoint has {len(stepper['ended'])} environments per rank, this run {self.num_envs}: "
                 "environments and sampling are seeded anew"
+            )
+            return
+        kind = type(self.env.unwrapped).__name__
+        if stepper["kind"] != kind:
+            rank_zero_warn(
+                f"the checkpoint has the state of a {stepper['kind']}, this run steps a {kind}: environments and "
+                "sampling are seeded anew"
             )
             return
         if stepper["env"] is None:

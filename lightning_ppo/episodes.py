@@ -9,6 +9,8 @@ from lightning_ppo.rollout import Episodes
 class EpisodeRecorder:
     """Returns and lengths of episodes that span rollouts; filler rows count for neither.
 
+    An episode that ends in a filler row was broken off when its environment was replaced; it is not reported.
+
     Args:
         num_envs: N.
     """
@@ -28,9 +30,10 @@ class EpisodeRecorder:
         for env in np.flatnonzero(ended.any(0)):
             reward_before, steps_before = 0.0, 0
             for t in np.flatnonzero(ended[:, env]):
-                episodes.append(
-                    (int(t), total_rewards[t, env] - reward_before, int(total_steps[t, env]) - steps_before)
-                )
+                if valid[t, env]:
+                    episodes.append(
+                        (int(t), total_rewards[t, env] - reward_before, int(total_steps[t, env]) - steps_before)
+                    )
                 reward_before, steps_before = total_rewards[t, env], int(total_steps[t, env])
             self.returns[env] -= reward_before
             self.lengths[env] -= steps_before

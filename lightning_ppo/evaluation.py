@@ -65,7 +65,7 @@ def play(
             check_finite(stepper.observations[None, :0], rewards[None], stepper.num_steps - 1)
             ended = terminations | truncations
             finished = recorder.record(rewards[None], ended[None], ~stepper.filler[None])
-            for position, index in enumerate(np.flatnonzero(ended)):
+            for position, index in enumerate(np.flatnonzero(ended & ~stepper.filler)):
                 if quota[index]:
                     quota[index] -= 1
                     returns.append(finished.returns[position])

@@ -59,7 +59,7 @@ class RolloutStream(IterableDataset):
             with self.precision():
                 rollout = self.collector.collect()
         except EnvironmentFault as error:
-            fault = error
+            fault, self.collector.stepper.failed = error, True
         raise_together(fault, self.collector.generator.device)
         self._estimate(rollout)
         return rollout

@@ -66,13 +66,16 @@ class MidEpoch(pl.Callback):
             raise KeyError("stop here")
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0"])
-def test_train_stop_resume_is_train_through_bit_for_bit(env, tmp_path):
+@pytest.mark.parametrize(
+    ("env", "backend"),
+    [("CartPole-v1", "auto"), ("CartPole-v1", "async"), ("Pendulum-v1", "auto"), ("MountainCarContinuous-v0", "auto")],
+)
+def test_train_stop_resume_is_train_through_bit_for_bit(env, backend, tmp_path):
     path = tmp_path / "agent.ckpt"
-    through = fit(env, 4)
-    fit(env, 2, save=path)
+    through = fit(env, 4, backend=backend)
+    fit(env, 2, save=path, backend=backend)
     pl.seed_everything(99, verbose=False)
-    resumed = fit(env, 4, path)
+    resumed = fit(env, 4, path, backend=backend)
     assert through[0].iterations == 8
     assert_same_agent(*through, *resumed)
 
@@ -101,8 +104,8 @@ def test_mujoco_resumes_bit_for_bit(env, tmp_path):
 
 def test_environment_without_readable_state_restarts_episodes_and_says_so(tmp_path, caplog):
     path = tmp_path / "agent.ckpt"
-    fit("CartPole-v1", 1, save=path, backend="async")
-    model, data = build("CartPole-v1", backend="async")
+    fit("tests.test_envs:Engine", 1, save=path)
+    model, data = build("tests.test_envs:Engine")
     with caplog.at_level("INFO", logger="lightning_ppo"):
         make_trainer(max_epochs=2).fit(model, data, ckpt_path=path, weights_only=True)
     assert "Episodes in progress were restarted" in caplog.text
@@ -248,6 +251,14 @@ def test_another_number_of_environments_reseeds_with_a_warning(tmp_path):
     data = RolloutDataModule(env="CartPole-v1", num_envs=8, num_steps=8, rollouts_per_epoch=2, seed=5)
     model = PPO(data.observation_space, data.action_space, **SETTINGS)
     with pytest.warns(UserWarning, match="4 environments per rank, this run 8"):
+        make_trainer(max_epochs=2).fit(model, data, ckpt_path=tmp_path / "agent.ckpt", weights_only=True)
+    assert model.iterations == 4
+
+
+def test_another_backend_reseeds_with_a_warning(tmp_path):
+    fit("CartPole-v1", 1, save=tmp_path / "agent.ckpt")
+    model, data = build("CartPole-v1", backend="sync")
+    with pytest.warns(UserWarning, match="state of a CartPoleVectorEnv, this run steps a SyncVectorEnv"):
         make_trainer(max_epochs=2).fit(model, data, ckpt_path=tmp_path / "agent.ckpt", weights_only=True)
     assert model.iterations == 4
 

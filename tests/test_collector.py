@@ -532,13 +532,11 @@ def test_fault_names_environment_and_step(monkeypatch, index, kind, num_steps):
     assert cause in message
 
 
-@pytest.mark.filterwarnings("ignore:.*ERROR:UserWarning")
 def test_fault_in_another_process():
-    # Gymnasium warns of both workers' errors, then raises the one that it got last
     env = make_vector_env("tests.helpers:Bad", 2, backend="async", kwargs={"kind": "raises"})
     message = fault(collector(env, linear_policy(env), 8).collect)
     assert "raised in step after 3 steps: ZeroDivisionError: the wheel came off" in message
-    assert message.startswith(("env 0 ", "env 1 "))
+    assert message.startswith("env 0 ")
     env.close()
     assert not any(process.is_alive() for process in env.processes)
 

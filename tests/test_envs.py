@@ -13,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from lightning_ppo.envs import autoreset_mode, get_env_state, make_vector_env, set_env_state
+from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.seeding import PURPOSES, derive_seeds
@@ -167,7 +168,7 @@ def fault(*args, **kwargs):
         ("CartPole-v1", "sync", SyncVectorEnv),
         ("Pendulum-v1", "auto", SyncVectorEnv),
         ("tests.helpers:Count", "auto", SyncVectorEnv),
-        ("tests.helpers:Count", "async", AsyncVectorEnv),
+        ("tests.helpers:Count", "async", ProcessVectorEnv),
     ],
 )
 def test_backend(build, env_id, backend, expected):
@@ -378,6 +379,7 @@ def assert_resumes(make, before, after):
         ("CartPole-v1", "sync", 60, 60),
         # truncated after 200, 500 and 999 steps
         ("Pendulum-v1", "auto", 205, 200),
+        ("Pendulum-v1", "async", 205, 200),
         ("Acrobot-v1", "auto", 505, 500),
         ("MountainCarContinuous-v0", "auto", 1005, 1000),
     ],
@@ -460,9 +462,13 @@ def test_state_that_cannot_be_known_names_the_attribute(build, backend):
     assert "\n" not in reason
 
 
-def test_state_in_other_processes_cannot_be_had(build):
-    env = build("tests.helpers:Count", 1, backend="async")
+def test_state_in_other_processes_is_had_where_a_copy_can_tell_it(build):
+    env = build("tests.test_envs:Engine", 2, backend="async")
     env.reset(seed=0)
-    state, reason = get_env_state(env)
+    assert get_env_state(env) == (None, "Engine.engine is a object, which is not plain data")
+    given = AsyncVectorEnv([Count], autoreset_mode=AutoresetMode.SAME_STEP)
+    given.reset(seed=0)
+    state, reason = get_env_state(given)
+    given.close()
     assert state is None
     assert "process" in reason

@@ -1,6 +1,5 @@
 """Build vector environments: Gymnasium ids, a user's class by import path, any backend."""
 
-import copy
 import difflib
 import importlib
 import logging
@@ -10,9 +9,11 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from lightning_ppo.config import BACKENDS
+from lightning_ppo.envs.faults import GuardedEnv
+from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 
 _log = logging.getLogger(__name__)
@@ -22,7 +23,13 @@ EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "envpool":
 
 
 def make_vector_env(
-    env_id: str, num_envs: int, *, backend: str = "auto", kwargs: dict[str, Any] | None = None
+    env_id: str,
+    num_envs: int,
+    *,
+    backend: str = "auto",
+    kwargs: dict[str, Any] | None = None,
+    timeout: float | None = None,
+    max_restarts: int = 0,
 ) -> VectorEnv:
     """Return a vector environment of `num_envs` copies.
 
@@ -35,29 +42,37 @@ def make_vector_env(
         num_envs: Number of copies.
         backend: `auto`, `vector`, `sync`, `async` or `envpool`.
         kwargs: Arguments of the environment's constructor.
+        timeout: Seconds that a step or reset of a copy may take; None waits for ever.
+        max_restarts: How often a copy that fails is replaced.
 
     Raises:
-        ConfigError: If the backend is unknown.
+        ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
         EnvironmentFault: If there is no such environment, a package is missing, or the constructor fails.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"env.backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     kwargs = dict(kwargs or {})
+    watched = timeout is not None or max_restarts > 0
+    if backend in ("vector", "envpool") and watched:
+        raise ConfigError(
+            f"env.timeout, env.on_error: {backend} steps all copies at once; set env.backend to sync or async"
+        )
     if backend == "envpool":
         return _make_pool(env_id, num_envs, kwargs)
     spec = _find_spec(env_id)
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
     if backend == "auto":
-        backend = "vector" if native else "sync"
+        backend = "vector" if native and not watched else "sync"
     try:
         if backend == "vector":
             if not native:
                 raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
             return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
-        copies = [partial(_make_single, spec, kwargs, index) for index in range(num_envs)]
+        guards = [partial(GuardedEnv, _maker(spec, kwargs), index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
-            return AsyncVectorEnv(copies, autoreset_mode=AutoresetMode.SAME_STEP)
-        return SyncVectorEnv(copies, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+            copies = [partial(guard, raises=False) for guard in guards]
+            return ProcessVectorEnv(copies, timeout, max_restarts)
+        return SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     except EnvironmentFault:
         raise
     except Exception as error:
@@ -75,46 +90,13 @@ def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv
         raise _explain(task_id, error) from error
 
 
-class _GuardedEnv(gymnasium.Wrapper):
-    """Names the copy and the step where an environment raises or returns an observation of the wrong shape."""
+def _maker(spec: EnvSpec, kwargs: dict[str, Any]) -> Callable[[], gymnasium.Env]:
+    def make() -> gymnasium.Env:
+        if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+            _log_mujoco_warnings()
+        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
 
-    def __init__(self, env: gymnasium.Env, index: int) -> None:
-        super().__init__(env)
-        self.index = index
-        self.steps = 0
-        self.expected = getattr(env.observation_space, "shape", None)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self._checked("reset", partial(self.env.reset, seed=seed, options=options))
-
-    def step(self, action: Any) -> Any:
-        self.steps += 1
-        observation, reward, terminated, truncated, info = self._checked("step", partial(self.env.step, action))
-        if terminated or truncated:
-            # the reset that follows may write into the array that this environment has returned
-            observation = copy.deepcopy(observation)
-        return observation, reward, terminated, truncated, info
-
-    def _checked(self, what: str, call: Callable[[], Any]) -> Any:
-        try:
-            result = call()
-        except Exception as error:
-            text = " ".join(str(error).split())
-            raise EnvironmentFault(
-                f"env {self.index} raised in {what} after {self.steps} steps: {type(error).__name__}: {text}"
-            ) from error
-        if self.expected is not None and getattr(result[0], "shape", self.expected) != self.expected:
-            raise EnvironmentFault(
-                f"env {self.index} returned an observation of shape {result[0].shape} from {what} "
-                f"{self.steps}, but its observation space has shape {self.expected}"
-            )
-        return result
-
-
-def _make_single(spec: EnvSpec, kwargs: dict[str, Any], index: int) -> gymnasium.Env:
-    if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
-        _log_mujoco_warnings()
-    return _GuardedEnv(gymnasium.make(spec, disable_env_checker=True, **kwargs), index)
+    return make
 
 
 def _log_mujoco_warnings() -> None:

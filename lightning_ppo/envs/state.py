@@ -16,6 +16,8 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
+from lightning_ppo.envs.processes import ProcessVectorEnv
+
 _CONSTANT = (
     gymnasium.Space,
     EnvSpec,
@@ -34,17 +36,33 @@ class _Opaque(Exception):
 
 def get_env_state(env: VectorEnv) -> tuple[dict[str, Any] | None, str]:
     """Return the state of a vector environment as plain data, or None and the reason why it cannot be had."""
+    if isinstance(env, ProcessVectorEnv):
+        states, reasons = zip(*env.get_attr("exact_state"), strict=True)
+        return ({"processes": list(states)}, "") if all(states) else (None, max(reasons))
     if isinstance(env, AsyncVectorEnv):
         return None, "environments in other processes keep their state to themselves"
-    try:
-        return _Reader().layer(env, type(env).__name__), ""
-    except _Opaque as reason:
-        return None, str(reason)
+    return read_layer(env)
 
 
 def set_env_state(env: VectorEnv, state: dict[str, Any]) -> None:
     """Put a vector environment, built and reset like the saved one, into the state `get_env_state` returned."""
-    _Writer().layer(env, state)
+    if isinstance(env, ProcessVectorEnv):
+        env.set_attr("exact_state", state["processes"])
+    else:
+        write_layer(env, state)
+
+
+def read_layer(layer: Any) -> tuple[dict[str, Any] | None, str]:
+    """Return the state of an environment, wrapper or vector environment in this process, or None and the reason."""
+    try:
+        return _Reader().layer(layer, type(layer).__name__), ""
+    except _Opaque as reason:
+        return None, str(reason)
+
+
+def write_layer(layer: Any, state: dict[str, Any]) -> None:
+    """Put an environment, wrapper or vector environment into the state that `read_layer` returned."""
+    _Writer().layer(layer, state)
 
 
 class _Reader:

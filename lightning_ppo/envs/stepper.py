@@ -1,5 +1,6 @@
 """Step a vector environment whatever its autoreset mode, and check what it returns."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,11 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from lightning_ppo.envs.make import autoreset_mode
+from lightning_ppo.envs.processes import FAULT, REPLACED
 from lightning_ppo.envs.state import get_env_state, set_env_state
 from lightning_ppo.errors import EnvironmentFault
+
+_log = logging.getLogger(__name__)
 
 
 class VectorStepper:
@@ -18,10 +22,11 @@ class VectorStepper:
 
     Attributes:
         observations: (N, ...), current observations; valid until the next step.
-        filler: (N,) bool; this step only reset the environment (NEXT_STEP), it is no transition.
+        filler: (N,) bool; this step only reset the environment (NEXT_STEP) or replaced it, it is no transition.
         any_filler: Whether there is such an environment.
         final_observations: True last observations by environment index, where they differ from what follows.
         num_steps: Steps made, for error messages.
+        failed: Set it after a fault: the state of the environments is then not worth saving.
 
     Args:
         env: The vector environment.
@@ -40,11 +45,13 @@ class VectorStepper:
         self.filler = np.zeros(env.num_envs, dtype=np.bool_)
         self.any_filler = False
         self._ended, self._any_ended = np.zeros(env.num_envs, dtype=np.bool_), False
+        self.failed = False
 
     def reset(self, seeds: list[int]) -> None:
         """Start all episodes anew, environment i from `seeds[i]`."""
         per_copy = hasattr(self.env.unwrapped, "env_fns") or getattr(self.env.unwrapped, "seeded_by_copy", False)
-        observations, _ = self._call("reset", seed=list(seeds) if per_copy else seeds[0])
+        observations, infos = self._call("reset", seed=list(seeds) if per_copy else seeds[0])
+        self._replaced(infos)
         self._set_observations(observations)
         self.filler, self.any_filler = np.zeros(self.env.num_envs, dtype=np.bool_), False
         self._ended, self._any_ended = np.zeros(self.env.num_envs, dtype=np.bool_), False
@@ -65,8 +72,11 @@ class VectorStepper:
         if self.mode is AutoresetMode.NEXT_STEP:
             self.any_filler = self._any_ended
             self.filler, self._ended, self._any_ended = self._ended, ended, any_ended
-        elif any_ended:
-            observations = self._final(observations, ended, infos)
+        else:
+            if self.any_filler or FAULT in infos:
+                self.filler, self.any_filler = self._replaced(infos), FAULT in infos
+            if any_ended:
+                observations = self._final(observations, ended, infos)
         self._set_observations(observations)
         return rewards, terminations, truncations
 
@@ -84,6 +94,16 @@ class VectorStepper:
             return observations
         self.final_observations = {int(i): np.array(observations[i]) for i in indices}
         return self._call("reset", options={"reset_mask": ended})[0]
+
+    def _replaced(self, infos: dict[str, Any]) -> np.ndarray:
+        """Return which copies failed and were replaced, (N,) bool; raise where one was not."""
+        failed = infos.get(f"_{FAULT}", np.zeros(self.env.num_envs, dtype=np.bool_))
+        for index in np.flatnonzero(failed):
+            if not infos[REPLACED][index]:
+                raise EnvironmentFault(infos[FAULT][index])
+        for fault in {infos[FAULT][index]: None for index in np.flatnonzero(failed)}:
+            _log.warning("%s; it was replaced, and its episode is cut off before this step", fault)
+        return failed
 
     def _set_observations(self, observations: np.ndarray) -> None:
         if observations.shape != self._shape:
@@ -106,8 +126,9 @@ class VectorStepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on exactly here; `env` is None where the environment's state cannot be had."""
-        env_state, reason = get_env_state(self.env)
+        env_state, reason = (None, "one of them failed") if self.failed else get_env_state(self.env)
         return {
+            "kind": type(self.env.unwrapped).__name__,
             "env": env_state,
             "reason": reason,
             "observations": torch.from_numpy(np.array(self.observations)),

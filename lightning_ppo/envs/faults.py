@@ -1,0 +1,187 @@
+"""One copy of an environment, watched: what goes wrong in it is named, and the copy can be replaced."""
+
+import copy
+import io
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector.utils import batch_space, create_empty_array, iterate
+
+from lightning_ppo.envs.processes import FAULT, REPLACED
+from lightning_ppo.envs.state import read_layer, write_layer
+from lightning_ppo.errors import EnvironmentFault
+
+MakeEnv = Callable[[], gymnasium.Env]
+
+
+class _TimedOut(BaseException):
+    """Not an Exception, so that an environment that catches those is interrupted all the same."""
+
+
+class GuardedEnv(gymnasium.Wrapper):
+    """Names copy, step and action where an environment raises, hangs, or returns what it must not.
+
+    A copy that may be replaced reports its fault as data: `step` returns a filler observation and truncated=True, and
+    the info of the `reset` that follows, which starts an episode in a new copy, has the keys FAULT and REPLACED. One
+    that must not, raises; in another process it cannot, and reports REPLACED as False.
+
+    Args:
+        make: Makes the environment.
+        index: Index of the copy.
+        timeout: Seconds that a step or reset may take; None waits for ever. Only code that returns to Python can be
+            interrupted.
+        max_restarts: How often the copy is replaced.
+        raises: Whether faults that are not mended are raised, not reported.
+    """
+
+    def __init__(
+        self, make: MakeEnv, index: int, timeout: float | None = None, max_restarts: int = 0, raises: bool = True
+    ) -> None:
+        super().__init__(make())
+        self.index = index
+        self.steps = 0
+        self.expected = getattr(self.env.observation_space, "shape", None)
+        # functions are settings; all other attributes are state, and come back on resuming
+        self._make = make
+        self._time_limit = nullcontext if timeout is None else lambda: interrupted_after(timeout)
+        self._restarts = 0
+        self._mendable = lambda: self._restarts < max_restarts
+        self._raises = lambda: raises
+        self._seed = 0
+        self._fault = ""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode, in a new copy if the former one has failed."""
+        self._seed = self._seed if seed is None else seed
+        fault, self._fault = self._fault, ""
+        if not fault:
+            try:
+                return self._checked("reset", lambda: self.env.reset(seed=seed, options=options))
+            except EnvironmentFault as error:
+                fault = str(error)
+        while self._mendable():
+            self._restarts += 1
+            try:
+                return self._replaced(fault)
+            except EnvironmentFault as error:
+                fault = str(error)
+        if self._raises():
+            raise EnvironmentFault(fault)
+        return self._filler(), {FAULT: fault, REPLACED: False}
+
+    def step(self, action: Any) -> Any:
+        """Step, or report a fault as the end of the episode."""
+        self.steps += 1
+        try:
+            result = self._checked("step", lambda: self.env.step(action))
+        except EnvironmentFault as error:
+            fault = f"{error} (last action {np.array2string(np.asarray(action), threshold=20).replace(chr(10), '')})"
+            if self._raises() and not self._mendable():
+                raise EnvironmentFault(fault) from error
+            self._fault = fault
+            return self._filler(), 0.0, False, True, {}
+        observation, reward, terminated, truncated, info = result
+        if terminated or truncated:
+            # the reset that follows may write into the array that this environment has returned
+            observation = copy.deepcopy(observation)
+        return observation, reward, terminated, truncated, info
+
+    @property
+    def exact_state(self) -> tuple[bytes, str]:
+        """The state of the environment as `torch.save` writes it, empty where it cannot be had, and why not."""
+        state, reason = read_layer(self)
+        if state is None:
+            return b"", reason
+        file = io.BytesIO()
+        torch.save(state, file)
+        return file.getvalue(), ""
+
+    @exact_state.setter
+    def exact_state(self, state: bytes) -> None:
+        write_layer(self, torch.load(io.BytesIO(state), weights_only=True))
+
+    def _replaced(self, fault: str) -> tuple[Any, dict[str, Any]]:
+        """Start an episode in a new copy, seeded by how many came before."""
+        try:
+            self.env = self._make()
+        except Exception as error:
+            raise EnvironmentFault(f"{fault}; and could not be built again: {_one_line(error)}") from error
+        seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
+        observation, info = self._checked("reset", lambda: self.env.reset(seed=seed))
+        return observation, {**info, FAULT: fault, REPLACED: True}
+
+    def _filler(self) -> Any:
+        space = self.env.observation_space
+        return next(iter(iterate(batch_space(space, 1), create_empty_array(space, n=1, fn=np.zeros))))
+
+    def _checked(self, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            with self._time_limit():
+                result = call()
+            problem = self._problem(result, 5 if what == "step" else 2)
+        except _TimedOut as limit:
+            raise EnvironmentFault(
+                f"env {self.index} did not return from {what} {self.steps} within {limit} (env.timeout)"
+            ) from None
+        except Exception as error:
+            reason = f"{type(error).__name__}: {_one_line(error)}"
+            raise EnvironmentFault(f"env {self.index} raised in {what} after {self.steps} steps: {reason}") from error
+        if problem is not None:
+            raise EnvironmentFault(f"env {self.index} returned {problem[0]} from {what} {self.steps}, {problem[1]}")
+        return result
+
+    def _problem(self, result: Any, length: int) -> tuple[str, str] | None:
+        """Return what is wrong with the result of a step (5 items) or reset (2), and what was expected."""
+        if not isinstance(result, tuple) or len(result) != length:
+            items = f"a {type(result).__name__}" + (f" of {len(result)}" if hasattr(result, "__len__") else "")
+            return items, f"expected a tuple of {length}"
+        if not isinstance(result[-1], dict):
+            return f"the info {result[-1]!r}", "expected a dict"
+        if self.expected is not None and np.shape(result[0]) != self.expected:
+            shape = f"its observation space has shape {self.expected}"
+            return f"an observation of shape {np.shape(result[0])}", f"but {shape}"
+        if length == 2:
+            return None
+        _, reward, terminated, truncated, _ = result
+        if not isinstance(reward, float | int | np.number) and not (np.ndim(reward) == 0 and _is_number(reward)):
+            return f"the reward {' '.join(repr(reward).split())[:60]}", "expected a number"
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(flag, bool | np.bool_):
+                return f"{name}={' '.join(repr(flag).split())[:60]}", "expected a bool"
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return np.issubdtype(np.asarray(value).dtype, np.number)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Raise in the block if it takes longer, wherever its Python code then is. Works in the main thread."""
+    armed, started = True, time.monotonic()
+
+    def expire(number: int, frame: Any) -> None:
+        if armed:
+            raise _TimedOut(f"{seconds:g} s")
+
+    others, interval = signal.setitimer(signal.ITIMER_REAL, 0.0)
+    handler = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, handler)
+        if others:  # somebody else's timer goes on
+            signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - started), 1e-3), interval)

@@ -1,0 +1,133 @@
+"""Copies of an environment in one process each, which may die or hang."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.utils import iterate
+
+from lightning_ppo.errors import EnvironmentFault
+
+FAULT, REPLACED = "lightning_ppo.fault", "lightning_ppo.replaced"
+"""Infos of a copy that failed: what happened, and whether a new copy has taken its place."""
+
+GRACE = 5.0
+"""Seconds that a process has to report its own timeout, to die, or to close, before it is taken for lost."""
+
+
+class ProcessVectorEnv(AsyncVectorEnv):
+    """Steps copies in processes of their own; names the one that dies, and can start all of them again.
+
+    What the copies themselves do wrong they report as data (see `GuardedEnv`). A process that dies or cannot be
+    interrupted takes the others with it: all are started again, and every episode in progress is cut off.
+
+    Args:
+        copies: Make the copies.
+        timeout: Seconds that a copy's step or reset may take; None waits for ever.
+        max_restarts: How often all processes are started again.
+    """
+
+    def __init__(
+        self, copies: Sequence[Callable[[], gymnasium.Env]], timeout: float | None = None, max_restarts: int = 0
+    ) -> None:
+        # a step may have to wait for the end of one, for a new copy and for its reset
+        self._limit = None if timeout is None else 3 * timeout + GRACE
+        self._max_restarts, self._restarts = max_restarts, 0
+        self._seeds: list[int] = []
+        trainer = os.getpid()
+        self._copies = [_undisturbed(make, trainer) for make in copies]
+        self._start()
+
+    def _start(self) -> None:
+        self.closed = False
+        super().__init__(self._copies, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset all copies.
+
+        Raises:
+            EnvironmentFault: If a process dies or hangs.
+        """
+        self._seeds = list(seed) if isinstance(seed, list) else self._seeds
+        try:
+            self.reset_async(seed=seed, options=options)
+            return self.reset_wait(self._limit)
+        except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
+            raise EnvironmentFault(self._what_happened("reset", error)) from error
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all copies.
+
+        Raises:
+            EnvironmentFault: If a process dies or hangs, and all have been started again as often as is allowed.
+        """
+        try:
+            self.step_async(actions)
+            return self.step_wait(self._limit)
+        except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
+            fault = self._what_happened("step", error, list(iterate(self.action_space, actions)))
+            if self._restarts == self._max_restarts:
+                raise EnvironmentFault(fault) from error
+        self._restarts += 1
+        self.close()
+        self._start()
+        seeds = [int(np.random.SeedSequence([s, self._restarts]).generate_state(1)[0]) for s in self._seeds]
+        observations, _ = self.reset(seed=seeds)
+        everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        infos = {
+            FAULT: np.full(self.num_envs, fault, dtype=object),
+            f"_{FAULT}": everywhere,
+            REPLACED: everywhere,
+            "final_obs": list(iterate(self.observation_space, observations)),
+        }
+        return observations, np.zeros(self.num_envs), ~everywhere, everywhere, infos
+
+    def _what_happened(self, what: str, error: Exception, actions: Sequence[Any] | None = None) -> str:
+        """Return a sentence on the first process that is dead or has not answered."""
+        if isinstance(error, multiprocessing.TimeoutError):
+            index = next((i for i, pipe in enumerate(self.parent_pipes) if not pipe.poll(0)), 0)
+            problem = f"did not return from {what} within {self._limit:g} s and could not be interrupted (env.timeout)"
+        else:
+            ended = wait([process.sentinel for process in self.processes], GRACE)
+            index = next((i for i, process in enumerate(self.processes) if process.sentinel in ended), 0)
+            self.processes[index].join(GRACE)
+            code = self.processes[index].exitcode
+            died = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+            problem = f"died in {what}: its process ended {died}"
+        last = "" if actions is None else f" (last action {np.array2string(np.asarray(actions[index]), threshold=20)})"
+        return f"env {index} {problem}{last}".replace("\n", "")
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """Ask the processes to close their environments, and end those that do not within GRACE seconds."""
+        for pipe in self.parent_pipes:
+            with contextlib.suppress(OSError, AttributeError):  # closed, broken or None
+                pipe.send(("close", None))
+        deadline = time.monotonic() + GRACE
+        for process in self.processes:
+            process.join(max(deadline - time.monotonic(), 0.0))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for pipe in self.parent_pipes:
+            if pipe is not None:
+                pipe.close()
+
+
+def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int) -> Callable[[], gymnasium.Env]:
+    """Return `make` for another process, where signals that are the trainer's to handle are ignored."""
+
+    def make_undisturbed() -> gymnasium.Env:
+        if os.getpid() != trainer:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        return make()
+
+    return make_undisturbed
