@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib.metadata import version
@@ -37,6 +37,8 @@ COLUMNS = (
 CURVE_POINTS = 200
 Table = dict[str, dict[str, list[dict[str, str]]]]
 """Rows of results by environment and experiment."""
+Run = Callable[[str, Sequence[str], str | None, int, Sequence[str]], Any]
+"""Takes experiment, config files, environment, seed and overrides."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -60,6 +62,11 @@ def is_done(experiment: str, env_id: str, seed: int) -> bool:
     """Return whether a run's row stands in the results."""
     rows = read_rows(RESULTS / f"{experiment}.csv")
     return any(row["env_id"] == env_id and int(row["seed"]) == seed for row in rows)
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    return {name: version(name) for name in names if find_spec(name)}
 
 
 def provenance(experiment: str, command: str, versions: dict[str, str]) -> dict[str, str]:
@@ -89,8 +96,8 @@ def append_row(experiment: str, row: dict[str, Any]) -> None:
         writer.writerow({name: row.get(name) for name in COLUMNS})
 
 
-def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> None:
-    """Train one seed unless its row exists, and append its row and curve."""
+def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> str:
+    """Train one seed unless its row exists, and append its row and curve; return what a failed run complained of."""
     settings = [*configs, *([f"env.id={env_id}"] if env_id else []), *overrides]
     shown = subprocess.run(
         [sys.executable, "train.py", *settings, "--print-config"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -100,7 +107,7 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     env_id = next(line.split("id:")[1].strip() for line in shown.stdout.splitlines() if line.startswith("  id:"))
     if is_done(experiment, env_id, seed):
         print(f"{experiment} {env_id} seed {seed}: done before")
-        return
+        return ""
     run_dir = RUNS / experiment / f"{env_id.replace('/', '_')}-{seed}"
     command = [sys.executable, "train.py", *settings, f"seed={seed}", f"run_dir={run_dir}"]
     command.append("trainer.enable_progress_bar=false")
@@ -114,13 +121,23 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     )
     if finished.returncode:
         print(f"{experiment} {env_id} seed {seed}: failed\n{finished.stderr}", flush=True)
-        return
+        return finished.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
     write_curve(run_dir / "metrics.csv", RESULTS / "curves" / experiment / f"{run_dir.name}.csv")
     command_line = " ".join(["python train.py", *settings, f"seed={seed}"])
     append_row(experiment, summary | provenance(experiment, command_line, summary["versions"]))
     print(f"{experiment} {env_id} seed {seed}: {summary['train_return_mean']:.1f}", flush=True)
     shutil.rmtree(run_dir)
+    return ""
+
+
+def run_all(
+    tasks: Iterable[tuple[str, Sequence[str], str | None, int, Sequence[str]]], workers: int, run: Run = run_one
+) -> None:
+    """Run many, each given by the arguments of `run_one`, so many side by side."""
+    with ThreadPoolExecutor(workers) as pool:
+        for job in [pool.submit(run, *task) for task in tasks]:
+            job.result()
 
 
 def write_curve(metrics: Path, target: Path) -> None:
@@ -162,8 +179,7 @@ def play_randomly(env_id: str, episodes: int = 100) -> None:
             _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
             returns[episode] += float(reward)
             ended = terminated or truncated
-    packages = [name for name in ("gymnasium", "mujoco", "numpy") if find_spec(name)]
-    versions = {name: version(name) for name in packages}
+    versions = package_versions("gymnasium", "mujoco", "numpy")
     row = {"env_id": env_id, "seed": 0, "env_steps": 0, "train_return_mean": returns.mean()}
     row |= {"train_return_std": returns.std()}
     append_row("random", row | provenance("random", f"python benchmarks/learning.py random {env_id}", versions))
@@ -183,21 +199,24 @@ def interquartile_mean(scores: Any) -> Any:
     return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
 
 
-def aggregate(scores: dict[str, Sequence[float]], samples: int = 10_000) -> tuple[float, float, float]:
-    """Return the interquartile mean over the runs of all tasks, and its 95 % bootstrap interval.
+def aggregate(
+    scores: Mapping[str, Sequence[float]], samples: int = 10_000, statistic: Callable[[Any], Any] = interquartile_mean
+) -> tuple[float, float, float]:
+    """Return a statistic over the runs of all tasks, and its 95 % bootstrap interval.
 
     Runs are drawn anew within each task (stratified bootstrap, Agarwal et al. 2021, section 4.2).
 
     Args:
         scores: Of each task, one score per seed.
         samples: Bootstrap draws.
+        statistic: Reduces the last axis.
     """
     import numpy as np
 
     generator = np.random.default_rng(0)
     drawn = [generator.choice(np.asarray(task), (samples, len(task))) for task in scores.values()]
-    low, high = np.percentile(interquartile_mean(np.concatenate(drawn, axis=1)), [2.5, 97.5])
-    return float(interquartile_mean(np.concatenate([*scores.values()]))), float(low), float(high)
+    low, high = np.percentile(statistic(np.concatenate(drawn, axis=1)), [2.5, 97.5])
+    return float(statistic(np.concatenate([*scores.values()]))), float(low), float(high)
 
 
 def normalized_scores(table: Table, experiment: str, zero: str = "random", one: str = "sb3") -> dict[str, list[float]]:
@@ -257,12 +276,16 @@ def report(path: Path, experiments: Sequence[str]) -> None:
                 f"{reference['mean']}{spread} | | | |"
             )
     body = [lines[0], lines[1], *sorted(lines[2:]), "", *aggregate_lines(experiments)]
-    text = path.read_text()
-    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    path.write_text("\n".join([before + begin, *body, end + after]))
+    write_between_markers(path, body)
     draw(path.with_suffix(".png"), experiments, sorted(table))
+
+
+def write_between_markers(path: Path, lines: Sequence[str]) -> None:
+    """Replace what stands between the table markers of a Markdown page."""
+    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
+    before, _, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text("\n".join([before + begin, *lines, end + after]))
 
 
 def aggregate_lines(experiments: Sequence[str]) -> list[str]:
@@ -339,11 +362,13 @@ def main() -> None:
         return
     configs = [s for s in options.settings if "=" not in s]
     overrides = [s for s in options.settings if "=" in s]
-    tasks = [(config, env, seed) for seed in options.seeds for config in configs for env in options.env]
-    with ThreadPoolExecutor(options.workers) as pool:
-        jobs = [pool.submit(run_one, options.experiment, [c], env, seed, overrides) for c, env, seed in tasks]
-        for job in jobs:
-            job.result()
+    tasks = [
+        (options.experiment, [config], env, seed, overrides)
+        for seed in options.seeds
+        for config in configs
+        for env in options.env
+    ]
+    run_all(tasks, options.workers)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,169 @@
+"""Table 1 of the PPO paper: objectives compared on seven MuJoCo tasks, three seeds each, 1M environment steps.
+
+    pip install -c constraints.txt -e ".[mujoco,benchmark]"
+    python benchmarks/table1.py run --workers 2
+    python benchmarks/table1.py run --columns none clip-0.2 --seeds 1
+    python benchmarks/table1.py report
+
+`run` goes on where it was stopped: a finished run is a row in benchmarks/results/table1-COLUMN.csv, a killed one goes
+on from its last checkpoint. Seeds come before columns and the columns that matter most come first, so that whatever is
+there is comparable. `report` writes docs/table1.md from the rows that exist.
+
+Settings are those of configs/paper/mujoco.yaml but for what a column names. The score of a run is the mean return of
+its last 100 training episodes, on the scale on which uniformly random actions have 0 and the best run of the table 1.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import learning
+import numpy as np
+
+CONFIG = "configs/paper/mujoco.yaml"
+PAGE = learning.ROOT / "docs" / "table1.md"
+TASKS = (
+    *("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "InvertedPendulum-v5"),
+    *("Reacher-v5", "Swimmer-v5", "Walker2d-v5"),
+)
+SEEDS = (1, 2, 3)
+ALWAYS = ("evaluation.episodes=0", "evaluation.final_episodes=0")
+
+
+class Column(NamedTuple):
+    """One objective of the comparison."""
+
+    title: str
+    settings: tuple[str, ...]
+    paper: float | None = None
+    """Its score in the paper's Table 1."""
+
+
+def _adaptive(target: float, paper: float) -> Column:
+    return Column(f"adaptive KL, d_targ = {target}", ("objective=adaptive_kl", f"update.kl_target={target}"), paper)
+
+
+def _fixed(beta: float, paper: float) -> Column:
+    return Column(f"fixed KL, β = {beta:g}", ("objective=kl_penalty", f"update.kl_coefficient={beta}"), paper)
+
+
+def _clip(epsilon: float, paper: float) -> Column:
+    return Column(f"clipping, ε = {epsilon}", ("objective=clip", f"update.clip_range={epsilon}"), paper)
+
+
+COLUMNS = {
+    "none": Column("no clipping or penalty", ("objective=surrogate",), -0.39),
+    "clip-0.2": _clip(0.2, 0.82),
+    "adaptive-0.01": _adaptive(0.01, 0.74),
+    "beta-1": _fixed(1.0, 0.71),
+    "trpo": Column("TRPO, δ = 0.01", ("objective=trpo",)),
+    "policy-gradient": Column("policy gradient (A2C), 1 epoch", ("objective=policy_gradient", "update.epochs=1")),
+    "clip-0.1": _clip(0.1, 0.76),
+    "clip-0.3": _clip(0.3, 0.70),
+    "adaptive-0.003": _adaptive(0.003, 0.68),
+    "adaptive-0.03": _adaptive(0.03, 0.71),
+    "beta-0.3": _fixed(0.3, 0.62),
+    "beta-3": _fixed(3.0, 0.72),
+    "beta-10": _fixed(10.0, 0.69),
+}
+"""In the order in which they are run."""
+
+
+def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> None:
+    """Train one run of the table unless it is done; one that diverges counts with what it had reached."""
+    error = learning.run_one(experiment, configs, env_id, seed, overrides)
+    if "the weights are those from before this iteration" not in error:
+        return
+    run_dir = learning.RUNS / experiment / f"{env_id}-{seed}"
+    last = [row for row in learning.read_rows(run_dir / "metrics.csv") if row.get("rollout/return_mean")][-1]
+    learning.write_curve(run_dir / "metrics.csv", learning.RESULTS / "curves" / experiment / f"{env_id}-{seed}.csv")
+    command = " ".join(["python train.py", *configs, f"env.id={env_id}", *overrides, f"seed={seed}"])
+    versions = learning.package_versions("torch", "gymnasium", "mujoco", "numpy")
+    row = {"env_id": env_id, "seed": seed, "env_steps": round(float(last["step"]))}
+    row |= {"train_return_mean": last["rollout/return_mean"]}
+    learning.append_row(experiment, row | learning.provenance(experiment, command, versions))
+    shutil.rmtree(run_dir)
+
+
+def scores(table: learning.Table, experiments: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Return the scores of each experiment's runs by task: 0 is random actions, 1 the best run of all experiments."""
+    found: dict[str, dict[str, list[float]]] = {experiment: {} for experiment in experiments}
+    for env_id in TASKS:
+        rows = table.get(env_id, {})
+        returns = {name: [float(row["train_return_mean"]) for row in rows.get(name, [])] for name in experiments}
+        chance = [float(row["train_return_mean"]) for row in rows.get("random", [])]
+        best = max((value for values in returns.values() for value in values), default=None)
+        if not chance or best is None:
+            continue
+        for experiment, values in returns.items():
+            if values:
+                found[experiment][env_id] = [(value - chance[0]) / (best - chance[0]) for value in values]
+    return found
+
+
+def report(name: str, page: Path) -> None:
+    """Write scores and returns between the markers of the page, and the curves of the first columns beside it."""
+    names = {f"{name}-{column}": column for column in COLUMNS}
+    table = learning.load_results(["random", *names])
+    lines = ["| objective | ours | 95 % interval | paper | runs |", "|---|---|---|---|---|"]
+    returns = [f"| objective | {' | '.join(task.removesuffix('-v5') for task in TASKS)} |", "|---" * 8 + "|"]
+    found = scores(table, list(names))
+    for experiment, tasks in found.items():
+        column, rows = COLUMNS[names[experiment]], [table.get(task, {}).get(experiment, []) for task in TASKS]
+        count = sum(len(values) for values in tasks.values())
+        diverged = sum(not row["train_return_std"] for task in rows for row in task)
+        ours = interval = ""
+        if count:
+            mean, low, high = learning.aggregate(tasks, statistic=lambda values: np.mean(values, axis=-1))
+            ours, interval = f"{mean:.2f}", f"{low:.2f} to {high:.2f}" if count > len(tasks) else ""
+        paper = "" if column.paper is None else f"{column.paper:.2f}"
+        complete = f"{count} of {len(TASKS) * len(SEEDS)}" + (f", {diverged} diverged" if diverged else "")
+        lines.append(f"| {column.title} | {ours} | {interval} | {paper} | {complete} |")
+        returns.append(f"| {column.title} | {' | '.join(_spread(task) for task in rows)} |")
+    chance = " | ".join(_spread(table.get(task, {}).get("random", [])) for task in TASKS)
+    learning.write_between_markers(page, [*lines, "", *returns, f"| random actions | {chance} |"])
+    shown = [experiment for experiment, tasks in found.items() if tasks][:6]
+    if shown:
+        learning.draw(page.with_suffix(".png"), shown, [task for task in TASKS if found[shown[0]].get(task)])
+
+
+def _spread(rows: Sequence[dict[str, str]]) -> str:
+    values = [float(row["train_return_mean"]) for row in rows]
+    if len(values) < 2:
+        return f"{values[0]:,.1f}" if values else ""
+    return f"{np.mean(values):,.1f} ± {np.std(values):,.1f}"
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train what is not done yet")
+    run.add_argument("settings", nargs="*", help="key=value overrides of all runs, for a trial")
+    run.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
+    run.add_argument("--tasks", nargs="+", default=list(TASKS))
+    run.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    run.add_argument("--workers", type=int, default=1, help="runs side by side, one core each")
+    page = commands.add_parser("report", help="write the table into a Markdown page")
+    page.add_argument("--page", type=Path, default=PAGE)
+    for command in (run, page):
+        command.add_argument("--name", default="table1", help="how the names of the results files begin")
+    options = parser.parse_args()
+    if options.command == "report":
+        report(options.name, options.page)
+        return
+    for env_id in options.tasks:
+        learning.play_randomly(env_id)
+    runs = []
+    for seed in options.seeds:
+        for column in options.columns:
+            compiled = "compile=false" if column == "trpo" else "compile=true"
+            settings = [*COLUMNS[column].settings, compiled, *ALWAYS, *options.settings]
+            runs += [(f"{options.name}-{column}", [CONFIG], env_id, seed, settings) for env_id in options.tasks]
+    learning.run_all(runs, options.workers, run_one)
+
+
+if __name__ == "__main__":
+    main()
