@@ -15,12 +15,16 @@ its last 100 training episodes, on the scale on which uniformly random actions h
 
 import argparse
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import learning
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import learning
 
 CONFIG = "configs/paper/mujoco.yaml"
 PAGE = learning.ROOT / "docs" / "table1.md"
@@ -123,10 +127,13 @@ def report(name: str, page: Path) -> None:
         lines.append(f"| {column.title} | {ours} | {interval} | {paper} | {complete} |")
         returns.append(f"| {column.title} | {' | '.join(_spread(task) for task in rows)} |")
     chance = " | ".join(_spread(table.get(task, {}).get("random", [])) for task in TASKS)
-    learning.write_between_markers(page, [*lines, "", *returns, f"| random actions | {chance} |"])
+    lines += ["", *returns, f"| random actions | {chance} |"]
     shown = [experiment for experiment, tasks in found.items() if tasks][:6]
     if shown:
-        learning.draw(page.with_suffix(".png"), shown, [task for task in TASKS if found[shown[0]].get(task)])
+        curves = page.with_suffix(".png")
+        learning.draw(curves, shown, [task for task in TASKS if any(task in found[name] for name in shown)])
+        lines += ["", f"![learning curves]({curves.name})"]
+    learning.write_between_markers(page, lines)
 
 
 def _spread(rows: Sequence[dict[str, str]]) -> str:

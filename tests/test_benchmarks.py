@@ -2,11 +2,14 @@
 
 import csv
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
+import yaml
 
-from benchmarks import learning, speed
+from benchmarks import learning, speed, table1
+from lightning_ppo.config import OptimizerConfig, RolloutConfig, UpdateConfig, load
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
@@ -131,3 +134,72 @@ def test_a_racer_that_fails_says_why(tmp_path):
     broken = {"nothing": speed.Race("", "NoSuchEnvironment-v0", 1, 1, 1, 1, 3, False, 1)}
     with pytest.raises(SystemExit, match=r"environment failed in nothing\n[\s\S]*NoSuchEnvironment"):
         speed.race_all(tmp_path / "speed.csv", broken, ["environment"], 1)
+
+
+# ---------------------------------------------------------------- table 1
+
+
+def test_scores_of_table_1_have_random_actions_at_0_and_the_best_run_at_1(results):
+    results("random", "Reacher-v5", -40.0)
+    results("t-clip-0.2", "Reacher-v5", -10.0, -20.0)
+    results("t-none", "Reacher-v5", -50.0)
+    results("t-none", "Ant-v5", 3.0)  # no task of the table
+    table = learning.load_results(["random", "t-clip-0.2", "t-none"])
+    found = table1.scores(table, ["t-clip-0.2", "t-none", "t-trpo"])
+    assert found["t-clip-0.2"] == {"Reacher-v5": [1.0, pytest.approx(2 / 3)]}
+    assert found["t-none"] == {"Reacher-v5": [pytest.approx(-1 / 3)]}
+    assert found["t-trpo"] == {}
+
+
+def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
+    run_dir = tmp_path / "runs" / "t-none" / "Reacher-v5-1"
+
+    def diverge(*arguments):
+        run_dir.mkdir(parents=True)
+        (run_dir / "metrics.csv").write_text("step,rollout/return_mean\n2048,-30.0\n4096,-75.0\n6144,\n")
+        return "error: loss/policy is inf in minibatch 3; the weights are those from before this iteration"
+
+    monkeypatch.setattr(learning, "run_one", diverge)
+    table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 1, ["objective=surrogate"])
+    (row,) = learning.load_results(["t-none"])["Reacher-v5"]["t-none"]
+    assert (row["train_return_mean"], row["env_steps"], row["train_return_std"]) == ("-75.0", "4096", "")
+    assert row["command"].endswith("env.id=Reacher-v5 objective=surrogate seed=1")
+    assert not run_dir.exists()
+    monkeypatch.setattr(learning, "run_one", lambda *arguments: "error: killed")
+    table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 2, [])
+    assert len(learning.load_results(["t-none"])["Reacher-v5"]["t-none"]) == 1
+
+
+def test_the_page_of_table_1_has_ours_beside_the_papers(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "draw", lambda *arguments: None)
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- table: begin -->\nold\n<!-- table: end -->\nbelow\n")
+    for env_id in table1.TASKS:
+        results("random", env_id, 0.0)
+        results("table1-clip-0.2", env_id, 10.0, 8.0, 6.0)
+        results("table1-none", env_id, -2.0)
+    table1.report("table1", page)
+    text = page.read_text()
+    # rows without a deviation are those of runs that diverged
+    assert "| clipping, ε = 0.2 | 0.80 | 0.73 to 0.87 | 0.82 | 21 of 21, 21 diverged |" in text
+    assert "| no clipping or penalty | -0.20 |  | -0.39 | 7 of 21, 7 diverged |" in text
+    assert "| clipping, ε = 0.2 |" + " 8.0 ± 1.6 |" * 7 in text
+    assert "old" not in text and text.startswith("above") and text.endswith("below\n")
+
+
+def test_every_column_of_table_1_is_a_change_of_the_papers_settings():
+    papers = load([learning.ROOT / table1.CONFIG])
+    assert len(table1.COLUMNS) == 13 and sum(c.paper is not None for c in table1.COLUMNS.values()) == 11
+    for column in table1.COLUMNS.values():
+        config = load([learning.ROOT / table1.CONFIG], [*column.settings, *table1.ALWAYS])
+        assert (config.rollout, config.optimizer, config.policy) == (papers.rollout, papers.optimizer, papers.policy)
+        assert config.env == papers.env and config.normalize == papers.normalize
+
+
+def test_the_papers_config_leaves_nothing_to_the_defaults():
+    """What an update does is written down there, so that a new default cannot change the reproduction."""
+    given = yaml.safe_load((learning.ROOT / table1.CONFIG).read_text())
+    open_ends = {"update": {"clip_range_high", "kl_coefficient", "kl_target", "trust_region"}}
+    for name, section in (("rollout", RolloutConfig), ("update", UpdateConfig), ("optimizer", OptimizerConfig)):
+        assert {f.name for f in fields(section)} - set(given[name]) == open_ends.get(name, set())
