@@ -204,6 +204,15 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         UserError: For everything that a person can mend.
         Interrupted: If a signal stopped the training; its state has been saved.
     """
+    named = RUN_DIR_VARIABLE in os.environ
+    try:
+        return _train(config, callbacks)
+    finally:
+        if not named:  # the next training in this process gets a run directory of its own
+            os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
+def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     started = time.perf_counter()
     import pytorch_lightning as pl
     import torch

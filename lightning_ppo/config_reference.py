@@ -79,3 +79,30 @@ def _field_texts(cls: type) -> dict[str, tuple[str, str]]:
             text = str(following.value.value) if documented else ""  # type: ignore[union-attr]
             texts[statement.target.id] = (ast.unparse(statement.annotation), " ".join(text.split()))
     return texts
+
+
+def to_markdown() -> str:
+    """Return all sections as Markdown, one heading and one table each."""
+    return "\n".join(_section_markdown(section) for section in sections())
+
+
+def _section_markdown(section: Section) -> str:
+    meaning = section.meaning.split("\n\n")[0].replace("\n", " ")
+    lines = [f"## `{section.key}`" if section.key else "## Top level", "", meaning, ""]
+    if section.settings:
+        lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `{s.key}` | `{s.type}` | `{_yaml(s.default)}` | {s.meaning} |".replace(" | None`", " \\| None`")
+            for s in section.settings
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

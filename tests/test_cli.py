@@ -207,6 +207,14 @@ def test_fast_dev_run_writes_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_trainings_of_one_process_get_a_directory_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load([], [*SMALL, "total_env_steps=64"])
+    for _ in range(2):
+        train.train(config)
+    assert len(list((tmp_path / "runs" / "CartPole-v1").iterdir())) == 2
+
+
 def test_train_returns_its_metrics(tmp_path):
     config = load([], [*SMALL, "total_env_steps=64", f"run_dir={tmp_path / 'run'}"])
     assert train.train(config)["iterations"] == 1
