@@ -5,15 +5,21 @@ parameter memory in a third of the time. It decides actions only: distributions,
 rollout are always the policy's own.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_ppo.distributions import CategoricalHead, GaussianHead
-from lightning_ppo.networks import MLP
+from lightning_ppo.distributions import MASKED, CategoricalHead, GaussianHead
+from lightning_ppo.inputs import AsFloat
+from lightning_ppo.networks import MLP, ActorCriticNetwork, Encoder
+from lightning_ppo.normalization import ObservationNormalizer
 from lightning_ppo.policy import ActorCritic
+from lightning_ppo.tree import tree_map
+
+Arrays = Any
+"""An array, or nested dicts and tuples of arrays."""
 
 
 class Actor(Protocol):
@@ -21,19 +27,41 @@ class Actor(Protocol):
 
     Attributes:
         actions: (T, N, ...), what was sampled so far, as the policy stores it.
+        states: (T, N, H), recurrent states before each step, or None for a policy without memory.
+        state: (N, H), recurrent states after the latest step, or None.
     """
 
     actions: Tensor
+    states: Tensor | None
+    state: Tensor | None
 
-    def __call__(self, step: int, observations: np.ndarray) -> np.ndarray:
-        """Return the environment's actions (N, ...) for the observations (N, ...) of a step."""
+    def __call__(
+        self, step: int, observations: Arrays, starts: np.ndarray, action_masks: np.ndarray | None = None
+    ) -> Arrays:
+        """Return the environment's actions for a step.
+
+        Args:
+            step: From 0 to T - 1.
+            observations: (N, ...).
+            starts: (N,) bool, an episode starts with the observation.
+            action_masks: (N, M) bool, or None.
+        """
 
 
-def make_actor(policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator) -> Actor:
-    """Return the fastest actor for a rollout of shape (T, N), with its noise drawn from `generator`."""
+def make_actor(
+    policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator, state: Tensor | None = None
+) -> Actor:
+    """Return the fastest actor for a rollout of shape (T, N), with its noise drawn from `generator`.
+
+    Args:
+        policy: The policy.
+        shape: (T, N).
+        generator: Source of the noise, on the policy's device.
+        state: (N, H), recurrent states before the first step, or None for a policy without memory.
+    """
     if generator.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and NumpyActor.suits(policy):
         return NumpyActor(policy, shape, generator)
-    return TorchActor(policy, shape, generator)
+    return TorchActor(policy, shape, generator, state)
 
 
 class TorchActor:
@@ -43,19 +71,33 @@ class TorchActor:
         policy: The policy.
         shape: (T, N).
         generator: Source of the noise, on the policy's device.
+        state: (N, H), recurrent states before the first step, or None for a policy without memory.
     """
 
-    def __init__(self, policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator) -> None:
-        head = policy.head
+    def __init__(
+        self, policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator, state: Tensor | None = None
+    ) -> None:
+        head, self.device = policy.head, generator.device
         self.policy = policy
         self.noise = head.noise(shape, generator).unbind(0)
-        self.actions = torch.empty((*shape, *head.action_shape), dtype=head.action_dtype, device=generator.device)
+        self.actions = torch.empty((*shape, *head.action_shape), dtype=head.action_dtype, device=self.device)
+        self.state = state
+        self.states = None if state is None else torch.empty((*shape, state.shape[-1]), device=self.device)
 
-    def __call__(self, step: int, observations: np.ndarray) -> np.ndarray:
-        """Return the environment's actions (N, ...) for the observations (N, ...) of a step."""
-        actions = self.policy.act(torch.from_numpy(observations).to(self.actions.device), self.noise[step])
+    def __call__(
+        self, step: int, observations: Arrays, starts: np.ndarray, action_masks: np.ndarray | None = None
+    ) -> Arrays:
+        """Return the environment's actions for a step."""
+        seen = tree_map(lambda x: torch.from_numpy(x).to(self.device), observations)
+        masks = None if action_masks is None else torch.from_numpy(action_masks).to(self.device)
+        if self.states is None or self.state is None:
+            actions, _ = self.policy.act(seen, self.noise[step], masks)
+        else:
+            self.states[step] = self.state
+            begun = torch.from_numpy(starts).to(self.device)
+            actions, self.state = self.policy.act(seen, self.noise[step], masks, self.state, begun)
         self.actions[step] = actions
-        return self.policy.head.to_env(actions).cpu().numpy()
+        return tree_map(lambda x: x.cpu().numpy(), self.policy.head.to_env(actions))
 
 
 class NumpyActor:
@@ -68,24 +110,26 @@ class NumpyActor:
     """
 
     def __init__(self, policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator) -> None:
-        head, num_envs = policy.head, shape[1]
+        head, network, num_envs = policy.head, policy.network, shape[1]
         self.head = head
+        self.states: Tensor | None = None
+        self.state: Tensor | None = None
         self.actions = torch.empty((*shape, *head.action_shape), dtype=head.action_dtype)
         self._actions = self.actions.numpy()
         self._noise = head.noise(shape, generator).numpy()
-        hidden = [module for module in policy.actor_trunk if isinstance(module, nn.Linear)]
+        hidden = [module for module in network.actor_trunk.mlp if isinstance(module, nn.Linear)]
         self._layers = [
             (
                 layer.weight.detach().numpy().T,
                 layer.bias.detach().numpy(),
-                layer is not policy.actor_output,
+                layer is not network.actor_output,
                 np.empty((num_envs, layer.out_features), np.float32),
             )
-            for layer in (*hidden, policy.actor_output)
+            for layer in (*hidden, network.actor_output)
         ]
-        normalizer = policy.observation_normalizer
+        normalizer = policy.inputs.parts[0]
         self._normalizer = None
-        if normalizer is not None:
+        if isinstance(normalizer, ObservationNormalizer):
             scale, shift = (value.numpy().reshape(1, -1) for value in (normalizer.scale, normalizer.shift))
             self._normalizer = (scale, shift, normalizer.clip, np.empty((num_envs, scale.size), np.float32))
         if isinstance(head, GaussianHead):
@@ -94,23 +138,31 @@ class NumpyActor:
 
     @staticmethod
     def suits(policy: ActorCritic) -> bool:
-        """Return whether the policy is a float32 MLP with tanh units and an action head known here."""
-        trunk = policy.actor_trunk
+        """Return whether the policy is a float32 MLP with tanh units on one Box, and an action head known here."""
+        network = policy.network
+        if type(policy) is not ActorCritic or type(network) is not ActorCriticNetwork:
+            return False
+        trunk = network.actor_trunk
         return (
-            type(policy) is ActorCritic
-            and type(policy.actor_output) is nn.Linear
+            type(network.actor_output) is nn.Linear
+            and not policy.state_size
             and type(policy.head) in (CategoricalHead, GaussianHead)
-            and type(trunk) is MLP
-            and [type(module) for module in trunk] == [nn.Linear, nn.Tanh] * (len(trunk) // 2)
+            and policy.inputs.structure == 0
+            and type(policy.inputs.parts[0]) in (ObservationNormalizer, AsFloat)
+            and type(trunk.encoder) is Encoder
+            and type(trunk.mlp) is MLP
+            and [type(module) for module in trunk.mlp] == [nn.Linear, nn.Tanh] * (len(trunk.mlp) // 2)
             and all(parameter.dtype == torch.float32 for parameter in policy.parameters())
         )
 
-    def __call__(self, step: int, observations: np.ndarray) -> np.ndarray:
-        """Return the environment's actions (N, ...) for the observations (N, ...) of a step."""
+    def __call__(
+        self, step: int, observations: Arrays, starts: np.ndarray, action_masks: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the environment's actions for a step."""
         with np.errstate(invalid="ignore"):  # the collector reports what environments return that is not finite
-            return self._act(step, observations)
+            return self._act(step, observations, action_masks)
 
-    def _act(self, step: int, observations: np.ndarray) -> np.ndarray:
+    def _act(self, step: int, observations: np.ndarray, action_masks: np.ndarray | None) -> np.ndarray:
         x = observations.reshape(len(observations), -1)
         if self._normalizer is not None:
             scale, shift, clip, buffer = self._normalizer
@@ -126,6 +178,8 @@ class NumpyActor:
             if is_hidden:
                 np.tanh(x, out=x)
         if isinstance(self.head, CategoricalHead):
+            if action_masks is not None:
+                x = np.where(action_masks, x, np.float32(MASKED))
             x += self._noise[step]
             actions = x.argmax(-1, out=self._actions[step])
             return actions + self.head.start if self.head.start else actions

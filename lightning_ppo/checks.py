@@ -118,6 +118,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     _check_ranks({**module.hparams, **data.hparams})
     update, total, ranks = module.update_settings, module.total_env_steps, trainer.world_size
     check_rollout_size(data.num_steps, data.num_envs, update)
+    module.sequence_length(data.num_steps)
     for kind in ("observation", "action"):
         ours, theirs = getattr(module, f"{kind}_space"), getattr(data, f"{kind}_space")
         if ours != theirs:

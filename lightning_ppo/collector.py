@@ -10,11 +10,12 @@ from torch import Tensor
 
 from lightning_ppo.acting import make_actor
 from lightning_ppo.advantages import following_values
-from lightning_ppo.envs.stepper import VectorStepper, check_finite
+from lightning_ppo.envs.stepper import VectorStepper, check_finite, check_rollout
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.policy import EVALUATION_ROWS, ActorCritic, eval_mode
+from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.rollout import Rollout
+from lightning_ppo.tree import tree_map, tree_store
 
 
 class Collector:
@@ -29,16 +30,24 @@ class Collector:
         num_steps: T.
         generator: Source of action noise, on the policy's device.
         seeds: One seed per environment for the first reset.
+        action_mask: Where action masks come from, see `EnvConfig.action_mask`.
     """
 
     def __init__(
-        self, env: VectorEnv, policy: ActorCritic, num_steps: int, generator: torch.Generator, seeds: list[int]
+        self,
+        env: VectorEnv,
+        policy: ActorCritic,
+        num_steps: int,
+        generator: torch.Generator,
+        seeds: list[int],
+        action_mask: str = "auto",
     ) -> None:
         self.policy = policy
         self.num_steps = num_steps
         self.generator = generator
-        self.stepper = VectorStepper(env)
+        self.stepper = VectorStepper(env, action_mask)
         self.episodes = EpisodeRecorder(env.num_envs)
+        self.state = policy.initial_states(env.num_envs)
         self.stepper.reset(seeds)
 
     @torch.no_grad()
@@ -54,87 +63,93 @@ class Collector:
     def _collect(self) -> Rollout:
         started = time.perf_counter()
         stepper, num_steps = self.stepper, self.num_steps
-        num_envs, device = stepper.env.num_envs, self.generator.device
-        shape = (num_steps, num_envs)
-        kind = stepper.observations.dtype
-        kind = np.dtype(np.float32) if kind == np.float64 else kind
-        observations = np.empty((*shape, *stepper.observations.shape[1:]), dtype=kind)
+        device, shape = self.generator.device, (self.num_steps, self.stepper.env.num_envs)
+        observations = tree_map(lambda x: np.empty((num_steps, *x.shape), dtype=_stored(x)), stepper.observations)
         rewards = np.empty(shape, dtype=np.float64)
         terminations, truncations = np.empty(shape, dtype=np.bool_), np.empty(shape, dtype=np.bool_)
-        valid = np.ones(shape, dtype=np.bool_)
-        finals: list[tuple[int, int, np.ndarray]] = []
-        actor = make_actor(self.policy, shape, self.generator)
+        starts, valid = np.empty(shape, dtype=np.bool_), np.ones(shape, dtype=np.bool_)
+        masks = None if stepper.action_masks is None else np.empty((*shape, stepper.action_masks.shape[-1]), np.bool_)
+        finals: list[tuple[int, int, Any]] = []
+        actor = make_actor(self.policy, shape, self.generator, self.state)
         first_step = stepper.num_steps
         try:
             for t in range(num_steps):
-                observations[t] = stepper.observations
-                rewards[t], terminations[t], truncations[t] = stepper.step(actor(t, observations[t]))
+                row = tree_store(observations, t, stepper.observations)
+                starts[t] = stepper.starts
+                if masks is not None:
+                    masks[t] = stepper.action_masks
+                actions = actor(t, row, starts[t], None if masks is None else masks[t])
+                rewards[t], terminations[t], truncations[t] = stepper.step(actions)
                 if stepper.any_filler:
                     valid[t] = ~stepper.filler
                 if stepper.final_observations:
                     finals += [(t, i, final) for i, final in stepper.final_observations.items()]
         except EnvironmentFault:
-            check_finite(observations[: t + 1], rewards[:t], first_step)
+            check_finite(tree_map(lambda x: x[: t + 1], observations), rewards[:t], first_step)
             raise
         ended = terminations | truncations
         # an episode cut off at a filler row, where its environment was replaced, had its last step in the row before
         truncations[:-1] |= truncations[1:] & ~valid[1:]
-        boundary, rows = self._boundary(kind, finals)
-        check_finite(np.concatenate((observations, boundary[None, :num_envs])), rewards, first_step)
-        for row, observation in zip(rows[num_envs:], boundary[num_envs:], strict=True):
-            check_finite(observation[None, None], rewards[:0], first_step + row // num_envs + 1, row % num_envs)
+        boundary, rows = self._boundary(observations, finals)
+        check_rollout(observations, boundary, rows, rewards, first_step)
+        self.state = actor.state
+
+        def tensor(x: np.ndarray) -> Tensor:
+            return torch.from_numpy(x).to(device)
 
         rollout = Rollout(
-            observations=torch.from_numpy(observations).to(device),
+            observations=tree_map(tensor, observations),
             actions=actor.actions,
             distribution=torch.empty(0),
             log_probs=torch.empty(0),
             values=torch.empty(0),
             next_values=torch.empty(0),
-            boundary_observations=torch.from_numpy(boundary).to(device),
-            boundary_rows=torch.from_numpy(rows).to(device),
-            rewards=torch.from_numpy(rewards.astype(np.float32)).to(device),
-            terminations=torch.from_numpy(terminations).to(device),
-            truncations=torch.from_numpy(truncations).to(device),
-            valid=torch.from_numpy(valid).to(device),
+            boundary_observations=tree_map(tensor, boundary),
+            boundary_rows=tensor(rows),
+            rewards=tensor(rewards.astype(np.float32)),
+            terminations=tensor(terminations),
+            truncations=tensor(truncations),
+            valid=tensor(valid),
             episodes=self.episodes.record(rewards, ended, valid),
             policy_version=self.policy.version,
+            action_masks=None if masks is None else tensor(masks),
+            starts=None if actor.states is None else tensor(starts),
+            states=actor.states,
         )
         self._score(rollout)
         rollout.collect_seconds = time.perf_counter() - started
         return rollout
 
-    def _boundary(self, dtype: np.dtype, finals: list[tuple[int, int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    def _boundary(self, observations: Any, finals: list[tuple[int, int, Any]]) -> tuple[Any, np.ndarray]:
         """Return the next observations that no row of the rollout shows, and the rows that they follow.
 
         Args:
-            dtype: Of the observations.
+            observations: (T, N, ...), of the rollout.
             finals: Step, environment and final observation of episodes that were reset within the step.
         """
-        num_envs, last_step = len(self.stepper.observations), self.num_steps - 1
-        after_last = np.array(self.stepper.observations, dtype=dtype)
+        num_envs, last_step = self.stepper.env.num_envs, self.num_steps - 1
+        after_last = tree_map(
+            lambda stored, seen: np.array(seen, dtype=stored.dtype), observations, self.stepper.observations
+        )
         for t, env, final in finals:
             if t == last_step:
-                after_last[env] = final
+                tree_store(after_last, env, final)
         inner = [(t * num_envs + env, final) for t, env, final in finals if t < last_step]
         rows = [*range(last_step * num_envs, (last_step + 1) * num_envs), *(row for row, _ in inner)]
-        observations = np.concatenate((after_last, *(np.asarray(final, dtype=dtype)[None] for _, final in inner)))
-        return observations, np.array(rows, dtype=np.int64)
+        boundary = tree_map(
+            lambda after, *others: np.concatenate((after, *(np.asarray(x, dtype=after.dtype)[None] for x in others))),
+            after_last,
+            *(final for _, final in inner),
+        )
+        return boundary, np.array(rows, dtype=np.int64)
 
     def _score(self, rollout: Rollout) -> None:
         """Fill in what the behaviour policy says of the rollout: distribution, log_probs, values and next_values."""
-        shape = rollout.rewards.shape
-        assert isinstance(rollout.observations, Tensor) and isinstance(rollout.boundary_observations, Tensor)
-        rows = zip(
-            rollout.observations.flatten(0, 1).split(EVALUATION_ROWS),
-            rollout.actions.flatten(0, 1).split(EVALUATION_ROWS),
-            strict=True,
-        )
-        chunks = [self.policy.evaluate(observations, actions) for observations, actions in rows]
-        rollout.distribution = torch.cat([c.distribution for c in chunks]).reshape(*shape, -1)
-        rollout.log_probs = torch.cat([c.log_probs for c in chunks]).reshape(shape)
-        rollout.values = torch.cat([c.values for c in chunks]).reshape(shape)
-        boundary_values = self.policy.value(rollout.boundary_observations)
+        if rollout.states is not None and self.state is not None:
+            after = torch.cat((rollout.states[1:], self.state[None]))
+            rollout.boundary_states = after.flatten(0, 1)[rollout.boundary_rows]
+        now, boundary_values = self.policy.evaluate_rollout(rollout)
+        rollout.distribution, rollout.log_probs, _, rollout.values = now
         rollout.next_values = following_values(rollout.values, boundary_values, rollout.boundary_rows)
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,6 +157,7 @@ class Collector:
         return {
             "stepper": self.stepper.state_dict(),
             "generator": self.generator.get_state(),
+            "recurrent_state": None if self.state is None else self.state.cpu().clone(),
             "episode_returns": torch.from_numpy(self.episodes.returns.copy()),
             "episode_lengths": torch.from_numpy(self.episodes.lengths.copy()),
         }
@@ -152,5 +168,12 @@ class Collector:
         if state["stepper"]["env"] is None:
             return
         self.stepper.load_state_dict(state["stepper"])
+        if self.state is not None:
+            self.state = state["recurrent_state"].to(self.state.device)
         self.episodes.returns = state["episode_returns"].numpy().copy()
         self.episodes.lengths = state["episode_lengths"].numpy().copy()
+
+
+def _stored(observations: np.ndarray) -> np.dtype:
+    """Return the dtype in which observations are stored: float32 for float64."""
+    return np.dtype(np.float32) if observations.dtype == np.float64 else observations.dtype

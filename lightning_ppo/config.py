@@ -14,6 +14,8 @@ from lightning_ppo.errors import ConfigError
 from lightning_ppo.schedules import Schedule
 
 ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
+DISTRIBUTIONS = ("gaussian", "state_gaussian", "tanh_gaussian", "beta", "gsde")
+CORES = ("lstm", "gru")
 BACKENDS = ("auto", "vector", "sync", "async", "envpool")
 ON_ERROR = ("stop", "restart")
 OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl", "trpo")
@@ -48,6 +50,9 @@ class EnvConfig:
     """When a copy raises, hangs or dies: `stop` saves and ends the run, `restart` replaces it."""
     max_restarts: int = 10
     """How often each copy is replaced under `restart` before its next failure stops the run."""
+    action_mask: str = "auto"
+    """Where legal actions are told: `auto` (info["action_mask"], if it is there), `none`, `info`, `observation:KEY`
+    (an entry of a Dict observation, which the networks then do not see) or `method:NAME` of the environment."""
 
     def __post_init__(self) -> None:
         _require(self.num_envs >= 1, f"env.num_envs: must be at least 1, got {self.num_envs}")
@@ -60,6 +65,11 @@ class EnvConfig:
         _require(
             self.backend in BACKENDS,
             f"env.backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}",
+        )
+        kind, _, name = self.action_mask.partition(":")
+        _require(
+            self.action_mask in ("auto", "none", "info") or (kind in ("observation", "method") and name != ""),
+            f"env.action_mask: expected auto, none, info, observation:KEY or method:NAME, got {self.action_mask!r}",
         )
 
 
@@ -112,6 +122,9 @@ class UpdateConfig:
     """Passes over the rollout, those of `trpo` for the critic alone; null takes 10, or 1 for `policy_gradient`."""
     minibatch_size: int = 64
     """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
+    sequence_length: int | None = None
+    """L, consecutive steps through which a recurrent policy is trained, a divisor of num_steps and minibatch_size; null
+    takes the largest that leaves four sequences in a minibatch."""
     clip_range: Any = 0.2
     """Epsilon of the clipped surrogate (PPO paper, equation 7), usually 0.1 to 0.3."""
     clip_range_high: Any = None
@@ -203,8 +216,20 @@ class PolicyConfig:
     """One trunk with two heads instead of two networks."""
     dropout: float = 0.0
     """Share of the hidden units left out at random in each pass of an update, in [0, 1); acting uses all units."""
+    distribution: str = "gaussian"
+    """Of Box actions: `gaussian` (free standard deviation), `state_gaussian`, `tanh_gaussian`, `beta` or `gsde`."""
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian actions, in units of the half action range."""
+    core: Any = None
+    """Memory after the hidden layers: null, `lstm`, `gru`, or a class path of your own."""
+    core_size: int = 64
+    """Hidden units of an LSTM or GRU."""
+    encoder: Any = None
+    """Class path of what turns observations into features instead of the built-in encoder."""
+    network: Any = None
+    """Class path of a whole actor-critic instead of the built-in one."""
+    critic_observation_keys: list[str] | None = None
+    """Entries of a Dict observation that only the critic sees."""
 
     def __post_init__(self) -> None:
         _require(
@@ -212,6 +237,19 @@ class PolicyConfig:
             f"policy.activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}",
         )
         _require(0.0 <= self.dropout < 1.0, f"policy.dropout: must lie in [0, 1), got {self.dropout:g}")
+        _require(
+            self.distribution in DISTRIBUTIONS,
+            f"policy.distribution: expected one of {', '.join(DISTRIBUTIONS)}, got {self.distribution!r}",
+        )
+        _require(
+            not isinstance(self.core, str) or self.core in CORES or "." in self.core,
+            f"policy.core: expected null, {', '.join(CORES)} or a class path, got {self.core!r}",
+        )
+        _require(self.core_size >= 1, f"policy.core_size: must be at least 1, got {self.core_size}")
+        _require(
+            not (self.critic_observation_keys and (self.shared_trunk or self.network)),
+            "policy.critic_observation_keys: needs a critic of its own; set policy.shared_trunk=false and no network",
+        )
         _require(math.isfinite(self.log_std_init), f"policy.log_std_init: must be a number, got {self.log_std_init}")
         _require(
             all(size >= 1 for size in self.hidden_sizes),
@@ -342,6 +380,23 @@ def resolve_epochs(objective: str, update: UpdateConfig) -> int:
             "set it to 1, or objective=clip"
         )
     return update.epochs or (1 if objective == "policy_gradient" else 10)
+
+
+def resolve_sequence_length(num_steps: int, update: UpdateConfig) -> int:
+    """Return the length of the sequences in which a recurrent policy learns from rollouts of T steps.
+
+    Raises:
+        ConfigError: If the length asked for does not divide T and the minibatch size.
+    """
+    if update.sequence_length is None:
+        return math.gcd(num_steps, max(1, update.minibatch_size // 4))
+    for name, size in (("rollout.num_steps", num_steps), ("update.minibatch_size", update.minibatch_size)):
+        if update.sequence_length < 1 or size % update.sequence_length:
+            raise ConfigError(
+                f"update.sequence_length: {update.sequence_length} does not divide {name}={size}; "
+                f"{math.gcd(num_steps, update.minibatch_size)} is the largest that fits"
+            )
+    return update.sequence_length
 
 
 def check_rollout_size(num_steps: int, num_envs: int, update: UpdateConfig) -> None:

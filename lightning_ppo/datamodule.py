@@ -15,12 +15,14 @@ from lightning_ppo.collector import Collector
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
 from lightning_ppo.distributed import gather_objects, raise_together, rank, world_size
 from lightning_ppo.envs import make_vector_env
+from lightning_ppo.envs.masks import observed_space
 from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
-from lightning_ppo.rollout import Episodes
+from lightning_ppo.rollout import Episodes, Observations
 from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.stream import RolloutStream
+from lightning_ppo.tree import tree_map
 
 _log = logging.getLogger(__name__)
 
@@ -119,8 +121,8 @@ class RolloutDataModule(pl.LightningDataModule):
 
     @property
     def observation_space(self) -> gymnasium.Space:
-        """Observation space of one environment."""
-        return self.env.single_observation_space
+        """Observation space of one environment, less an entry that is the action mask."""
+        return observed_space(self.env.single_observation_space, self.env_settings.action_mask)
 
     @property
     def action_space(self) -> gymnasium.Space:
@@ -171,6 +173,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 self.num_steps,
                 torch.Generator(module.device).manual_seed(derive_seeds(self._base_seed(), rank(), 1, "noise")[0]),
                 derive_seeds(self._base_seed(), rank() * self.num_envs, self.num_envs, "training"),
+                self.env_settings.action_mask,
             )
             self._stream = RolloutStream(
                 collector,
@@ -193,13 +196,12 @@ class RolloutDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the first observations of the evaluation environments."""
         env = self._evaluation_environment()
+        return _OneItemLoader(lambda: self._first_observations(env))
 
-        def first_observations() -> torch.Tensor:
-            stepper = VectorStepper(env)
-            stepper.reset(derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation"))
-            return torch.from_numpy(np.array(stepper.observations))
-
-        return _OneItemLoader(first_observations)
+    def _first_observations(self, env: VectorEnv) -> Observations:
+        stepper = VectorStepper(env, self.env_settings.action_mask)
+        stepper.reset(derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation"))
+        return tree_map(lambda x: torch.from_numpy(np.array(x)), stepper.observations)
 
     def _evaluation_environment(self) -> VectorEnv:
         if self._given_env is not None and self._given_evaluation_env is None:
@@ -234,7 +236,15 @@ class RolloutDataModule(pl.LightningDataModule):
         env = self._evaluation_environment()
         seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, purpose)
         deterministic = self.evaluation_settings.deterministic
-        return play(self._module().policy, env, share, seeds=seeds, deterministic=deterministic, seed=seeds[0])
+        return play(
+            self._module().policy,
+            env,
+            share,
+            seeds=seeds,
+            deterministic=deterministic,
+            seed=seeds[0],
+            action_mask=self.env_settings.action_mask,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of environments, episode records and sampling of every rank; call it on all ranks."""

@@ -3,12 +3,14 @@
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from lightning_ppo.envs.stepper import VectorStepper, check_finite
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.rollout import Episodes
+from lightning_ppo.tree import tree_map
 
 MAX_EPISODE_STEPS = 100_000
 """Steps after which an evaluation episode is taken to be endless."""
@@ -23,6 +25,7 @@ def play(
     seeds: list[int],
     deterministic: bool = True,
     seed: int = 0,
+    action_mask: str = "auto",
 ) -> Episodes:
     """Play `episodes` whole episodes and return their undiscounted returns and lengths.
 
@@ -36,6 +39,7 @@ def play(
         seeds: One seed per copy of the environment.
         deterministic: Play the mode of the action distribution instead of sampling.
         seed: Seed of the sampling.
+        action_mask: Where action masks come from, see `EnvConfig.action_mask`.
 
     Raises:
         ValueError: If `episodes` is less than 1.
@@ -48,9 +52,14 @@ def play(
     quota[: episodes % num_envs] += 1
     device = next(policy.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    stepper, recorder = VectorStepper(env), EpisodeRecorder(num_envs)
+    stepper, recorder = VectorStepper(env, action_mask), EpisodeRecorder(num_envs)
     stepper.reset(seeds)
+    states = policy.initial_states(num_envs)
     returns, lengths = [], []
+
+    def tensor(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(x)).to(device)
+
     with eval_mode(policy):
         while quota.any():
             if recorder.lengths.max(where=quota > 0, initial=0) >= MAX_EPISODE_STEPS:
@@ -58,11 +67,17 @@ def play(
                     f"an evaluation episode has not ended after {MAX_EPISODE_STEPS} steps; give the environment a time "
                     "limit, or set evaluation.episodes=0 and evaluation.final_episodes=0"
                 )
-            observations = torch.from_numpy(np.array(stepper.observations)).to(device)
-            actions = policy.predict(observations, deterministic, generator)
-            rewards, terminations, truncations = stepper.step(actions.cpu().numpy())
-            check_finite(stepper.observations[None], rewards[None, :0], stepper.num_steps)
-            check_finite(stepper.observations[None, :0], rewards[None], stepper.num_steps - 1)
+            actions, states = policy.step(
+                tree_map(tensor, stepper.observations),
+                states,
+                tensor(stepper.starts),
+                action_masks=None if stepper.action_masks is None else tensor(stepper.action_masks),
+                deterministic=deterministic,
+                generator=generator,
+            )
+            rewards, terminations, truncations = stepper.step(tree_map(lambda x: x.cpu().numpy(), actions))
+            check_finite(tree_map(lambda x: x[None], stepper.observations), rewards[None, :0], stepper.num_steps)
+            check_finite((), rewards[None], stepper.num_steps - 1)
             ended = terminations | truncations
             finished = recorder.record(rewards[None], ended[None], ~stepper.filler[None])
             for position, index in enumerate(np.flatnonzero(ended & ~stepper.filler)):

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torchmetrics import CatMetric
 
 from lightning_ppo.distributed import world_size
@@ -36,7 +35,7 @@ class EvaluationSteps(pl.LightningModule):
         """Take in the episodes of the final evaluation."""
         self._take_in(episodes)
 
-    def predict_step(self, observations: Observations, batch_idx: int) -> Tensor:
+    def predict_step(self, observations: Observations, batch_idx: int) -> Any:
         """Return deterministic actions, as the environment takes them, for a batch of observations (B, ...)."""
         return self.policy.predict(observations)
 

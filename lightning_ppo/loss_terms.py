@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo.class_path import instantiate
@@ -23,6 +24,7 @@ from lightning_ppo.objectives import masked_log_ratios
 from lightning_ppo.policy import ActorCritic, Evaluation
 from lightning_ppo.rollout import Minibatch
 from lightning_ppo.schedules import Schedule
+from lightning_ppo.tree import tree_map
 
 
 class LossTerm(nn.Module, ABC):
@@ -70,7 +72,7 @@ class DualClip(LossTerm):
 
 
 class ActionSmoothness(LossTerm):
-    """KL divergence between the action distributions at an observation and at one with noise added.
+    """KL divergence between the action distributions at an observation and at one with noise added to its Box parts.
 
     The spatial smoothness of Mysore et al. 2021, "Regularizing Action Policies for Smooth Control with Reinforcement
     Learning" (CAPS), with the KL divergence as the distance, which every action distribution has. For
@@ -89,11 +91,15 @@ class ActionSmoothness(LossTerm):
 
     def forward(self, policy: ActorCritic, minibatch: Minibatch, now: Evaluation) -> Tensor:
         """Return the divergence of each transition, (B,)."""
-        assert isinstance(minibatch.observations, Tensor)
-        noise = self.scale * torch.randn_like(minibatch.observations, dtype=torch.float32)
-        if policy.observation_normalizer is not None:
-            noise = noise / policy.observation_normalizer.scale
-        return policy.head.kl(now.distribution, policy.distribution(minibatch.observations + noise))
+        leaves = list(policy.inputs.leaves.values())
+
+        def perturb(number: int, x: Tensor) -> Tensor:
+            continuous = isinstance(leaves[number], spaces.Box) and x.is_floating_point()
+            return x + self.scale * torch.randn_like(x) if continuous else x
+
+        inputs = tree_map(perturb, policy.inputs.structure, policy.inputs(minibatch.observations))
+        outputs = policy.network.actor(inputs, minibatch.states, minibatch.starts)
+        return policy.head.kl(now.distribution, policy.head.parameters_of(outputs, minibatch.action_masks))
 
 
 class MirrorSymmetry(LossTerm):
@@ -129,11 +135,15 @@ class MirrorSymmetry(LossTerm):
     ) -> None:
         super().__init__(policy)
         head = policy.head
-        if type(head) not in (CategoricalHead, GaussianHead) or len(policy.observation_shape) != 1:
-            raise ConfigError("a mirror is defined for vector observations with Discrete or Box actions")
+        leaf = policy.inputs.leaves.get("")
+        shape = leaf.shape if isinstance(leaf, spaces.Box) else ()
+        if type(head) not in (CategoricalHead, GaussianHead) or len(shape) != 1 or policy.state_size:
+            raise ConfigError(
+                "a mirror is defined for vector observations, Discrete or Gaussian actions and no recurrence"
+            )
         if isinstance(head, CategoricalHead) and action_signs is not None:
             raise ConfigError("action_signs: discrete actions have no sign")
-        sizes = {"observation": policy.observation_shape[0], "action": head.num_outputs}
+        sizes = {"observation": shape[0], "action": head.num_outputs}
         given = {
             "observation": (observation_indices, observation_signs),
             "action": (action_indices, action_signs),
@@ -148,7 +158,10 @@ class MirrorSymmetry(LossTerm):
         """Return the divergence of each transition, (B,)."""
         assert isinstance(minibatch.observations, Tensor)
         mirrored = minibatch.observations[:, self.observation_indices] * self.observation_signs
-        return policy.head.kl(now.distribution, self._mirror(policy.head, policy.distribution(mirrored)))
+        masks = minibatch.action_masks
+        if masks is not None:
+            masks = masks[:, self.action_indices]
+        return policy.head.kl(now.distribution, self._mirror(policy.head, policy.distribution(mirrored, masks)))
 
     def _mirror(self, head: ActionHead, parameters: Tensor) -> Tensor:
         if isinstance(head, CategoricalHead):

@@ -1,6 +1,5 @@
 """The LightningModule: one training step is one PPO iteration over a rollout."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,12 +19,13 @@ from lightning_ppo.config import (
     UpdateConfig,
     as_section,
     resolve_epochs,
+    resolve_sequence_length,
     to_container,
 )
 from lightning_ppo.distributed import mean_over_ranks, sum_over_ranks, world_size
+from lightning_ppo.iteration import STATISTICS, report_iteration
 from lightning_ppo.loss_terms import make_loss_terms
 from lightning_ppo.objectives import (
-    explained_variance,
     kl_k3,
     masked_log_ratios,
     outside_clip_range,
@@ -48,12 +48,6 @@ from lightning_ppo.schedules import Schedule
 from lightning_ppo.spaces import space_from_spec, space_to_spec
 from lightning_ppo.training_state import TrainingState
 from lightning_ppo.trust_region import TrustRegion, set_gradients
-
-STATISTICS = (
-    *("loss/policy", "loss/value", "loss/entropy"),
-    *("update/kl", "update/approximate_kl", "update/clip_fraction", "update/grad_norm"),
-)
-"""What every minibatch reports, in this order, by the names under which it is logged; loss terms before the last."""
 
 
 class PPO(TrainingState):
@@ -153,8 +147,8 @@ class PPO(TrainingState):
         """
         started = time.perf_counter()
         settings, optimizer = self.update_settings, self._optimizer()
-        size = rollout.num_steps * rollout.num_envs
-        batch = rollout.flatten()
+        size, length = rollout.num_steps * rollout.num_envs, self.sequence_length(rollout.num_steps)
+        batch = rollout.flatten(length)
         self._apply_schedules()
         before = Snapshot(self.parameters(), optimizer.optimizer)
         if self._compiled is not None:
@@ -168,7 +162,7 @@ class PPO(TrainingState):
         for epoch in range(settings.epochs or 1):
             if epoch > 0 and settings.recompute_advantages:
                 batch = self._estimate_again(rollout)
-            indices = shuffled_indices(size, settings.minibatch_size, shuffle)
+            indices = shuffled_indices(size, settings.minibatch_size, shuffle, length)
             # a loss is a mean over the valid rows of a minibatch on all ranks
             counts = mean_over_ranks(batch.weights[indices].sum(1))
             scales = counts.clamp(min=1.0).reciprocal().unbind()
@@ -184,19 +178,23 @@ class PPO(TrainingState):
                     break
         self._finish(rollout, batch, torch.stack(epochs), before, started)
 
+    def sequence_length(self, num_steps: int) -> int:
+        """Return L, the consecutive steps that stay together in minibatches of rollouts of T steps."""
+        return resolve_sequence_length(num_steps, self.update_settings) if self.policy.state_size else 1
+
     def _divergence(self, batch: Minibatch) -> Tensor:
         """Return the mean exact KL divergence of the behaviour policy from the current one, over this rank's rows."""
-        divergences = self.policy.divergences(batch.observations, batch.distribution)
-        return weighted_sum(divergences, batch.weights / batch.weights.sum())
+        return weighted_sum(self.policy.divergences(batch), batch.weights / batch.weights.sum())
 
     @torch.no_grad()
     def _estimate_again(self, rollout: Rollout) -> Minibatch:
         """Return the rollout's rows with advantages and value targets of the current critic."""
-        values, boundary_values = self.policy.rollout_values(rollout)
+        length = self.sequence_length(rollout.num_steps)
+        values, boundary_values = self.policy.rollout_values(rollout, length)
         next_values = following_values(values, boundary_values, rollout.boundary_rows)
         normalize = self.update_settings.normalize_advantages
         advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)
-        return replace(rollout, advantages=advantages, returns=returns).flatten()
+        return replace(rollout, advantages=advantages, returns=returns).flatten(length)
 
     def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         """Set the gradients of the minibatch `rows` (B,), its weights scaled, and return its statistics."""
@@ -222,7 +220,7 @@ class PPO(TrainingState):
         Returns:
             The scalar loss, and the detached scalars named by `statistics`, without the last.
         """
-        now = self.policy.evaluate(minibatch.observations, minibatch.actions)
+        now = self.policy.evaluate(minibatch)
         weights = minibatch.weights
         terms = self._terms(now, minibatch)
         policy_loss = weighted_sum(self.policy_loss(terms), weights)
@@ -245,7 +243,7 @@ class PPO(TrainingState):
 
     def constrained_loss(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Return the policy's loss over a whole rollout and the mean KL divergence that a trust region bounds."""
-        now = self.policy.evaluate(batch.observations, batch.actions)
+        now = self.policy.evaluate(batch)
         terms = self._terms(now, batch)
         loss = weighted_sum(self.policy_loss(terms), batch.weights)
         entropy = weighted_sum(now.entropies, batch.weights)
@@ -282,16 +280,6 @@ class PPO(TrainingState):
         optimizer = torch.optim.Adam(self.parameters(), rate, betas, settings.epsilon, fused=True)
         return {"optimizer": optimizer, "lr_scheduler": SteeredLearningRate(optimizer, rate)}
 
-    @property
-    def progress(self) -> float:
-        """Share of the training budget used, in [0, 1]: of env steps where they are the budget, else of epochs."""
-        if self.total_env_steps:
-            return min(self.env_steps / self.total_env_steps, 1.0)
-        trainer = self.trainer
-        if trainer.max_epochs and trainer.max_epochs > 0 and math.isfinite(trainer.num_training_batches):
-            return min(self.iterations / (trainer.max_epochs * trainer.num_training_batches), 1.0)
-        return 0.0
-
     def _apply_schedules(self) -> None:
         progress = self.progress
         self._values = {name: schedule(progress) for name, schedule in self.coefficients.items()}
@@ -305,55 +293,38 @@ class PPO(TrainingState):
 
     @torch.no_grad()
     def _finish(self, rollout: Rollout, batch: Minibatch, epochs: Tensor, before: Snapshot, started: float) -> None:
-        """Check, count and log an iteration, with one reduction over the ranks and one transfer to the host."""
+        """Check, count and log an iteration."""
         self.recent_returns.extend(rollout.episodes.returns.tolist())
         self.recent_lengths.extend(rollout.episodes.lengths.tolist())
         window = (sum(self.recent_returns), sum(self.recent_lengths), len(self.recent_returns))
-        valid = batch.weights > 0
-        explained = explained_variance(batch.values[valid], batch.returns[valid])
         # with scaled gradients an infinite norm is the scaler's business: it skips the step
-        checked = epochs[..., : -1 if self._scaled_gradients() else None]
-        local = torch.cat(
-            (
-                epochs.mean((0, 1)).double(),
-                torch.stack((self._divergence(batch).double(), explained.double())),
-                torch.stack(((~torch.isfinite(checked)).any().double(), valid.sum().double())),
-                torch.tensor(
-                    [len(epochs), *window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device
-                ),
-            )
-        )
-        total = mean_over_ranks(local).tolist()
-        means = dict(zip(self.statistics, total, strict=False))
-        last_kl, explained_mean, bad, steps, epochs_done, *window_means, collect_seconds = total[len(self.statistics) :]
-        return_sum, length_sum, window_count = window_means
-        if bad:
+        scaled = self._scaled_gradients()
+        divergence = self._divergence(batch)
+        report = report_iteration(rollout, batch, epochs, self.statistics, divergence, window, not scaled)
+        if not report.finite:
             before.restore()
             raise non_finite(epochs, self.statistics, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
         self.policy.version += 1
         self.iterations += 1
-        new_steps = round(steps * world_size())
-        self.env_steps += new_steps
+        self.env_steps += report.env_steps
         self.policy.update_statistics(rollout.observations, rollout.valid, sum_over_ranks)
         scheduler = self.lr_schedulers()
         learning_rate = self._optimizer().optimizer.param_groups[0]["lr"]
         if not isinstance(scheduler, SteeredLearningRate):
             step_schedulers(scheduler)
         elif self.learning_rate.adaptive and self._trust_region is None:
-            scheduler.set(self.learning_rate.steer(learning_rate, last_kl, self.progress))
-        self.objective.after_iteration(last_kl)
+            scheduler.set(self.learning_rate.steer(learning_rate, report.kl, self.progress))
+        self.objective.after_iteration(report.kl)
         update_seconds = time.perf_counter() - started
         if self._compiled is not None and self.compile_seconds == 0.0:
             self.compile_seconds = self._compiled.compile_seconds or 0.0
             update_seconds -= self.compile_seconds
-        seconds = collect_seconds + update_seconds
-        metrics = means | {
-            "update/kl": last_kl,
-            "update/epochs": epochs_done,
-            "update/explained_variance": explained_mean,
+        self.collect_seconds, self.update_seconds = report.collect_seconds, update_seconds
+        seconds = self.collect_seconds + update_seconds
+        metrics = report.metrics | {
             "update/learning_rate": learning_rate,
-            "time/env_steps_per_second": new_steps / seconds,
-            "time/collect_share": collect_seconds / seconds,
+            "time/env_steps_per_second": report.env_steps / seconds,
+            "time/collect_share": self.collect_seconds / seconds,
             "time/update_share": update_seconds / seconds,
             "step": float(self.env_steps),
         }
@@ -361,18 +332,8 @@ class PPO(TrainingState):
         if self._trust_region is not None:
             last = self._trust_region.last
             metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}
-        if window_count:
-            metrics["rollout/return_mean"] = return_sum / window_count
-            metrics["rollout/length_mean"] = length_sum / window_count
-        self.collect_seconds = collect_seconds
-        self.update_seconds = update_seconds
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
-        self._stop_if_spent(rollout.num_steps * rollout.num_envs)
-
-    def _stop_if_spent(self, rows: int) -> None:
-        """End training if a rollout of `rows` rows on every rank would exceed the budget."""
-        if self.total_env_steps and self.env_steps + rows * world_size() > self.total_env_steps:
-            self.trainer.should_stop = True
+        self.stop_if_spent(rollout.num_steps * rollout.num_envs)
 
     def _scaled_gradients(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -399,4 +360,4 @@ class PPO(TrainingState):
             update_settings(self._optimizer().optimizer, betas=tuple(settings.betas), eps=settings.epsilon)
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "num_steps"):
-            self._stop_if_spent(data.num_steps * data.num_envs)
+            self.stop_if_spent(data.num_steps * data.num_envs)

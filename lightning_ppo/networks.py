@@ -1,9 +1,14 @@
-"""Observation encoders and their initialisation."""
+"""Encoders, recurrent cores and the actor-critic network, with their initialisation."""
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from lightning_ppo.tree import tree_leaves
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -14,10 +19,11 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def orthogonal_(layer: nn.Linear, gain: float) -> nn.Linear:
+def orthogonal_(layer: nn.Linear | nn.Conv2d, gain: float) -> Any:
     """Initialise a layer with orthogonal weights and zero biases (Saxe et al. 2014), in place."""
     nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -45,3 +51,232 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Return features (B, num_features) of inputs (B, num_inputs)."""
         return super().forward(x)
+
+
+class NatureCNN(nn.Sequential):
+    """The convolutional network of Mnih et al. 2015, "Human-level control through deep reinforcement learning".
+
+    Args:
+        shape: Of one image, (H, W, C) or (C, H, W); the smallest dimension is taken for the channels.
+    """
+
+    num_features = 512
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.channels_last = shape[2] <= min(shape[:2])
+        channels, height, width = (shape[2], shape[0], shape[1]) if self.channels_last else shape
+        layers: list[nn.Module] = []
+        for outputs, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            layers += [orthogonal_(nn.Conv2d(channels, outputs, kernel, stride), math.sqrt(2.0)), nn.ReLU()]
+            channels, height, width = outputs, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        flat = orthogonal_(nn.Linear(channels * height * width, self.num_features), math.sqrt(2.0))
+        super().__init__(*layers, nn.Flatten(), flat, nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, 512) of uint8 images (B, *shape)."""
+        if self.channels_last:
+            images = images.movedim(-1, -3)
+        return super().forward(images.float() / 255.0)
+
+
+class Encoder(nn.Module):
+    """Joins all parts of an observation: images through a CNN each, everything else as it is.
+
+    Args:
+        shapes: Shape of each part.
+        images: Whether each part is an image.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int]], images: Sequence[bool]) -> None:
+        super().__init__()
+        cnns = [NatureCNN(shape) if image else None for shape, image in zip(shapes, images, strict=True)]
+        self.cnns = nn.ModuleList([cnn for cnn in cnns if cnn is not None])
+        self._cnns = cnns
+        sizes = [cnn.num_features if cnn else math.prod(s) for s, cnn in zip(shapes, cnns, strict=True)]
+        self.num_features = sum(sizes)
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return features (B, num_features) of inputs (B, ...) in the structure of the observation space."""
+        leaves = tree_leaves(inputs)
+        parts = [cnn(x) if cnn else x.reshape(len(x), -1) for x, cnn in zip(leaves, self._cnns, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+class RecurrentCore(nn.Module):
+    """An LSTM or GRU whose state is set to zero where an episode starts.
+
+    Args:
+        kind: `lstm` or `gru`.
+        num_inputs: Size of its input.
+        size: Of its hidden state.
+    """
+
+    def __init__(self, kind: str, num_inputs: int, size: int) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(num_inputs, size) if kind == "lstm" else nn.GRU(num_inputs, size)
+        for name, parameter in self.cell.named_parameters():
+            nn.init.zeros_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
+        self.is_lstm = kind == "lstm"
+        self.num_features = size
+        self.state_size = 2 * size if self.is_lstm else size
+
+    def forward(self, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs (L, S, size) and the states (S, state_size) after the last step.
+
+        Args:
+            x: (L, S, num_inputs), S sequences of L steps.
+            states: (S, state_size), states before the first step.
+            starts: (L, S) bool, an episode starts with the step.
+        """
+        # the cell runs from one step at which any episode starts to the next
+        inner = (starts[1:].any(1).nonzero().flatten() + 1).tolist()
+        outputs = []
+        for begin, end in pairwise([0, *inner, len(x)]):
+            states = torch.where(starts[begin].unsqueeze(-1), 0.0, states)
+            output, states = self._run(x[begin:end], states)
+            outputs.append(output)
+        return torch.cat(outputs), states
+
+    def _run(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.is_lstm:
+            output, hidden = self.cell(x, states.unsqueeze(0))
+            return output, hidden[0]
+        hidden, cell = (part.contiguous().unsqueeze(0) for part in states.chunk(2, -1))
+        output, (hidden, cell) = self.cell(x, (hidden, cell))
+        return output, torch.cat((hidden[0], cell[0]), -1)
+
+
+class Trunk(nn.Module):
+    """Encoder, MLP and, if there is one, recurrent core: from inputs to features.
+
+    Args:
+        encoder: Takes inputs in the structure of the observation space, gives (B, num_features).
+        mlp: Takes what the encoder gives.
+        core: Takes sequences (L, S, ...) of what the MLP gives; see `RecurrentCore`.
+        keys: Entries of a Dict observation that are used; None uses all.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, mlp: MLP, core: nn.Module | None = None, keys: Sequence[str] | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.mlp, self.core, self.keys = encoder, mlp, core, keys
+        self.num_features: Any = mlp.num_features if core is None else core.num_features
+        self.state_size: Any = 0 if core is None else core.state_size
+
+    def forward(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return features (B, num_features) and the states (S, state_size) after the last step of each sequence.
+
+        Args:
+            inputs: (B, ...), S sequences of L = B / S steps, one after the other.
+            states: (S, state_size), or None without a core.
+            starts: (B,) bool, or None without a core.
+        """
+        if self.keys is not None:
+            inputs = {key: inputs[key] for key in self.keys}
+        features = self.mlp(self.encoder(inputs))
+        if self.core is None:
+            return features, states
+        assert states is not None and starts is not None
+        steps = features.unflatten(0, (len(states), -1)).transpose(0, 1)
+        outputs, states = self.core(steps, states, starts.view(len(states), -1).t())
+        return outputs.transpose(0, 1).flatten(0, 1), states.float()
+
+
+class ActorCriticNetwork(nn.Module):
+    """Actor and critic with a trunk each or one for both; the output layers are computed in float32.
+
+    Args:
+        actor_trunk: Trunk of the actor.
+        critic_trunk: Trunk of the critic; may be the actor's.
+        num_outputs: Outputs of the actor.
+        append_features: How often the actor's features are appended to its outputs.
+    """
+
+    def __init__(self, actor_trunk: Trunk, critic_trunk: Trunk, num_outputs: int, append_features: int = 0) -> None:
+        super().__init__()
+        self.actor_trunk, self.critic_trunk = actor_trunk, critic_trunk
+        # a near-zero policy head starts close to the uniform distribution (Andrychowicz et al. 2021, section 3.2)
+        self.actor_output = orthogonal_(nn.Linear(actor_trunk.num_features, num_outputs), 0.01)
+        self.critic_output = orthogonal_(nn.Linear(critic_trunk.num_features, 1), 1.0)
+        self.append_features = append_features
+        self.shared = critic_trunk is actor_trunk
+        self.state_size = actor_trunk.state_size + (0 if self.shared else critic_trunk.state_size)
+
+    def _states(self, states: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if states is None or self.shared:
+            return states, states
+        return states[:, : self.actor_trunk.state_size], states[:, self.actor_trunk.state_size :]
+
+    def _outputs(self, features: Tensor) -> Tensor:
+        outputs = _full_precision(self.actor_output, features)
+        if not self.append_features:
+            return outputs
+        return torch.cat((outputs, *[features.float()] * self.append_features), -1)
+
+    def _values(self, features: Tensor) -> Tensor:
+        return _full_precision(self.critic_output, features).squeeze(-1)
+
+    def actor(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> Tensor:
+        """Return the actor's outputs (B, num_outputs) alone."""
+        return self._outputs(self.actor_trunk(inputs, self._states(states)[0], starts)[0])
+
+    def critic(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> Tensor:
+        """Return values (B,) alone."""
+        return self._values(self.critic_trunk(inputs, self._states(states)[1], starts)[0])
+
+    def forward(
+        self, inputs: Any, states: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the actor's outputs (B, num_outputs), values (B,) and the states after the last steps; see `Trunk`."""
+        actor_states, critic_states = self._states(states)
+        features, actor_states = self.actor_trunk(inputs, actor_states, starts)
+        if self.shared:
+            return self._outputs(features), self._values(features), actor_states
+        critic_features, critic_states = self.critic_trunk(inputs, critic_states, starts)
+        if actor_states is not None and critic_states is not None:
+            actor_states = torch.cat((actor_states, critic_states), -1)
+        return self._outputs(features), self._values(critic_features), actor_states
+
+
+class CustomNetwork(nn.Module):
+    """A whole actor-critic of a user's own.
+
+    Without recurrence its `forward(inputs)` returns outputs (B, num_outputs) and values (B,). With an attribute
+    `state_size` above 0 its `forward(inputs, states, starts)` takes sequences as `Trunk` does and returns the states
+    after the last steps as well.
+
+    Args:
+        network: The user's module.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.state_size = int(getattr(network, "state_size", 0))
+
+    def forward(
+        self, inputs: Any, states: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return outputs (B, num_outputs), values (B,) and states in float32."""
+        if self.state_size:
+            outputs, values, states = self.network(inputs, states, starts)
+            assert states is not None
+            return outputs.float(), values.float(), states.float()
+        outputs, values = self.network(inputs)
+        return outputs.float(), values.float(), None
+
+    def actor(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> Tensor:
+        """Return the outputs alone."""
+        return self(inputs, states, starts)[0]
+
+    def critic(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> Tensor:
+        """Return the values alone."""
+        return self(inputs, states, starts)[1]
+
+
+def _full_precision(layer: nn.Linear, features: Tensor) -> Tensor:
+    if features.dtype == torch.float32 and not torch.is_autocast_enabled(features.device.type):
+        return layer(features)
+    with torch.autocast(features.device.type, enabled=False):
+        return nn.functional.linear(features.float(), layer.weight.float(), layer.bias.float())

@@ -107,7 +107,7 @@ class ObservationNormalizer(RunningMoments):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return normalised float32 observations (B, *shape)."""
-        return torch.addcmul(self.shift, observations, self.scale).clamp_(-self.clip, self.clip)
+        return torch.addcmul(self.shift, observations.float(), self.scale).clamp_(-self.clip, self.clip)
 
     def inverse(self, normalized: Tensor) -> Tensor:
         """Return the observations (B, *shape) that `forward` would map to `normalized`, if none was clipped."""

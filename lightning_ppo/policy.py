@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from lightning_ppo.class_path import instantiate
 from lightning_ppo.config import NormalizeConfig, PolicyConfig
 from lightning_ppo.distributions import make_action_head
-from lightning_ppo.errors import UnsupportedSpaceError
-from lightning_ppo.networks import MLP, orthogonal_
-from lightning_ppo.normalization import ObservationNormalizer, Reduce, RewardScaler
-from lightning_ppo.rollout import Observations, Rollout
+from lightning_ppo.errors import ConfigError
+from lightning_ppo.inputs import Inputs, is_image
+from lightning_ppo.networks import MLP, ActorCriticNetwork, CustomNetwork, Encoder, RecurrentCore, Trunk
+from lightning_ppo.normalization import Reduce, RewardScaler
+from lightning_ppo.rollout import Minibatch, Observations, Rollout, split
+from lightning_ppo.spaces import space_leaves
+from lightning_ppo.tree import tree_leaves, tree_map
 
 EVALUATION_ROWS = 8192
 """Rows that go through the networks at once where a whole rollout does."""
@@ -37,16 +42,24 @@ class Evaluation(NamedTuple):
 class ActorCritic(nn.Module):
     """Policy and value function of one agent, with the statistics that normalise its inputs.
 
-    Whatever the precision of the trunks, the heads and the distribution are computed in float32.
+    Whatever the precision of the trunks, output layers and distribution are computed in float32.
+
+    Attributes:
+        inputs: What networks see of observations.
+        head: The action distribution.
+        network: Actor and critic.
+        state_size: H, numbers in the recurrent state of one environment; 0 for a policy without memory.
+        version: Policy updates so far.
 
     Args:
-        observation_space: What the environment shows; a Box.
-        action_space: What it takes; a Discrete or floating-point Box.
+        observation_space: What the environment shows.
+        action_space: What it takes.
         policy: Network settings.
         normalize: Normalisation settings.
 
     Raises:
         UnsupportedSpaceError: If a space is not supported.
+        ConfigError: If a setting does not go with the spaces, or a network of the user's own cannot be used.
     """
 
     def __init__(
@@ -58,115 +71,254 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         policy, normalize = policy or PolicyConfig(), normalize or NormalizeConfig()
-        if not isinstance(observation_space, spaces.Box) or observation_space.shape == ():
-            raise UnsupportedSpaceError(
-                f"observation space {observation_space} is not supported; supported is Box with at least one dimension"
-            )
-        self.observation_shape = observation_space.shape
-        num_inputs = int(np.prod(observation_space.shape))
-        self.head = make_action_head(action_space, policy.log_std_init)
-        self.observation_normalizer = (
-            ObservationNormalizer(observation_space.shape, normalize.observation_clip, normalize.epsilon)
-            if normalize.observations
-            else None
-        )
+        self.inputs = Inputs(observation_space, normalize)
         self.reward_scaler = RewardScaler(normalize.reward_clip, normalize.epsilon) if normalize.rewards else None
-        trunk = (num_inputs, policy.hidden_sizes, policy.activation, policy.dropout)
-        self.actor_trunk = MLP(*trunk)
-        self.critic_trunk = self.actor_trunk if policy.shared_trunk else MLP(*trunk)
-        # a near-zero policy head starts close to the uniform distribution (Andrychowicz et al. 2021, section 3.2)
-        self.actor_output = orthogonal_(nn.Linear(self.actor_trunk.num_features, self.head.num_outputs), 0.01)
-        self.critic_output = orthogonal_(nn.Linear(self.critic_trunk.num_features, 1), 1.0)
+        self.network: Any
+        if policy.network is not None:
+            self.head = make_action_head(action_space, policy.distribution, policy.log_std_init)
+            arguments = (observation_space, self.head.num_outputs)
+            self.network = CustomNetwork(instantiate(policy.network, "policy.network", nn.Module, *arguments))
+        else:
+            actor_space, actor_keys = _without(observation_space, policy.critic_observation_keys)
+            actor_trunk = _make_trunk(self.inputs, actor_space, actor_keys, policy)
+            critic_trunk = actor_trunk
+            if not policy.shared_trunk:
+                critic_trunk = _make_trunk(self.inputs, observation_space, None, policy)
+            features = actor_trunk.num_features
+            self.head = make_action_head(action_space, policy.distribution, policy.log_std_init, features)
+            repeats = self.head.num_features // features
+            self.network = ActorCriticNetwork(actor_trunk, critic_trunk, self.head.num_outputs, repeats)
+        self.state_size: int = self.network.state_size
         self.version = 0
-        """Policy updates so far."""
+        if policy.network or policy.encoder or not isinstance(policy.core, str | None):
+            self._try_out(observation_space)
 
-    def _inputs(self, observations: Observations) -> Tensor:
-        assert isinstance(observations, Tensor)
-        inputs = observations if observations.dtype == torch.float32 else observations.float()
-        if self.observation_normalizer is not None:
-            inputs = self.observation_normalizer(inputs)
-        return inputs if inputs.dim() == 2 else inputs.flatten(1)
+    def act(
+        self,
+        observations: Observations,
+        noise: Tensor,
+        action_masks: Tensor | None = None,
+        states: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return sampled actions (B, *action_shape) and the recurrent states (B, H) that follow.
 
-    def _distribution(self, features: Tensor) -> Tensor:
-        return self.head.parameters_of(_full_precision(self.actor_output, features))
+        Args:
+            observations: (B, ...), of one step of B environments.
+            noise: (B, num_noise).
+            action_masks: (B, M) bool, or None.
+            states: (B, H), or None for a policy without memory.
+            starts: (B,) bool, an episode starts with the observation, or None for a policy without memory.
+        """
+        outputs, states = self._act(observations, states, starts)
+        return self.head.sample(self.head.parameters_of(outputs, action_masks), noise), states
 
-    def _values(self, features: Tensor) -> Tensor:
-        return _full_precision(self.critic_output, features).squeeze(-1)
+    def _act(
+        self, observations: Observations, states: Tensor | None, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        inputs = self.inputs(observations)
+        if not self.state_size:
+            return self.network.actor(inputs, None, None), None
+        outputs, _, states = self.network(inputs, states, starts)
+        return outputs, states
 
-    def distribution(self, observations: Observations) -> Tensor:
-        """Return the action distribution's parameters (B, P) for observations (B, ...)."""
-        return self._distribution(self.actor_trunk(self._inputs(observations)))
-
-    def act(self, observations: Observations, noise: Tensor) -> Tensor:
-        """Return sampled actions (B, *action_shape) for observations (B, ...) and noise (B, num_noise)."""
-        return self.head.sample(self.distribution(observations), noise)
-
-    def evaluate(self, observations: Observations, actions: Tensor) -> Evaluation:
+    def evaluate(self, minibatch: Minibatch) -> Evaluation:
         """Return distribution, log-probabilities, entropies and values of B transitions."""
-        inputs = self._inputs(observations)
-        actor_features = self.actor_trunk(inputs)
-        shared = self.critic_trunk is self.actor_trunk
-        critic_features = actor_features if shared else self.critic_trunk(inputs)
-        distribution = self._distribution(actor_features)
+        inputs = self.inputs(minibatch.observations)
+        outputs, values, _ = self.network(inputs, minibatch.states, minibatch.starts)
+        distribution = self.head.parameters_of(outputs, minibatch.action_masks)
         return Evaluation(
             distribution,
-            self.head.log_prob(distribution, actions),
+            self.head.log_prob(distribution, minibatch.actions),
             self.head.entropy(distribution),
-            self._values(critic_features),
+            values,
         )
 
-    def value(self, observations: Observations) -> Tensor:
-        """Return values (B,) of observations (B, ...), in chunks of EVALUATION_ROWS."""
-        assert isinstance(observations, Tensor)
-        chunks = observations.split(EVALUATION_ROWS)
-        return torch.cat([self._values(self.critic_trunk(self._inputs(chunk))) for chunk in chunks])
+    def distribution(
+        self,
+        observations: Observations,
+        action_masks: Tensor | None = None,
+        states: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> Tensor:
+        """Return the action distribution's parameters (B, P) for observations (B, ...); see `Minibatch`."""
+        outputs = self.network.actor(self.inputs(observations), states, starts)
+        return self.head.parameters_of(outputs, action_masks)
+
+    def value(self, observations: Observations, states: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
+        """Return values (B,) of observations (B, ...), in chunks of about EVALUATION_ROWS; see `Minibatch`."""
+        count = len(tree_leaves(observations)[0])
+        sequences = count if states is None else len(states)
+        length = max(1, count // max(1, sequences))
+        step = max(1, EVALUATION_ROWS // length)
+        chunks = []
+        for first in range(0, sequences, step):
+            rows = slice(first * length, (first + step) * length)
+            chunk = self.inputs(tree_map(lambda x, rows=rows: x[rows], observations))
+            chosen = None if states is None else states[first : first + step]
+            chunks.append(self.network.critic(chunk, chosen, None if starts is None else starts[rows]))
+        return torch.cat(chunks)
 
     @torch.no_grad()
-    def divergences(self, observations: Observations, distribution: Tensor) -> Tensor:
-        """Return the exact KL divergence (B,) of given distributions (B, P) from the current ones, in eval mode."""
+    def divergences(self, minibatch: Minibatch) -> Tensor:
+        """Return the exact KL divergence (B,) of the behaviour policy from the current one, in eval mode."""
         with eval_mode(self):
-            return self.head.kl(distribution, self.distribution(observations))
+            now = self.distribution(minibatch.observations, minibatch.action_masks, minibatch.states, minibatch.starts)
+            return self.head.kl(minibatch.distribution, now)
 
     @torch.no_grad()
-    def rollout_values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    def evaluate_rollout(self, rollout: Rollout) -> tuple[Evaluation, Tensor]:
+        """Return what the policy says of a rollout, each (T, N, ...), and values of its boundary observations (K,).
+
+        Every row is evaluated by itself, from the recurrent state in which it was acted on.
+        """
+        zeros = torch.zeros_like(rollout.rewards)
+        rows = replace(rollout, distribution=zeros, log_probs=zeros, values=zeros, advantages=zeros, returns=zeros)
+        pieces = [self.evaluate(piece) for piece in split(rows.flatten(), EVALUATION_ROWS)]
+        joined = (torch.cat(parts).unflatten(0, zeros.shape) for parts in zip(*pieces, strict=True))
+        return Evaluation(*joined), self._boundary_values(rollout)
+
+    @torch.no_grad()
+    def rollout_values(self, rollout: Rollout, sequence_length: int = 1) -> tuple[Tensor, Tensor]:
         """Return the current values of a rollout's observations (T, N) and boundary observations (K,), in eval mode."""
-        assert isinstance(rollout.observations, Tensor)
+        batch = rollout.flatten(sequence_length)
         with eval_mode(self):
-            values = self.value(rollout.observations.flatten(0, 1)).view(rollout.values.shape)
-            return values, self.value(rollout.boundary_observations)
+            values = self.value(batch.observations, batch.states, batch.starts)
+            return rollout.unflatten(values, sequence_length), self._boundary_values(rollout)
+
+    def _boundary_values(self, rollout: Rollout) -> Tensor:
+        starts = torch.zeros_like(rollout.boundary_rows, dtype=torch.bool)
+        return self.value(rollout.boundary_observations, rollout.boundary_states, starts)
 
     def update_statistics(self, observations: Observations, valid: Tensor, reduce: Reduce) -> None:
-        """Take observations (T, N, ...) into the normaliser's statistics, those of valid (T, N) rows.
+        """Take observations (T, N, ...) into the normalisers' statistics, those of valid (T, N) rows.
 
         Args:
             observations: What the policy saw.
             valid: Which rows are transitions.
             reduce: Sums a float64 tensor over all ranks.
         """
-        assert isinstance(observations, Tensor)
-        if self.observation_normalizer is not None:
-            self.observation_normalizer.update(observations[valid], reduce)
+        self.inputs.update(observations, valid, reduce)
+
+    def initial_states(self, num_envs: int) -> Tensor | None:
+        """Return the recurrent states (N, H) before the first step, or None for a policy without memory."""
+        if not self.state_size:
+            return None
+        return torch.zeros(num_envs, self.state_size, device=next(self.parameters()).device)
 
     @torch.no_grad()
-    def predict(
-        self, observations: Observations, deterministic: bool = True, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Return actions as the environment takes them, (B, *space.shape), for observations (B, ...), in eval mode.
+    def step(
+        self,
+        observations: Observations,
+        states: Tensor | None = None,
+        starts: Tensor | None = None,
+        *,
+        action_masks: Tensor | None = None,
+        deterministic: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Any, Tensor | None]:
+        """Return actions as the environment takes them, (B, *space.shape), and the recurrent states that follow.
+
+        The policy acts in eval mode.
 
         Args:
-            observations: A batch of observations.
+            observations: (B, ...), of one step of B environments.
+            states: (B, H), from `initial_states` or the step before; None for a policy without memory.
+            starts: (B,) bool, an episode starts with the observation; None where none does.
+            action_masks: (B, M) bool, False for choices that must not be taken.
             deterministic: Return the mode instead of a sample.
             generator: Source of the noise of samples, on the policy's device.
         """
+        if states is not None and starts is None:
+            starts = torch.zeros(len(states), dtype=torch.bool, device=states.device)
         with eval_mode(self):
-            distribution = self.distribution(observations)
+            outputs, states = self._act(observations, states, starts)
+        distribution = self.head.parameters_of(outputs, action_masks)
         if deterministic:
-            return self.head.to_env(self.head.mode(distribution))
+            return self.head.to_env(self.head.mode(distribution)), states
         if generator is None:
             generator = torch.Generator(distribution.device)
             generator.seed()
         noise = self.head.noise(tuple(distribution.shape[:-1]), generator)
-        return self.head.to_env(self.head.sample(distribution, noise))
+        return self.head.to_env(self.head.sample(distribution, noise)), states
+
+    def predict(
+        self,
+        observations: Observations,
+        deterministic: bool = True,
+        generator: torch.Generator | None = None,
+        action_masks: Tensor | None = None,
+    ) -> Any:
+        """Return actions as `step` does for observations (B, ...) that have no past."""
+        states = self.initial_states(len(tree_leaves(observations)[0]))
+        return self.step(
+            observations, states, action_masks=action_masks, deterministic=deterministic, generator=generator
+        )[0]
+
+    @torch.no_grad()
+    def _try_out(self, space: gymnasium.Space) -> None:
+        """Raise ConfigError if networks of the user's own do not give what is needed, on two observations of zeros."""
+        leaves = space_leaves(space).values()
+        batch = [torch.from_numpy(np.zeros((2, *(leaf.shape or ())), leaf.dtype)) for leaf in leaves]
+        observations = tree_map(batch.__getitem__, self.inputs.structure)
+        starts = torch.ones(2, dtype=torch.bool) if self.state_size else None
+        states = self.initial_states(2)
+        try:
+            with eval_mode(self):
+                outputs, values, after = self.network(self.inputs(observations), states, starts)
+        except Exception as error:
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ConfigError(f"policy: the network fails on two observations: {text}") from error
+        expected = (2, self.head.num_outputs + self.head.num_features)
+        for name, found, wanted in (
+            ("outputs", outputs, expected),
+            ("values", values, (2,)),
+            *([("states", after, (2, self.state_size))] if self.state_size else []),
+        ):
+            if tuple(found.shape) != wanted:
+                raise ConfigError(f"policy: the network gives {name} of shape {tuple(found.shape)}, expected {wanted}")
+
+
+def _without(space: gymnasium.Space, keys: list[str] | None) -> tuple[gymnasium.Space, list[str] | None]:
+    """Return a Dict space without some entries and the keys that are left; None stands for all."""
+    if not keys:
+        return space, None
+    known = list(space.spaces) if isinstance(space, spaces.Dict) else []
+    missing = [key for key in keys if key not in known]
+    if missing or len(set(keys)) == len(known):
+        raise ConfigError(
+            f"policy.critic_observation_keys: expected some of the observation's entries {known}, got {keys}"
+        )
+    assert isinstance(space, spaces.Dict)
+    left = [key for key in known if key not in keys]
+    return spaces.Dict([(key, space[key]) for key in left]), left
+
+
+def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, policy: PolicyConfig) -> Trunk:
+    encoder: Any
+    if policy.encoder is not None:
+        encoder = instantiate(policy.encoder, "policy.encoder", nn.Module, space)
+    else:
+        wanted = tree_map(int, inputs.structure if keys is None else {key: inputs.structure[key] for key in keys})
+        leaves = list(inputs.leaves.values())
+        chosen = [leaves[number] for number in tree_leaves(wanted)]
+        sizes = [_input_shape(leaf) for leaf in chosen]
+        encoder = Encoder(sizes, [is_image(leaf) for leaf in chosen])
+    mlp = MLP(encoder.num_features, policy.hidden_sizes, policy.activation, policy.dropout)
+    core: Any = policy.core
+    if isinstance(core, str) and core in ("lstm", "gru"):
+        core = RecurrentCore(core, mlp.num_features, policy.core_size)
+    elif core is not None:
+        core = instantiate(core, "policy.core", nn.Module, mlp.num_features)
+    return Trunk(encoder, mlp, core, keys)
+
+
+def _input_shape(leaf: gymnasium.Space) -> tuple[int, ...]:
+    if isinstance(leaf, spaces.Discrete):
+        return (int(leaf.n),)
+    if isinstance(leaf, spaces.MultiDiscrete):
+        return (int(leaf.nvec.sum()),)
+    return tuple(leaf.shape or ())
 
 
 @contextmanager
@@ -182,10 +334,3 @@ def eval_mode(policy: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def _full_precision(layer: nn.Linear, features: Tensor) -> Tensor:
-    if features.dtype == torch.float32 and not torch.is_autocast_enabled(features.device.type):
-        return layer(features)
-    with torch.autocast(features.device.type, enabled=False):
-        return torch.nn.functional.linear(features.float(), layer.weight.float(), layer.bias.float())

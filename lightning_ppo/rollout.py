@@ -2,20 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Observations = Tensor | dict[str, Any]
-"""A tensor, or a nested dict of tensors that share their leading dimensions."""
+from lightning_ppo.tree import tree_map
 
-
-def tree_map(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Apply `function` to every tensor of a tensor or a nested dict of tensors."""
-    if isinstance(tree, dict):
-        return {key: tree_map(function, value) for key, value in tree.items()}
-    return function(tree)
+Observations = Tensor | dict[str, Any] | tuple[Any, ...]
+"""A tensor, or nested dicts and tuples of tensors that share their leading dimensions."""
 
 
 class Episodes(NamedTuple):
@@ -26,10 +22,15 @@ class Episodes(NamedTuple):
 
 
 class Minibatch(NamedTuple):
-    """B transitions; every field but `observations` and `actions` has shape (B,) or (B, P)."""
+    """B transitions; every field without a shape of its own is (B,).
+
+    For a recurrent policy they are S whole sequences of L = B / S steps, one after the other.
+    """
 
     observations: Observations
+    """(B, ...)."""
     actions: Tensor
+    """(B, ...)."""
     distribution: Tensor
     """Parameters of the behaviour policy's action distribution, (B, P)."""
     log_probs: Tensor
@@ -40,6 +41,12 @@ class Minibatch(NamedTuple):
     returns: Tensor
     weights: Tensor
     """1 for a transition, 0 for a row that is none (see `Rollout.valid`)."""
+    action_masks: Tensor | None = None
+    """(B, M), see `Rollout.action_masks`."""
+    starts: Tensor | None = None
+    """Whether an episode begins with the row, where the policy is recurrent."""
+    states: Tensor | None = None
+    """(S, H), recurrent state before the first step of each sequence."""
 
 
 @dataclass
@@ -63,6 +70,10 @@ class Rollout:
         episodes: Episodes that ended within this rollout.
         policy_version: Number of policy updates before the rollout was collected.
         collect_seconds: Wall-clock time of collecting.
+        action_masks: (T, N, M) bool, which choices of the discrete actions were allowed; None if all of them.
+        starts: (T, N) bool, the observation is the first of an episode; set where the policy is recurrent, else None.
+        states: (T, N, H), recurrent state before each step, not yet reset where an episode starts, or None.
+        boundary_states: (K, H), recurrent states that go with the boundary observations, or None.
         gamma: Discount factor, set by the stream as are all that follow.
         gae_lambda: Lambda of GAE.
         scaled_rewards: (T, N), what advantages are estimated from.
@@ -85,6 +96,10 @@ class Rollout:
     episodes: Episodes
     policy_version: int = 0
     collect_seconds: float = 0.0
+    action_masks: Tensor | None = None
+    starts: Tensor | None = None
+    states: Tensor | None = None
+    boundary_states: Tensor | None = None
     gamma: float = 0.99
     gae_lambda: float = 0.95
     scaled_rewards: Tensor | None = None
@@ -106,15 +121,18 @@ class Rollout:
         moved = {
             f.name: tree_map(lambda t: t.to(device, non_blocking=True), value)
             for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor | dict)
+            if f.name != "episodes" and isinstance(value := getattr(self, f.name), Tensor | dict | tuple)
         }
         return replace(self, **moved)
 
-    def flatten(self) -> Minibatch:
-        """Return all T x N rows as one `Minibatch`.
+    def flatten(self, sequence_length: int = 1) -> Minibatch:
+        """Return all T x N rows as one `Minibatch`, sequences of one environment's consecutive steps kept together.
 
         The scalars of invalid rows are replaced by 0, so that whatever stood there cannot reach a loss or a gradient
         (0 x NaN would).
+
+        Args:
+            sequence_length: L, which divides T; 1 leaves the rows in their order, time-major.
 
         Raises:
             ValueError: If advantages and returns have not been set.
@@ -123,7 +141,7 @@ class Rollout:
             raise ValueError("the rollout has no advantages yet; the stream sets them")
 
         def flat(x: Tensor) -> Tensor:
-            return x.reshape(-1, *x.shape[2:])
+            return x.unflatten(0, (-1, sequence_length)).transpose(1, 2).flatten(0, 2)
 
         def masked(x: Tensor) -> Tensor:
             return flat(torch.where(self.valid, x, torch.zeros_like(x)))
@@ -137,21 +155,49 @@ class Rollout:
             advantages=masked(self.advantages),
             returns=masked(self.returns),
             weights=flat(self.valid).to(self.log_probs.dtype),
+            action_masks=None if self.action_masks is None else flat(self.action_masks),
+            starts=None if self.starts is None else flat(self.starts),
+            states=None if self.states is None else self.states[::sequence_length].flatten(0, 1),
         )
+
+    def unflatten(self, x: Tensor, sequence_length: int = 1) -> Tensor:
+        """Return values (T x N, ...) in the order of `flatten` as (T, N, ...)."""
+        return x.unflatten(0, (-1, self.num_envs, sequence_length)).transpose(1, 2).flatten(0, 1)
+
+
+def _map(function: Callable[[Tensor], Tensor], batch: Minibatch) -> Minibatch:
+    values: list[Any] = [None if value is None else tree_map(function, value) for value in batch]
+    return Minibatch(*values)
+
+
+def split(batch: Minibatch, size: int) -> list[Minibatch]:
+    """Return a flat batch in pieces of at most `size` rows; recurrent states, if any, must be one per row."""
+    pieces = [slice(first, first + size) for first in range(0, len(batch.weights), size)]
+    return [_map(itemgetter(rows), batch) for rows in pieces]
 
 
 def select(batch: Minibatch, indices: Tensor, scale: Tensor | None = None) -> Minibatch:
-    """Return the rows `indices` (B,) of a flat batch, with weights multiplied by `scale` (a tensor of shape ())."""
-    rows = Minibatch(*[tree_map(lambda x: x.index_select(0, indices), value) for value in batch])
-    return rows if scale is None else rows._replace(weights=rows.weights * scale)
+    """Return the rows `indices` (B,) of a flat batch, with weights multiplied by `scale` (a tensor of shape ()).
+
+    Of a batch with recurrent states the indices are those of whole sequences.
+    """
+    states = batch.states
+    if states is not None:
+        length = len(batch.weights) // len(states)
+        states = states.index_select(0, indices[::length] // length)
+    minibatch = _map(lambda x: x.index_select(0, indices), batch._replace(states=None))._replace(states=states)
+    return minibatch if scale is None else minibatch._replace(weights=minibatch.weights * scale)
 
 
-def shuffled_indices(size: int, minibatch_size: int, generator: torch.Generator) -> Tensor:
-    """Return a random permutation of `size` rows as (M, B) minibatches.
+def shuffled_indices(size: int, minibatch_size: int, generator: torch.Generator, sequence_length: int = 1) -> Tensor:
+    """Return a random permutation of `size` rows as (M, B) minibatches, sequences of consecutive rows kept together.
 
     Raises:
-        ValueError: If `minibatch_size` does not divide `size`.
+        ValueError: If `minibatch_size` does not divide `size`, or `sequence_length` does not divide `minibatch_size`.
     """
-    if size % minibatch_size:
-        raise ValueError(f"a minibatch size of {minibatch_size} does not divide {size} transitions")
-    return torch.randperm(size, generator=generator, device=generator.device).view(-1, minibatch_size)
+    for part, whole in ((sequence_length, minibatch_size), (minibatch_size, size)):
+        if whole % part:
+            raise ValueError(f"a size of {part} does not divide {whole} transitions")
+    order = torch.randperm(size // sequence_length, generator=generator, device=generator.device)
+    rows = order.unsqueeze(1) * sequence_length + torch.arange(sequence_length, device=generator.device)
+    return rows.view(-1, minibatch_size)

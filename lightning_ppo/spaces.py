@@ -1,5 +1,6 @@
 """Gymnasium spaces as plain data, so that a checkpoint holds them without pickled objects."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -8,6 +9,8 @@ import torch
 from gymnasium import spaces
 
 from lightning_ppo.errors import UnsupportedSpaceError
+
+SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 
 
 def space_to_spec(space: gymnasium.Space) -> dict[str, Any]:
@@ -21,10 +24,19 @@ def space_to_spec(space: gymnasium.Space) -> dict[str, Any]:
         return {"kind": "Box", "low": low, "high": high, "dtype": space.dtype.name}
     if isinstance(space, spaces.Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
-    raise UnsupportedSpaceError(f"the space {space} is not supported; supported are Box and Discrete")
+    if isinstance(space, spaces.MultiDiscrete):
+        nvec, start = (torch.from_numpy(np.array(values, np.int64)) for values in (space.nvec, space.start))
+        return {"kind": "MultiDiscrete", "nvec": nvec, "start": start, "dtype": space.dtype.name}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "n": list(space.shape)}
+    if isinstance(space, spaces.Dict):
+        return {"kind": "Dict", "spaces": {key: space_to_spec(child) for key, child in space.spaces.items()}}
+    if isinstance(space, spaces.Tuple):
+        return {"kind": "Tuple", "spaces": [space_to_spec(child) for child in space.spaces]}
+    raise UnsupportedSpaceError(f"the space {space} is not supported; supported are {SUPPORTED}")
 
 
-def space_from_spec(spec: dict[str, Any] | gymnasium.Space) -> gymnasium.Space:
+def space_from_spec(spec: Mapping[str, Any] | gymnasium.Space) -> gymnasium.Space:
     """Return the space that `space_to_spec` described; a space is returned as it is.
 
     Raises:
@@ -37,4 +49,40 @@ def space_from_spec(spec: dict[str, Any] | gymnasium.Space) -> gymnasium.Space:
         return spaces.Box(spec["low"].numpy(), spec["high"].numpy(), dtype=np.dtype(spec["dtype"]).type)
     if kind == "Discrete":
         return spaces.Discrete(spec["n"], start=spec["start"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(
+            spec["nvec"].numpy(), dtype=np.dtype(spec["dtype"]).type, start=spec["start"].numpy()
+        )
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(spec["n"] if len(spec["n"]) > 1 else spec["n"][0])
+    if kind == "Dict":
+        # in the order that was saved: a plain dict would be sorted by key
+        return spaces.Dict([(key, space_from_spec(child)) for key, child in spec["spaces"].items()])
+    if kind == "Tuple":
+        return spaces.Tuple([space_from_spec(child) for child in spec["spaces"]])
     raise UnsupportedSpaceError(f"unknown kind of space {kind!r}")
+
+
+def space_leaves(space: gymnasium.Space, path: str = "") -> dict[str, gymnasium.Space]:
+    """Return the spaces without parts that Dict and Tuple spaces are made of, by their path (`camera/left`, `0/goal`).
+
+    A space that is neither has the path ``.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        children = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        prefix = f"{path}/" if path else ""
+        return {k: v for name, child in children for k, v in space_leaves(child, f"{prefix}{name}").items()}
+    return {path: space}
+
+
+def space_structure(space: gymnasium.Space) -> Any:
+    """Return nested dicts and tuples like a space's elements, with the position of each part in `space_leaves`."""
+    return _number(space, iter(range(len(space_leaves(space)))))
+
+
+def _number(space: gymnasium.Space, numbers: Iterator[int]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _number(child, numbers) for key, child in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_number(child, numbers) for child in space.spaces)
+    return next(numbers)

@@ -1,5 +1,6 @@
 """What training has come to besides the weights: counters, episode records, random states; and their checkpoints."""
 
+import math
 from collections import deque
 from typing import Any
 
@@ -20,12 +21,29 @@ class TrainingState(EvaluationSteps):
 
     def __init__(self) -> None:
         super().__init__()
+        self.total_env_steps: int | None = None
+        """The training budget over all ranks."""
         self.iterations = 0
         """Rollouts trained on."""
         self.recent_returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
         self._shuffle: torch.Generator | None = None
         self._restored_shuffle: Tensor | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the training budget used, in [0, 1]: of env steps where they are the budget, else of epochs."""
+        if self.total_env_steps:
+            return min(self.env_steps / self.total_env_steps, 1.0)
+        trainer = self.trainer
+        if trainer.max_epochs and trainer.max_epochs > 0 and math.isfinite(trainer.num_training_batches):
+            return min(self.iterations / (trainer.max_epochs * trainer.num_training_batches), 1.0)
+        return 0.0
+
+    def stop_if_spent(self, rows: int) -> None:
+        """End training if a rollout of `rows` rows on every rank would exceed the budget."""
+        if self.total_env_steps and self.env_steps + rows * world_size() > self.total_env_steps:
+            self.trainer.should_stop = True
 
     def shuffle_generator(self) -> torch.Generator:
         """Return the source of this rank's minibatches, on the module's device."""

@@ -150,7 +150,7 @@ class Stage:
         _render_without_display()
         vector_env = make_vector_env(env.id, 1, backend="sync", kwargs={**env.kwargs, "render_mode": render_mode})
         assert isinstance(vector_env, SyncVectorEnv)
-        self.env = vector_env
+        self.env, self.action_mask = vector_env, env.action_mask
         self.copy = vector_env.envs[0]
         if self.copy.render_mode != render_mode:
             vector_env.close()
@@ -194,7 +194,8 @@ class Stage:
         if self.filmed:
             self.env.envs[0] = _Filmed(self.copy, sinks, episodes)
         seeds = derive_seeds(seed, 0, 1, "video")
-        return play(policy, self.env, episodes, seeds=seeds, deterministic=deterministic, seed=seed)
+        options: dict[str, Any] = {"deterministic": deterministic, "action_mask": self.action_mask}
+        return play(policy, self.env, episodes, seeds=seeds, seed=seed, **options)
 
     def __enter__(self) -> "Stage":
         return self

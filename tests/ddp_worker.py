@@ -37,10 +37,10 @@ def shared_minibatches():
     generators = [torch.Generator().manual_seed(100 + block) for block in range(2)]
     half = ENVS // 2
 
-    def shuffle(size, minibatch_size, _):
+    def shuffle(size, minibatch_size, generator, sequence_length):
         parts = []
-        for block, generator in enumerate(generators):
-            rows = torch.randperm(STEPS * half, generator=generator).view(MINIBATCHES, -1)
+        for block, own in enumerate(generators):
+            rows = torch.randperm(STEPS * half, generator=own).view(MINIBATCHES, -1)
             t, env = rows // half, rows % half
             parts.append(rows if WORLD == 2 else t * ENVS + env + block * half)
         return parts[RANK] if WORLD == 2 else torch.cat(parts, 1)

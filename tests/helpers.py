@@ -4,8 +4,17 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from lightning_ppo.rollout import Minibatch
+
+
+def transitions(observations: Any, actions: torch.Tensor, **fields: Any) -> Minibatch:
+    """Return B observed actions as a minibatch whose other fields are zeros, or as given."""
+    zeros = torch.zeros(len(actions))
+    return Minibatch(observations, actions, zeros, zeros, zeros, zeros, zeros, zeros + 1.0)._replace(**fields)
 
 
 class Count(gymnasium.Env):
@@ -106,6 +115,14 @@ class Bad(Count):
             if self.kind == "wrong_shape":
                 observation = np.zeros(3, dtype=np.float32)
         return observation, reward, terminated, truncated, info
+
+
+class Wordy(Count):
+    """Shows text, which no network takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Text(5)
 
 
 class Hopeful(Count):

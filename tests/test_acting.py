@@ -10,6 +10,7 @@ from lightning_ppo.config import NormalizeConfig, PolicyConfig
 from lightning_ppo.policy import ActorCritic
 
 STEPS, ENVS = 50, 5
+NO_STARTS = np.zeros(ENVS, np.bool_)
 VECTOR = spaces.Box(-np.inf, np.inf, (7,), np.float32)
 MATRIX = spaces.Box(-np.inf, np.inf, (2, 3), np.float32)
 ACTIONS = {
@@ -23,11 +24,11 @@ ACTIONS = {
 def make_policy(action_space: spaces.Space, observation_space: spaces.Space = VECTOR, **kwargs) -> ActorCritic:
     policy = ActorCritic(observation_space, action_space, PolicyConfig(**kwargs), NormalizeConfig())
     with torch.no_grad():
-        policy.actor_output.weight.normal_()
-        policy.actor_output.bias.normal_()
+        policy.network.actor_output.weight.normal_()
+        policy.network.actor_output.bias.normal_()
         if hasattr(policy.head, "log_std"):
             policy.head.log_std.normal_()
-    policy.observation_normalizer.update(3.0 * torch.randn(100, *observation_space.shape) - 1.0)
+    policy.inputs.normalizers[""].update(3.0 * torch.randn(100, *observation_space.shape) - 1.0)
     return policy
 
 
@@ -44,7 +45,7 @@ def test_both_actors_take_the_same_actions(action_space, observation_space, hidd
     observations = 20.0 * torch.randn(STEPS, ENVS, *observation_space.shape).numpy()  # some beyond the clip
     quick, plain = (kind(policy, (STEPS, ENVS), generator()) for kind in (NumpyActor, TorchActor))
     for step in range(STEPS):
-        mine, theirs = quick(step, observations[step]), plain(step, observations[step])
+        mine, theirs = quick(step, observations[step], NO_STARTS), plain(step, observations[step], NO_STARTS)
         assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
         assert all(action in action_space for action in mine)
@@ -60,11 +61,11 @@ def test_weights_are_those_of_the_policy_at_the_rollout():
 
     def sampled(kind: type) -> torch.Tensor:
         actor = kind(policy, (1, ENVS), generator())
-        actor(0, observations)
+        actor(0, observations, NO_STARTS)
         return actor.actions
 
     before = sampled(NumpyActor)
-    for parameter in policy.actor_trunk.parameters():
+    for parameter in policy.network.actor_trunk.parameters():
         parameter.mul_(0.5)
     assert not torch.allclose(before, sampled(NumpyActor))
     torch.testing.assert_close(sampled(NumpyActor), sampled(TorchActor), rtol=1e-4, atol=1e-5)
@@ -81,12 +82,12 @@ def test_which_actor_is_taken():
     assert kind(make_policy(box, activation="relu")) is TorchActor
     assert kind(make_policy(box).double()) is TorchActor
     changed = make_policy(box)
-    changed.actor_trunk.append(torch.nn.Dropout())
+    changed.network.actor_trunk.mlp.append(torch.nn.Dropout())
     assert kind(changed) is TorchActor
 
     class Own(ActorCritic):
-        def act(self, observations, noise):
-            return super().act(observations, noise)
+        def act(self, *arguments):
+            return super().act(*arguments)
 
     assert kind(Own(VECTOR, box)) is TorchActor
     with torch.autocast("cpu", torch.bfloat16):

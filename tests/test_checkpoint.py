@@ -125,13 +125,13 @@ def test_loading_restores_every_tensor_and_the_actions(tmp_path):
             parameter.normal_()
     assert not torch.equal(loaded.policy.predict(observations), actions)  # the comparison can fail
     assert loaded.env_steps == model.env_steps
-    assert loaded.policy.observation_normalizer.count == model.policy.observation_normalizer.count > 0
+    assert loaded.policy.inputs.normalizers[""].count == model.policy.inputs.normalizers[""].count > 0
 
 
 def test_missing_and_unknown_weights_are_refused(tmp_path):
     fit("Pendulum-v1", 1, save=tmp_path / "agent.ckpt")
     content = torch.load(tmp_path / "agent.ckpt", weights_only=True)
-    content["state_dict"]["policy.stranger"] = content["state_dict"].pop("policy.actor_output.bias")
+    content["state_dict"]["policy.stranger"] = content["state_dict"].pop("policy.network.actor_output.bias")
     torch.save(content, tmp_path / "broken.ckpt")
     with pytest.raises(RuntimeError, match=r"(?s)actor_output.bias.*stranger"):
         PPO.load_from_checkpoint(tmp_path / "broken.ckpt", weights_only=True)

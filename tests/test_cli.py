@@ -148,7 +148,7 @@ def test_resuming_another_task_is_refused(finished, override, message, capsys):
         (["env.id=CartPoule-v1"], 1, "did you mean CartPole-v"),
         (["env.id=no_such_module:Env"], 1, "cannot import 'no_such_module'"),
         (["env.id=tests.helpers:Hopeful", "env.backend=sync"], 1, "pip install 'lightning-ppo[mujoco]'"),
-        (["env.id=Blackjack-v1"], 1, "observation space Tuple"),
+        (["env.id=tests.helpers:Wordy", "env.backend=sync"], 1, "observation space Text"),
         (["trainer.max_epoch=1"], 2, "trainer.max_epoch: unknown setting of the Trainer; did you mean max_epochs?"),
         (["trainer.gradient_clip_val=0.5"], 2, "set update.max_grad_norm instead"),
         (["callbacks=[1]"], 2, "callbacks: expected a class path"),

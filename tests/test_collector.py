@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-import lightning_ppo.collector
+import lightning_ppo.policy
 from lightning_ppo.collector import Collector
 from lightning_ppo.config import NormalizeConfig, PolicyConfig, RolloutConfig
 from lightning_ppo.envs import make_vector_env
@@ -18,7 +18,7 @@ from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.stream import RolloutStream
-from tests.helpers import Bad, Count, Loop4, vector
+from tests.helpers import Bad, Count, Loop4, transitions, vector
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 MODES = [NEXT_STEP, SAME_STEP, DISABLED]
@@ -162,8 +162,8 @@ def linear_policy(env, weight=1.0, bias=0.0, normalize=False):
         NormalizeConfig(observations=normalize, rewards=False),
     )
     with torch.no_grad():
-        policy.critic_output.weight.fill_(weight)
-        policy.critic_output.bias.fill_(bias)
+        policy.network.critic_output.weight.fill_(weight)
+        policy.network.critic_output.bias.fill_(bias)
     return policy
 
 
@@ -352,8 +352,8 @@ def test_modes_and_backends_give_the_same_data(mode, kind, options):
         policy = linear_policy(env, 0.25)
         with torch.no_grad():
             # logits 0 and 1000 x - 1500: action 1 from observation 2 on, whatever the noise
-            policy.actor_output.weight.copy_(torch.tensor([[0.0], [1000.0]]))
-            policy.actor_output.bias.copy_(torch.tensor([0.0, -1500.0]))
+            policy.network.actor_output.weight.copy_(torch.tensor([[0.0], [1000.0]]))
+            policy.network.actor_output.bias.copy_(torch.tensor([0.0, -1500.0]))
         rollout = stream(env, policy, 40, 0.5, 0.5).next_rollout()
     fields = (
         rollout.observations[..., 0],
@@ -439,7 +439,7 @@ def test_bootstrap_sees_the_normalised_final_observation(mode):
     env = counters((7,), mode, "trunc")
     policy = linear_policy(env, 1.5, normalize=True)
     # mean (1 + 5) / 2 = 3, variance 2^2 = 4
-    policy.observation_normalizer.update(torch.tensor([[1.0], [5.0]]))
+    policy.inputs.normalizers[""].update(torch.tensor([[1.0], [5.0]]))
     rollout = collector(env, policy, 7).collect()
     # V(t) = 1.5 (t - 3) / 2; the final observation 7 is worth 1.5 x 2 = 3, the reset's 0 would be -2.25
     expected = 0.75 * (torch.arange(8.0)[:, None] - 3.0)
@@ -617,10 +617,10 @@ def test_stored_scores_equal_a_separate_evaluation(env_id, std):
         policy = ActorCritic(env.single_observation_space, env.single_action_space, PolicyConfig(log_std_init=std))
         with torch.no_grad():
             # far from uniform, so that a wrong action or distribution would show
-            policy.actor_output.weight.mul_(300.0)
-        policy.observation_normalizer.update(torch.randn(50, *env.single_observation_space.shape) * 0.1)
+            policy.network.actor_output.weight.mul_(300.0)
+        policy.inputs.normalizers[""].update(torch.randn(50, *env.single_observation_space.shape) * 0.1)
         rollout = collector(env, policy, 40).collect()
-    evaluation = policy.evaluate(rollout.observations.flatten(0, 1), rollout.actions.flatten(0, 1))
+    evaluation = policy.evaluate(transitions(rollout.observations.flatten(0, 1), rollout.actions.flatten(0, 1)))
     for name in ("distribution", "log_probs", "values"):
         stored = getattr(rollout, name).flatten(0, 1)
         torch.testing.assert_close(stored, getattr(evaluation, name), rtol=0.0, atol=1e-6)
@@ -636,7 +636,7 @@ def test_scoring_in_pieces_changes_nothing(monkeypatch, rows):
         return collector(env, linear_policy(env, 0.5), 12).collect()
 
     whole = collect()
-    monkeypatch.setattr(lightning_ppo.collector, "EVALUATION_ROWS", rows)
+    monkeypatch.setattr(lightning_ppo.policy, "EVALUATION_ROWS", rows)
     pieces = collect()
     for name in ("distribution", "log_probs", "values", "next_values"):
         torch.testing.assert_close(getattr(pieces, name), getattr(whole, name), rtol=0.0, atol=1e-6)
@@ -658,12 +658,12 @@ def test_consecutive_rollouts_go_on_with_fresh_noise_and_the_current_policy():
     policy = linear_policy(env, 0.0, 1.0)
     with torch.no_grad():
         # fair coins: only fresh noise gives other actions
-        policy.actor_output.weight.zero_()
+        policy.network.actor_output.weight.zero_()
     collecting = collector(env, policy, 64)
     first = collecting.collect()
     policy.version = 7
     with torch.no_grad():
-        policy.critic_output.bias.fill_(2.0)
+        policy.network.critic_output.bias.fill_(2.0)
     second = collecting.collect()
     # 64 steps are 12 episodes of 5 and 4 steps more
     assert first.observations[-1, :, 0].tolist() == [3, 63]

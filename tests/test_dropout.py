@@ -1,5 +1,6 @@
 """Dropout: units are left out in the update and nowhere else."""
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -23,9 +24,9 @@ def make_policy(dropout: float) -> ActorCritic:
 
 def test_each_hidden_layer_drops_its_share():
     policy, wide = make_policy(0.3), torch.ones(1, 3).expand(2000, 3)
-    features = policy.actor_trunk(wide)
+    features = policy.network.actor_trunk.mlp(wide)
     assert float((features == 0.0).float().mean()) == pytest.approx(0.3, abs=0.02)
-    layers = [type(module).__name__ for module in policy.critic_trunk]
+    layers = [type(module).__name__ for module in policy.network.critic_trunk.mlp]
     assert layers == ["Linear", "Tanh", "Dropout", "Linear", "Tanh", "Dropout"]
 
 
@@ -46,7 +47,7 @@ def test_acting_uses_every_unit_and_numpy_leaves_it_to_torch():
             actor = make_actor(policy, (50, 5), torch.Generator().manual_seed(0))
             assert type(actor) is kind
             for step in range(50):
-                actor(step, observations[step])
+                actor(step, observations[step], np.zeros(5, np.bool_))
         chosen.append(actor.actions)
     assert torch.equal(*chosen)
 
@@ -67,7 +68,7 @@ class Compared(Recording):
     def _backward(self, batch, rows, scale):
         if self.whole is None:
             with eval_mode(self.policy), torch.no_grad():
-                now = self.policy.evaluate(batch.observations, batch.actions)
+                now = self.policy.evaluate(batch)
             self.whole = masked_log_ratios(now.log_probs, batch.log_probs, batch.weights)
             self.first_kl = self._divergence(batch)
         return super()._backward(batch, rows, scale)

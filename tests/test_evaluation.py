@@ -102,9 +102,9 @@ def test_deterministic_is_the_mode(action):
     env = vector([lambda: Even(20)], AutoresetMode.SAME_STEP)
     policy = make_policy(env)
     with torch.no_grad():
-        policy.actor_output.weight.zero_()
+        policy.network.actor_output.weight.zero_()
         # probabilities .55 and .45: the mode is always `action`, a sample is not
-        policy.actor_output.bias.copy_(torch.tensor([0.0, 0.2] if action else [0.2, 0.0]))
+        policy.network.actor_output.bias.copy_(torch.tensor([0.0, 0.2] if action else [0.2, 0.0]))
     assert play_some(env, 3, policy).returns.tolist() == [20.0 * action] * 3
     sampled = play_some(env, 3, policy, deterministic=False).returns
     # three sums of 20 coins: all heads or all tails have probability 2e-16
@@ -143,7 +143,7 @@ def test_seeds_matter():
 def test_policy_and_random_state_stay_as_they_are(training, deterministic):
     with contextlib.closing(make_vector_env("CartPole-v1", 2)) as env:
         policy = make_policy(env)
-        policy.observation_normalizer.update(torch.randn(10, 4))
+        policy.inputs.normalizers[""].update(torch.randn(10, 4))
         policy.train(training)
         before = {name: x.clone() for name, x in (*policy.named_parameters(), *policy.named_buffers())}
         numpy_state, python_state, torch_state = np.random.get_state(), random.getstate(), torch.get_rng_state()
@@ -161,11 +161,11 @@ def test_policy_and_random_state_stay_as_they_are(training, deterministic):
 def test_frozen_submodule_stays_frozen():
     env = counters([3])
     policy = make_policy(env).train()
-    policy.observation_normalizer.eval()
+    policy.inputs.normalizers[""].eval()
     play_some(env, 1, policy)
     assert policy.training
-    assert policy.actor_trunk.training
-    assert not policy.observation_normalizer.training
+    assert policy.network.actor_trunk.training
+    assert not policy.inputs.normalizers[""].training
 
 
 def test_mode_is_restored_after_a_fault():

@@ -155,10 +155,10 @@ def test_sanity_check_is_short_and_changes_nothing():
 
 def test_a_frozen_submodule_stays_in_eval_mode_after_evaluating():
     model, data = with_validation()
-    model.policy.actor_trunk[0].eval()
+    model.policy.network.actor_trunk.mlp[0].eval()
     make_trainer(limit_val_batches=1.0).validate(model, data, verbose=False)
-    assert not model.policy.actor_trunk[0].training
-    assert model.policy.critic_trunk[0].training
+    assert not model.policy.network.actor_trunk.mlp[0].training
+    assert model.policy.network.critic_trunk.mlp[0].training
 
 
 def test_hooks_come_in_lightnings_order():

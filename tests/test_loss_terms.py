@@ -42,13 +42,13 @@ def make_policy(
         PolicyConfig(hidden_sizes=list(hidden_sizes)),
         NormalizeConfig(observations=normalize),
     )
-    nn.init.orthogonal_(policy.actor_output.weight, 1.0)
+    nn.init.orthogonal_(policy.network.actor_output.weight, 1.0)
     return policy
 
 
 def make_minibatch(policy: ActorCritic, rows: int = 32) -> Minibatch:
     """Transitions of a policy that was a little different from what it now is."""
-    observations = torch.randn(rows, *policy.observation_shape)
+    observations = torch.randn(rows, *policy.inputs.leaves[""].shape)
     with torch.no_grad():
         distribution = policy.distribution(observations)
         old = distribution + 0.3 * torch.randn_like(distribution)
@@ -61,7 +61,7 @@ def make_minibatch(policy: ActorCritic, rows: int = 32) -> Minibatch:
 
 
 def evaluate(term: LossTerm, policy: ActorCritic, minibatch: Minibatch) -> torch.Tensor:
-    values = term(policy, minibatch, policy.evaluate(minibatch.observations, minibatch.actions))
+    values = term(policy, minibatch, policy.evaluate(minibatch))
     assert values.shape == (len(minibatch.weights),)
     return values
 
@@ -84,7 +84,7 @@ def test_dual_clip_is_the_dual_clipped_surrogate():
     # with the bound c |A| below 0: 1.1, 6, -2.4, 2
     policy = make_policy(spaces.Discrete(2))
     minibatch = make_minibatch(policy, 4)._replace(advantages=torch.tensor([-1.0, -2.0, 2.0, -1.0]))
-    now = policy.evaluate(minibatch.observations, minibatch.actions)
+    now = policy.evaluate(minibatch)
     log_ratios = torch.tensor([1.1, 5.0, 5.0, 2.0]).log().requires_grad_()
     now = now._replace(log_probs=minibatch.log_probs + log_ratios)
     term = DualClip(policy, bound=3.0)(policy, minibatch, now)
@@ -107,7 +107,7 @@ def test_smoothness_measures_how_far_noise_moves_the_policy(space):
     expected = policy.head.kl(policy.distribution(minibatch.observations), policy.distribution(noisy))
     torch.testing.assert_close(values, expected)
     assert values.min() > 0.0
-    nn.init.zeros_(policy.actor_output.weight)  # a constant policy is perfectly smooth
+    nn.init.zeros_(policy.network.actor_output.weight)  # a constant policy is perfectly smooth
     assert evaluate(ActionSmoothness(policy, 0.1), policy, minibatch).abs().max() == 0.0
 
 
@@ -130,13 +130,13 @@ def test_a_mirrored_box_policy_by_hand():
     # swaps both observations, m + m' = (w0 + w1)(s0 + s1)
     policy = make_policy(spaces.Box(-1, 1, (1,)), 2, hidden_sizes=())
     with torch.no_grad():
-        policy.actor_output.weight.copy_(torch.tensor([[0.5, -0.2]]))
+        policy.network.actor_output.weight.copy_(torch.tensor([[0.5, -0.2]]))
     minibatch = make_minibatch(policy, 2)._replace(observations=torch.tensor([[1.0, 2.0], [3.0, -3.0]]))
     term = MirrorSymmetry(policy, observation_indices=[1, 0], action_indices=[0], action_signs=[-1])
     # (.3 x 3)^2 / 2 = .405
     torch.testing.assert_close(evaluate(term, policy, minibatch), torch.tensor([0.405, 0.0]))
     with torch.no_grad():
-        policy.actor_output.weight.copy_(torch.tensor([[0.5, -0.5]]))  # a symmetric policy
+        policy.network.actor_output.weight.copy_(torch.tensor([[0.5, -0.5]]))  # a symmetric policy
     assert evaluate(term, policy, minibatch).abs().max() < 1e-12
 
 
@@ -145,12 +145,12 @@ def test_a_mirrored_discrete_policy_by_hand():
     # b = (.5, -.5) at s0 = 0 gives p = (.731059, .268941) against the swapped: KL = .462117 x 1 = .462117
     policy = make_policy(spaces.Discrete(2), 1, hidden_sizes=())
     with torch.no_grad():
-        policy.actor_output.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        policy.network.actor_output.weight.copy_(torch.tensor([[1.0], [-1.0]]))
     minibatch = make_minibatch(policy, 1)
     term = MirrorSymmetry(policy, observation_indices=[0], observation_signs=[-1], action_indices=[1, 0])
     assert evaluate(term, policy, minibatch).abs().max() < 1e-6
     with torch.no_grad():
-        policy.actor_output.bias.copy_(torch.tensor([0.5, -0.5]))
+        policy.network.actor_output.bias.copy_(torch.tensor([0.5, -0.5]))
     values = evaluate(term, policy, minibatch._replace(observations=torch.zeros(1, 1)))
     torch.testing.assert_close(values, torch.tensor([0.462117]), rtol=0, atol=1e-6)
 

@@ -11,9 +11,9 @@ from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
-from lightning_ppo.module import STATISTICS
+from lightning_ppo.iteration import STATISTICS
 from lightning_ppo.rollout import Rollout
-from tests.helpers import Count
+from tests.helpers import Count, transitions
 
 
 def make_trainer(**kwargs) -> pl.Trainer:
@@ -62,7 +62,7 @@ class Recording(PPO):
 
 def sharpen(model: PPO) -> None:
     """Scale the policy head until logits are about +-10, where rounding them would show."""
-    torch.nn.init.orthogonal_(model.policy.actor_output.weight, 10.0)
+    torch.nn.init.orthogonal_(model.policy.network.actor_output.weight, 10.0)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
@@ -172,7 +172,7 @@ def test_one_epoch_one_minibatch_is_the_advantage_actor_critic_gradient():
     reference.policy.load_state_dict({**reference.policy.state_dict(), **initial})
     valid = rollout.valid.flatten()
     observations = rollout.observations.flatten(0, 1)[valid]
-    now = reference.policy.evaluate(observations, rollout.actions.flatten()[valid])
+    now = reference.policy.evaluate(transitions(observations, rollout.actions.flatten()[valid]))
     advantages, returns = rollout.advantages.flatten()[valid], rollout.returns.flatten()[valid]
     loss = -(now.log_probs * advantages).mean() + 0.5 * 0.5 * (now.values - returns).square().mean()
     loss.backward()
@@ -281,8 +281,8 @@ def test_overriding_policy_loss_changes_training():
     before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
     make_trainer().fit(model, data)
     after = dict(model.policy.named_parameters())
-    assert torch.equal(after["actor_output.weight"], before["actor_output.weight"])
-    assert not torch.equal(after["critic_output.weight"], before["critic_output.weight"])
+    assert torch.equal(after["network.actor_output.weight"], before["network.actor_output.weight"])
+    assert not torch.equal(after["network.critic_output.weight"], before["network.critic_output.weight"])
 
 
 def test_overriding_configure_optimizers_is_respected():
@@ -303,14 +303,14 @@ def test_observation_statistics_count_each_valid_row_once_and_only_between_itera
 
     class Spy(Recording):
         def minibatch_loss(self, minibatch):
-            seen.append(float(self.policy.observation_normalizer.count))
+            seen.append(float(self.policy.inputs.normalizers[""].count))
             return super().minibatch_loss(minibatch)
 
     model, data = make_pair("CartPole-v1", Spy, rollouts_per_epoch=3)
     make_trainer().fit(model, data)
     rows = [int(r.valid.sum()) for r in model.rollouts]
     assert sorted(set(seen)) == [0, rows[0], rows[0] + rows[1]]
-    normalizer = model.policy.observation_normalizer
+    normalizer = model.policy.inputs.normalizers[""]
     everything = torch.cat([r.observations[r.valid] for r in model.rollouts]).double()
     assert float(normalizer.count) == len(everything)
     torch.testing.assert_close(normalizer.mean, everything.mean(0))
@@ -408,7 +408,7 @@ def test_already_built_vector_env_in_python():
 def test_collecting_neither_drops_units_nor_moves_batch_statistics():
     """200 training steps change batch statistics, rollouts do not, and a module frozen by hand stays frozen."""
     model, data = make_pair(model=Recording, rollouts_per_epoch=2)
-    trunk = model.policy.actor_trunk
+    trunk = model.policy.network.actor_trunk.mlp
     normalization, frozen = torch.nn.BatchNorm1d(64), torch.nn.BatchNorm1d(64).eval()
     trunk.append(normalization).append(torch.nn.Dropout(0.5)).append(frozen)
     before = []
@@ -486,7 +486,7 @@ def test_kl_is_measured_after_the_last_step():
     rollout = model.rollouts[0]
     fresh, _ = make_pair(update=update)
     weights = model.policy.state_dict()
-    statistics = {k: v for k, v in fresh.policy.state_dict().items() if "normalizer" in k}
+    statistics = {k: v for k, v in fresh.policy.state_dict().items() if k.startswith("inputs.")}
     fresh.policy.load_state_dict({**weights, **statistics})  # the statistics moved after the measurement
     with torch.no_grad():
         now = fresh.policy.distribution(rollout.observations.flatten(0, 1))

@@ -12,6 +12,7 @@ from lightning_ppo.config import NormalizeConfig, PolicyConfig
 from lightning_ppo.errors import UnsupportedSpaceError
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.spaces import space_from_spec, space_to_spec
+from tests.helpers import transitions
 
 BATCH = 31
 OBSERVATIONS = spaces.Box(-10.0, 10.0, (3,), np.float32)
@@ -36,9 +37,9 @@ some_action_spaces = pytest.mark.parametrize(
 def actor_critic(space: Space, observations: Space = OBSERVATIONS, gain: float = 1.0, **policy: Any) -> ActorCritic:
     """An agent whose normaliser has seen data; `gain` scales its policy head, so that the outputs differ visibly."""
     agent = ActorCritic(observations, space, PolicyConfig(hidden_sizes=[16, 16], **policy))
-    agent.observation_normalizer.update(2.0 + 3.0 * torch.randn(100, *observations.shape))
+    agent.inputs.normalizers[""].update(2.0 + 3.0 * torch.randn(100, *observations.shape))
     with torch.no_grad():
-        agent.actor_output.weight.mul_(gain)
+        agent.network.actor_output.weight.mul_(gain)
     return agent
 
 
@@ -49,7 +50,7 @@ def observe(count: int = BATCH, shape: tuple[int, ...] = (3,)) -> Tensor:
 def act(agent: ActorCritic, observations: Tensor, seed: int = 0) -> Tensor:
     noise = agent.head.noise((len(observations),), torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return agent.act(observations, noise)
+        return agent.act(observations, noise)[0]
 
 
 # ---------------------------------------------------------------- acting and learning
@@ -64,7 +65,7 @@ def test_act_and_evaluate_are_one_computation(space: Space, shared: bool) -> Non
     assert actions.shape == (BATCH, *agent.head.action_shape) and actions.dtype == agent.head.action_dtype
 
     distribution = agent.distribution(observations)
-    evaluation = agent.evaluate(observations, actions)
+    evaluation = agent.evaluate(transitions(observations, actions))
     assert distribution.shape == (BATCH, agent.head.num_parameters)
     close = {"rtol": 0, "atol": 1e-6}
     torch.testing.assert_close(evaluation.distribution, distribution, **close)
@@ -91,8 +92,8 @@ def test_low_precision_trunks_give_float32_heads_that_agree(space: Space) -> Non
     with torch.autocast("cpu", torch.bfloat16):
         distribution = agent.distribution(observations)
         actions = act(agent, observations)
-        evaluation = agent.evaluate(observations, actions)
-        again = agent.evaluate(observations, actions)
+        evaluation = agent.evaluate(transitions(observations, actions))
+        again = agent.evaluate(transitions(observations, actions))
     assert {x.dtype for x in (distribution, *evaluation)} == {torch.float32}
     # the trunk does run in bf16
     assert not torch.equal(distribution, exact)
@@ -113,7 +114,7 @@ def test_low_precision_trunks_give_float32_heads_that_agree(space: Space) -> Non
 def test_observations_of_any_dtype_and_shape(space: spaces.Box) -> None:
     agent = ActorCritic(space, spaces.Discrete(2))
     observations = torch.from_numpy(np.stack([space.sample() for _ in range(5)]))
-    agent.observation_normalizer.update(observations)
+    agent.inputs.normalizers[""].update(observations)
     # the same numbers as float32
     assert torch.equal(agent.value(observations), agent.value(observations.float()))
     assert agent.value(observations).shape == (5,)
@@ -124,8 +125,8 @@ def test_what_the_networks_see_is_normalized() -> None:
     plain = ActorCritic(OBSERVATIONS, ACTIONS["discrete"], PolicyConfig([16, 16]), NormalizeConfig(observations=False))
     plain.load_state_dict(agent.state_dict(), strict=False)
     observations = observe()
-    assert plain.observation_normalizer is None
-    torch.testing.assert_close(agent.value(observations), plain.value(agent.observation_normalizer(observations)))
+    assert not plain.inputs.normalizers
+    torch.testing.assert_close(agent.value(observations), plain.value(agent.inputs.normalizers[""](observations)))
     assert not torch.allclose(agent.value(observations), plain.value(observations))
 
 
@@ -142,7 +143,7 @@ def reached(agent: ActorCritic, loss: Tensor) -> set[str]:
 def losses(agent: ActorCritic) -> tuple[Tensor, Tensor]:
     """Policy (with entropy) and critic loss of a random batch."""
     observations = observe()
-    evaluation = agent.evaluate(observations, act(agent, observations))
+    evaluation = agent.evaluate(transitions(observations, act(agent, observations)))
     advantages = torch.randn(BATCH)
     policy_loss = -(evaluation.log_probs * advantages).mean() - 0.1 * evaluation.entropies.mean()
     return policy_loss, (evaluation.values - 1.0).square().mean()
@@ -152,7 +153,7 @@ def losses(agent: ActorCritic) -> tuple[Tensor, Tensor]:
 def test_separate_networks_get_separate_gradients(name: str) -> None:
     agent = actor_critic(ACTIONS[name], gain=100.0)
     names = {name for name, _ in agent.named_parameters()}
-    critic = {name for name in names if name.startswith("critic_")}
+    critic = {name for name in names if name.startswith("network.critic_")}
     policy_loss, _ = losses(agent)
     assert reached(agent, policy_loss) == names - critic
     _, critic_loss = losses(agent)
@@ -161,23 +162,26 @@ def test_separate_networks_get_separate_gradients(name: str) -> None:
     assert len(names) == 12 + hasattr(agent.head, "log_std") and len(critic) == 6
 
 
+CRITIC_OUTPUT = {"network.critic_output.weight", "network.critic_output.bias"}
+
+
 @pytest.mark.parametrize("name", ["discrete", "matrix box"])
 def test_a_shared_trunk_is_one_object_reached_by_both_losses(name: str) -> None:
     agent = actor_critic(ACTIONS[name], gain=100.0, shared_trunk=True)
-    assert agent.critic_trunk is agent.actor_trunk
+    assert agent.network.critic_trunk is agent.network.actor_trunk
     names = {name for name, _ in agent.named_parameters()}
     trunk = {name for name in names if "_trunk" in name}
     assert len(trunk) == 4
     policy_loss, _ = losses(agent)
-    assert reached(agent, policy_loss) == names - {"critic_output.weight", "critic_output.bias"}
+    assert reached(agent, policy_loss) == names - CRITIC_OUTPUT
     _, critic_loss = losses(agent)
-    assert reached(agent, critic_loss) == trunk | {"critic_output.weight", "critic_output.bias"}
+    assert reached(agent, critic_loss) == trunk | CRITIC_OUTPUT
 
 
 def test_a_shared_trunk_evaluated_once_or_twice_gives_the_same_gradients() -> None:
     agent, observations = actor_critic(ACTIONS["box"], shared_trunk=True), observe()
     actions = act(agent, observations)
-    together = agent.evaluate(observations, actions)
+    together = agent.evaluate(transitions(observations, actions))
     once = torch.autograd.grad(together.log_probs.sum() + together.values.sum(), list(agent.parameters()))
     log_probs = agent.head.log_prob(agent.distribution(observations), actions)
     twice = torch.autograd.grad(log_probs.sum() + agent.value(observations).sum(), list(agent.parameters()))
@@ -187,7 +191,7 @@ def test_a_shared_trunk_evaluated_once_or_twice_gives_the_same_gradients() -> No
 def test_statistics_are_no_parameters() -> None:
     agent = actor_critic(ACTIONS["box"])
     assert not any("normalizer" in name or "scaler" in name for name, _ in agent.named_parameters())
-    assert {"observation_normalizer.mean", "reward_scaler.variance"} <= agent.state_dict().keys()
+    assert {"inputs.parts.0.mean", "reward_scaler.variance"} <= agent.state_dict().keys()
 
 
 # ---------------------------------------------------------------- the first policy
@@ -280,10 +284,9 @@ def test_prediction_builds_no_graph_and_changes_no_statistics() -> None:
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.Dict({"a": spaces.Dict({"b": spaces.Box(0.0, 1.0, (2,))})}),
-        spaces.Discrete(3),
-        spaces.MultiBinary(3),
-        spaces.Box(0.0, 1.0, (), np.float32),
+        spaces.Dict({"a": spaces.Dict({"b": spaces.Text(3)})}),
+        spaces.Text(3),
+        spaces.Sequence(spaces.Discrete(3)),
     ],
     ids=str,
 )
@@ -294,8 +297,8 @@ def test_unsupported_observation_spaces_are_named(space: Space) -> None:
 
 
 def test_an_unsupported_action_space_is_named() -> None:
-    with pytest.raises(UnsupportedSpaceError, match=r"MultiDiscrete\(\[2 3\]\)"):
-        ActorCritic(OBSERVATIONS, spaces.MultiDiscrete([2, 3]))
+    with pytest.raises(UnsupportedSpaceError, match=r"Text\(1, 3"):
+        ActorCritic(OBSERVATIONS, spaces.Text(3))
 
 
 @pytest.mark.parametrize(
@@ -306,6 +309,13 @@ def test_an_unsupported_action_space_is_named() -> None:
         spaces.Box(np.float32([0.0, -np.inf]), np.float32([np.inf, 1.0]), dtype=np.float32),
         spaces.Box(-5, 5, (2,), np.int64),
         spaces.Discrete(3, start=-1),
+        spaces.MultiDiscrete([[2, 3], [4, 1]], start=[[0, 1], [-1, 5]]),
+        spaces.MultiDiscrete([2, 3], dtype=np.int32),
+        spaces.MultiBinary(3),
+        spaces.MultiBinary((2, 3)),
+        spaces.Dict(
+            [("b", spaces.Discrete(2)), ("a", spaces.Tuple((spaces.Box(0.0, 1.0, ()), spaces.MultiBinary(1))))]
+        ),
     ],
     ids=str,
 )
@@ -326,7 +336,7 @@ def test_a_spec_does_not_alias_its_space() -> None:
 
 
 def test_unknown_spaces_and_specs_are_named() -> None:
-    with pytest.raises(UnsupportedSpaceError, match="MultiBinary"):
-        space_to_spec(spaces.MultiBinary(3))
+    with pytest.raises(UnsupportedSpaceError, match="Text"):
+        space_to_spec(spaces.Text(3))
     with pytest.raises(UnsupportedSpaceError, match="'Text'"):
         space_from_spec({"kind": "Text"})

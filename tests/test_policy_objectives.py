@@ -94,11 +94,11 @@ def test_the_adapted_coefficient_is_in_the_checkpoint(tmp_path):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_every_objective_trains_eager_and_compiled(name, compiled):
     model, data = make_pair(objective=name, update={"minibatch_size": 16}, compile=compiled)
-    before = model.policy.actor_output.weight.detach().clone()
+    before = model.policy.network.actor_output.weight.detach().clone()
     trainer = make_trainer()
     trainer.fit(model, data)
     assert trainer.global_step == (4 if name == "policy_gradient" else 40)
-    assert not torch.equal(model.policy.actor_output.weight, before)
+    assert not torch.equal(model.policy.network.actor_output.weight, before)
 
 
 def test_without_penalty_kl_penalty_is_the_surrogate_bit_for_bit():

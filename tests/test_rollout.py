@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.objectives import clipped_surrogate_loss, kl_k3, masked_log_ratios, value_loss, weighted_sum
-from lightning_ppo.rollout import Episodes, Rollout, select, shuffled_indices, tree_map
+from lightning_ppo.rollout import Episodes, Rollout, select, shuffled_indices
+from lightning_ppo.tree import tree_map
 
 STEPS, ENVS = 8, 6
 SIZE = STEPS * ENVS

@@ -16,7 +16,7 @@ from lightning_ppo.config import NormalizeConfig, PolicyConfig, RolloutConfig
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.stream import RolloutStream
-from tests.helpers import Count, vector
+from tests.helpers import Count, transitions, vector
 
 NEXT_STEP = AutoresetMode.NEXT_STEP
 MODES = list(AutoresetMode)
@@ -136,8 +136,8 @@ def test_collecting_and_learning_share_one_precision():
     observations, actions = rollout.observations.flatten(0, 1), rollout.actions.flatten(0, 1)
     with torch.no_grad():
         with context():
-            inside = policy.evaluate(observations, actions)
-        outside = policy.evaluate(observations, actions)
+            inside = policy.evaluate(transitions(observations, actions))
+        outside = policy.evaluate(transitions(observations, actions))
     # ratio exp(new - old) is 1 in the precision of the update, and would not be in another
     assert torch.equal(rollout.log_probs.flatten(), inside.log_probs)
     assert torch.equal(rollout.values.flatten(), inside.values)
@@ -185,7 +185,7 @@ def test_returns_are_scaled_and_rewards_stay_raw():
     env = vector([lambda: Count(4, "term", None)], AutoresetMode.SAME_STEP)
     policy = make_policy(env, rewards=True)
     with torch.no_grad():
-        policy.critic_output.weight.zero_()
+        policy.network.critic_output.weight.zero_()
     rollout = make_stream(env, policy, 4, gamma=0.0, normalize=False).next_rollout()
     assert rollout.rewards.flatten().tolist() == [1, 2, 3, 4]
     # gamma 0, V = 0: the discounted sums are the rewards, with variance (1.5^2 + .5^2) x 2 / 4 = 1.25
@@ -229,11 +229,11 @@ def test_normalised_advantages(mode):
 def test_collecting_does_not_touch_the_observation_normaliser(mode):
     env = vector([lambda: Count(3, "trunc"), lambda: Count(5)], mode)
     policy = make_policy(env, observations=True, rewards=True)
-    policy.observation_normalizer.update(torch.tensor([[1.0], [5.0]]))
-    before = {name: x.clone() for name, x in policy.observation_normalizer.named_buffers()}
+    policy.inputs.normalizers[""].update(torch.tensor([[1.0], [5.0]]))
+    before = {name: x.clone() for name, x in policy.inputs.normalizers[""].named_buffers()}
     assert policy.training
     make_stream(env, policy, 16).next_rollout()
-    after = dict(policy.observation_normalizer.named_buffers())
+    after = dict(policy.inputs.normalizers[""].named_buffers())
     assert before.keys() == after.keys() == {"mean", "variance", "count", "scale", "shift"}
     for name, x in after.items():
         assert torch.equal(x, before[name]), name
@@ -299,7 +299,7 @@ def test_where_the_state_cannot_be_had_episodes_start_anew(backend):
         policy = make_policy(env, rewards=True)
         with torch.no_grad():
             # actions are the noise's alone, so that they show whether sampling goes on
-            policy.actor_output.weight.zero_()
+            policy.network.actor_output.weight.zero_()
         stream = make_stream(env, policy, 8, gamma=0.5)
         stream.next_rollout()
         state, saved_policy = reloaded(stream.state_dict()), copy.deepcopy(policy)

@@ -104,7 +104,8 @@ def evaluate(
         env = make_vector_env(env_settings.id, copies, backend=env_settings.backend, kwargs=env_settings.kwargs)
         try:
             seeds = derive_seeds(seed, 0, copies, "evaluation")
-            played = play(policy, env, episodes, seeds=seeds, deterministic=deterministic, seed=seed)
+            mask = env_settings.action_mask
+            played = play(policy, env, episodes, seeds=seeds, deterministic=deterministic, seed=seed, action_mask=mask)
         finally:
             env.close()
     return {

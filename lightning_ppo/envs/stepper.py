@@ -3,14 +3,18 @@
 import logging
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from lightning_ppo.envs.make import autoreset_mode
+from lightning_ppo.envs.masks import ActionMasks
 from lightning_ppo.envs.processes import FAULT, REPLACED
 from lightning_ppo.envs.state import get_env_state, set_env_state
 from lightning_ppo.errors import EnvironmentFault
+from lightning_ppo.spaces import space_leaves, space_structure
+from lightning_ppo.tree import tree_leaves, tree_map
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +25,9 @@ class VectorStepper:
     After `step`, `observations` is what the policy acts on next, and the other attributes tell of the step just made.
 
     Attributes:
-        observations: (N, ...), current observations; valid until the next step.
+        observations: (N, ...), current observations without their action masks; valid until the next step.
+        action_masks: (N, M) bool, choices that are legal now; None where the environment has no masks.
+        starts: (N,) bool, the current observation is the first of an episode.
         filler: (N,) bool; this step only reset the environment (NEXT_STEP) or replaced it, it is no transition.
         any_filler: Whether there is such an environment.
         final_observations: True last observations by environment index, where they differ from what follows.
@@ -30,18 +36,24 @@ class VectorStepper:
 
     Args:
         env: The vector environment.
+        action_mask: Where action masks come from, see `EnvConfig.action_mask`.
 
     Raises:
         EnvironmentFault: If the environment's autoreset mode is unknown, or it raises or returns a wrong shape.
+        ConfigError: If there can be no action masks.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: VectorEnv, action_mask: str = "auto") -> None:
         self.env = env
         self.mode = autoreset_mode(env)
-        self.observations: np.ndarray = np.empty(0)
+        self.observations: Any = None
         self.num_steps = 0
-        self.final_observations: dict[int, np.ndarray] = {}
-        self._shape = env.observation_space.shape
+        self.final_observations: dict[int, Any] = {}
+        self.starts = np.ones(env.num_envs, dtype=np.bool_)
+        self._every_row = np.ones(env.num_envs, dtype=np.bool_)
+        self._masks = ActionMasks(env, action_mask)
+        leaves = list(space_leaves(env.observation_space).values())
+        self._spaces = tree_map(leaves.__getitem__, space_structure(env.observation_space))
         self.filler = np.zeros(env.num_envs, dtype=np.bool_)
         self.any_filler = False
         self._ended, self._any_ended = np.zeros(env.num_envs, dtype=np.bool_), False
@@ -52,11 +64,17 @@ class VectorStepper:
         per_copy = hasattr(self.env.unwrapped, "env_fns") or getattr(self.env.unwrapped, "seeded_by_copy", False)
         observations, infos = self._call("reset", seed=list(seeds) if per_copy else seeds[0])
         self._replaced(infos)
-        self._set_observations(observations)
+        self._set_observations(observations, infos, self._every_row)
+        self.starts = np.ones(self.env.num_envs, dtype=np.bool_)
         self.filler, self.any_filler = np.zeros(self.env.num_envs, dtype=np.bool_), False
         self._ended, self._any_ended = np.zeros(self.env.num_envs, dtype=np.bool_), False
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    @property
+    def action_masks(self) -> np.ndarray | None:
+        """Choices (N, M) that are legal now, or None."""
+        return self._masks.current
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Step with the environment's actions (N, ...); return rewards, terminations and truncations, each (N,)."""
         observations, rewards, terminations, truncations, infos = self._call("step", actions)
         self.num_steps += 1
@@ -72,17 +90,19 @@ class VectorStepper:
         if self.mode is AutoresetMode.NEXT_STEP:
             self.any_filler = self._any_ended
             self.filler, self._ended, self._any_ended = self._ended, ended, any_ended
+            self.starts = self.filler
         else:
             if self.any_filler or FAULT in infos:
                 self.filler, self.any_filler = self._replaced(infos), FAULT in infos
+            self.starts = ended | self.filler
             if any_ended:
-                observations = self._final(observations, ended, infos)
-        self._set_observations(observations)
+                observations, infos = self._final(observations, ended, infos)
+        self._set_observations(observations, infos, self._fresh_masks(ended) if any_ended else self._every_row)
         return rewards, terminations, truncations
 
-    def _final(self, observations: np.ndarray, ended: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
-        """Keep the final observations of ended episodes, and return those after the reset."""
-        indices = np.flatnonzero(ended)
+    def _final(self, observations: Any, ended: np.ndarray, infos: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Keep the final observations of ended episodes; return observations and infos after the reset."""
+        indices = [int(i) for i in np.flatnonzero(ended)]
         if self.mode is AutoresetMode.SAME_STEP:
             final = infos.get("final_obs")
             if final is None:
@@ -90,10 +110,11 @@ class VectorStepper:
                     f"{type(self.env).__name__} declares SAME_STEP autoreset but gave no final_obs at step "
                     f"{self.num_steps} although env {indices[0]} ended"
                 )
-            self.final_observations = {int(i): np.array(final[i]) for i in indices}
-            return observations
-        self.final_observations = {int(i): np.array(observations[i]) for i in indices}
-        return self._call("reset", options={"reset_mask": ended})[0]
+            self.final_observations = {i: self._single(final, i) for i in indices}
+            return observations, infos
+        self.final_observations = {i: self._single(observations, i) for i in indices}
+        self._masks.read(observations, infos, ~ended, self.num_steps)
+        return self._call("reset", options={"reset_mask": ended})
 
     def _replaced(self, infos: dict[str, Any]) -> np.ndarray:
         """Return which copies failed and were replaced, (N,) bool; raise where one was not."""
@@ -105,13 +126,28 @@ class VectorStepper:
             _log.warning("%s; it was replaced, and its episode is cut off before this step", fault)
         return failed
 
-    def _set_observations(self, observations: np.ndarray) -> None:
-        if observations.shape != self._shape:
+    def _fresh_masks(self, ended: np.ndarray) -> np.ndarray:
+        """Return whose masks (N,) the latest call gave: of an ended episode nobody acts on the last one."""
+        if self.mode is AutoresetMode.SAME_STEP:
+            return self._every_row
+        return ended if self.mode is AutoresetMode.DISABLED else ~ended
+
+    def _single(self, observations: Any, index: int) -> Any:
+        """Return a copy of one environment's observation, from batched arrays or an array of observations."""
+        batched = not (isinstance(observations, np.ndarray) and observations.dtype == object)
+        one = tree_map(lambda x: x[index], observations) if batched else observations[index]
+        return tree_map(np.array, self._masks.strip(one))
+
+    def _set_observations(self, observations: Any, infos: dict[str, Any], rows: np.ndarray) -> None:
+        tree_map(self._check_shape, self._spaces, observations)
+        self.observations = self._masks.read(observations, infos, rows, self.num_steps)
+
+    def _check_shape(self, space: gymnasium.Space, observations: np.ndarray) -> None:
+        if observations.shape != space.shape:
             raise EnvironmentFault(
                 f"the environment returned observations of shape {observations.shape} at step {self.num_steps}, "
-                f"expected {self._shape}"
+                f"expected {space.shape}"
             )
-        self.observations = observations
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -131,7 +167,9 @@ class VectorStepper:
             "kind": type(self.env.unwrapped).__name__,
             "env": env_state,
             "reason": reason,
-            "observations": torch.from_numpy(np.array(self.observations)),
+            "observations": tree_map(lambda x: torch.from_numpy(np.array(x)), self.observations),
+            "action_masks": None if self.action_masks is None else torch.from_numpy(self.action_masks.copy()),
+            "starts": torch.from_numpy(self.starts.copy()),
             "ended": torch.from_numpy(self._ended.copy()),
             "num_steps": self.num_steps,
         }
@@ -139,13 +177,15 @@ class VectorStepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; the environment must have been reset once before."""
         set_env_state(self.env, state["env"])
-        self.observations = state["observations"].numpy().copy()
+        self.observations = tree_map(lambda x: x.numpy().copy(), state["observations"])
+        self._masks.current = None if state["action_masks"] is None else state["action_masks"].numpy().copy()
+        self.starts = state["starts"].numpy().copy()
         self._ended = state["ended"].numpy().copy()
         self._any_ended = bool(self._ended.any())
         self.num_steps = state["num_steps"]
 
 
-def check_finite(observations: np.ndarray, rewards: np.ndarray, first_step: int, first_env: int = 0) -> None:
+def check_finite(observations: Any, rewards: np.ndarray, first_step: int, first_env: int = 0) -> None:
     """Raise EnvironmentFault if a NaN or an infinity is among what environments returned.
 
     Args:
@@ -154,7 +194,8 @@ def check_finite(observations: np.ndarray, rewards: np.ndarray, first_step: int,
         first_step: Steps made before.
         first_env: Index of the first environment.
     """
-    for name, values, offset in (("observation", observations, 0), ("reward", rewards, 1)):
+    named = [*(("observation", leaf, 0) for leaf in tree_leaves(observations)), ("reward", rewards, 1)]
+    for name, values, offset in named:
         if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
             continue
         bad = tuple(np.argwhere(~np.isfinite(values))[0])
@@ -162,3 +203,23 @@ def check_finite(observations: np.ndarray, rewards: np.ndarray, first_step: int,
             f"env {first_env + int(bad[1])} returned the {name} {values[bad]} "
             f"at step {first_step + int(bad[0]) + offset} of this process; the weights have not been touched"
         )
+
+
+def check_rollout(
+    observations: Any, boundary: Any, boundary_rows: np.ndarray, rewards: np.ndarray, first_step: int
+) -> None:
+    """Raise EnvironmentFault if a NaN or an infinity is in a rollout.
+
+    Args:
+        observations: (T, N, ...).
+        boundary: (K, ...), observations that no row of the rollout shows, those after the last step first.
+        boundary_rows: (K,), the row t x N + n that each of them follows.
+        rewards: (T, N).
+        first_step: Steps made before.
+    """
+    num_steps, num_envs = rewards.shape
+    check_finite(observations, rewards, first_step)
+    check_finite(tree_map(lambda x: x[None, :num_envs], boundary), rewards[:0], first_step + num_steps)
+    for k, row in enumerate(boundary_rows[num_envs:].tolist(), start=num_envs):
+        final = tree_map(lambda x, k=k: x[None, None, k], boundary)
+        check_finite(final, rewards[:0], first_step + row // num_envs + 1, row % num_envs)

@@ -1,0 +1,119 @@
+"""What networks see of an observation: each part of a space normalised, one-hot or, for images, as it is."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from lightning_ppo.config import NormalizeConfig
+from lightning_ppo.errors import UnsupportedSpaceError
+from lightning_ppo.normalization import ObservationNormalizer, Reduce
+from lightning_ppo.rollout import Observations
+from lightning_ppo.spaces import SUPPORTED, space_leaves, space_structure
+from lightning_ppo.tree import tree_map
+
+SMALLEST_IMAGE = 36
+"""Height and width from which a uint8 Box of three dimensions is taken for an image."""
+
+
+class OneHot(nn.Module):
+    """Discrete and MultiDiscrete observations (B, ...) as one-hot vectors, (B, sum of n)."""
+
+    columns: Tensor
+    values: Tensor
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
+        super().__init__()
+        sizes = np.reshape(space.n if isinstance(space, spaces.Discrete) else space.nvec, -1)
+        start = np.reshape(space.start, -1)
+        columns = np.repeat(np.arange(len(sizes)), sizes)
+        values = np.concatenate([first + np.arange(size) for first, size in zip(start, sizes, strict=True)])
+        for name, value in (("columns", columns), ("values", values)):
+            self.register_buffer(name, torch.from_numpy(value.astype(np.int64)), persistent=False)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return one-hot vectors, float32."""
+        components = observations.reshape(len(observations), -1).index_select(1, self.columns)
+        return (components == self.values).float()
+
+
+class AsFloat(nn.Module):
+    """Observations as they are, in float32."""
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return float32 observations."""
+        return observations.float()
+
+
+def is_image(space: gymnasium.Space) -> bool:
+    """Return whether a space is one of images: a uint8 Box (H, W, C) or (C, H, W) that is large enough."""
+    return (
+        isinstance(space, spaces.Box)
+        and space.dtype == np.uint8
+        and len(space.shape) == 3
+        and sorted(space.shape)[1] >= SMALLEST_IMAGE
+    )
+
+
+class Inputs(nn.Module):
+    """Turns observations into what networks take, in the structure of the space.
+
+    Box becomes normalised float32 (B, *shape), Discrete and MultiDiscrete one-hot vectors, MultiBinary 0.0 and 1.0;
+    images stay uint8.
+
+    Args:
+        space: What the environment shows.
+        normalize: Normalisation settings.
+
+    Raises:
+        UnsupportedSpaceError: If a part of the space is not supported.
+    """
+
+    def __init__(self, space: gymnasium.Space, normalize: NormalizeConfig) -> None:
+        super().__init__()
+        self.leaves = space_leaves(space)
+        self.structure = space_structure(space)
+        self.parts = nn.ModuleList([_part(space, leaf, normalize) for leaf in self.leaves.values()])
+
+    @property
+    def normalizers(self) -> dict[str, ObservationNormalizer]:
+        """The normalisers by the path of their part of the space; that of a plain Box is ``."""
+        pairs = zip(self.leaves, self.parts, strict=True)
+        return {path: part for path, part in pairs if isinstance(part, ObservationNormalizer)}
+
+    def forward(self, observations: Observations) -> Any:
+        """Return tensors (B, ...) in the structure of the space."""
+        return tree_map(lambda number, leaf: self.parts[number](leaf), self.structure, observations)
+
+    def update(self, observations: Observations, valid: Tensor, reduce: Reduce) -> None:
+        """Take the valid (T, N) of observations (T, N, ...) into the statistics.
+
+        Args:
+            observations: What the policy saw.
+            valid: Which rows are transitions.
+            reduce: Sums a float64 tensor over all ranks.
+        """
+
+        def update(number: int, leaf: Tensor) -> None:
+            part = self.parts[number]
+            if isinstance(part, ObservationNormalizer):
+                part.update(leaf[valid], reduce)
+
+        tree_map(update, self.structure, observations)
+
+
+def _part(space: gymnasium.Space, leaf: gymnasium.Space, normalize: NormalizeConfig) -> nn.Module:
+    if isinstance(leaf, spaces.Box):
+        if is_image(leaf):
+            return nn.Identity()
+        if normalize.observations:
+            return ObservationNormalizer(leaf.shape, normalize.observation_clip, normalize.epsilon)
+        return AsFloat()
+    if isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete):
+        return OneHot(leaf)
+    if isinstance(leaf, spaces.MultiBinary):
+        return AsFloat()
+    raise UnsupportedSpaceError(f"observation space {space} is not supported; supported are {SUPPORTED}")
