@@ -113,6 +113,8 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     """
     if module.objective.trust_region and trainer.precision != "32-true":
         raise ConfigError(f"trainer.precision: the linear system of trpo needs 32-true, got {trainer.precision}")
+    if module.compile_update and trainer.precision == "16-mixed":
+        raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
     if data is None or not hasattr(data, "num_steps"):
         return
     _check_ranks({**module.hparams, **data.hparams})

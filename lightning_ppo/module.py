@@ -37,7 +37,6 @@ from lightning_ppo.optimization import (
     Snapshot,
     SteeredLearningRate,
     clip_gradients,
-    compile_gradients,
     step_schedulers,
     update_settings,
 )
@@ -151,8 +150,8 @@ class PPO(TrainingState):
         batch = rollout.flatten(length)
         self._apply_schedules()
         before = Snapshot(self.parameters(), optimizer.optimizer)
-        if self._compiled is not None:
-            self._compiled.attach()
+        if self._compiled is not None and not self._compiled.prepare(batch, settings.minibatch_size):
+            self._compiled = None
         if self._trust_region is not None:
             whole = batch._replace(weights=batch.weights / mean_over_ranks(batch.weights.sum()))
             with eval_mode(self.policy):
@@ -348,10 +347,7 @@ class PPO(TrainingState):
     def on_fit_start(self) -> None:
         """Check what can only be checked once data and callbacks are known, and compile if asked to."""
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
-        scaled = self._scaled_gradients()
-        self._compiled = (
-            compile_gradients(self, self.minibatch_loss, self.device, scaled) if self.compile_update else None
-        )
+        self._compiled = CompiledGradients(self, self.minibatch_loss) if self.compile_update else None
 
     def on_train_start(self) -> None:
         """Apply optimizer settings that changed on resuming; end a run at once if its budget is used up."""

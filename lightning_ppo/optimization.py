@@ -1,6 +1,7 @@
 """How gradients are made and applied: the compiled minibatch, gradient clipping, the steered learning rate."""
 
 import math
+import textwrap
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_ppo.distributed import max_over_ranks
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.rollout import Minibatch, select
 
@@ -55,7 +57,7 @@ class CompiledGradients:
 
     Attributes:
         flat: The buffer, (number of parameters,).
-        compile_seconds: Time the first call took, which compiles.
+        compile_seconds: Time that compiling took, None before.
 
     Args:
         policy: Its trainable parameters get the gradients.
@@ -86,45 +88,48 @@ class CompiledGradients:
         gradients.__code__ = gradients.__code__.replace()
         self._gradients = torch.compile(gradients, fullgraph=True, dynamic=False)
 
-    def attach(self) -> None:
-        """Make every parameter's `grad` its part of the buffer; Lightning sets gradients to None now and then."""
-        for parameter, view in self._views:
-            parameter.grad = view
+    def prepare(self, batch: Minibatch, minibatch_size: int) -> bool:
+        """Get ready for an iteration, the first time by compiling; return False, with a warning, if a rank cannot.
 
-    def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> Tensor:
-        """Set the gradients of the minibatch `rows` (B,) of a flat batch and return its statistics, stacked."""
-        started = time.perf_counter()
-        flat, reported = self._gradients(self._parameters, batch, rows, scale)
-        self.flat.copy_(flat)
+        Args:
+            batch: The rows of a rollout.
+            minibatch_size: B, of every minibatch to come.
+        """
         if self.compile_seconds is None:
+            started = time.perf_counter()
+            failure = self._compile(batch, minibatch_size)
             self.compile_seconds = time.perf_counter() - started
-        return reported
+            failed = torch.tensor([failure is not None], dtype=torch.float32, device=self.flat.device)
+            if max_over_ranks(failed):
+                reason = failure or "another rank cannot compile"
+                rank_zero_warn(f"compile: {reason}; training goes on uncompiled")
+                return False
+        for parameter, view in self._views:
+            parameter.grad = view  # Lightning sets gradients to None now and then
+        return True
 
-
-def compile_gradients(policy: nn.Module, loss: Loss, device: torch.device, scaled: bool) -> CompiledGradients | None:
-    """Return compiled gradients of a loss, or None, with a warning, where the CPU's compiler is missing.
-
-    Args:
-        policy: Its trainable parameters get the gradients.
-        loss: Computes loss and statistics of a minibatch from `policy`.
-        device: Where both live.
-        scaled: Whether the precision scales gradients.
-
-    Raises:
-        ConfigError: If gradients are scaled.
-    """
-    if scaled:
-        raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
-    if device.type == "cpu":
+    def _compile(self, batch: Minibatch, minibatch_size: int) -> str | None:
+        """Compile for minibatches of one size; return why that failed."""
+        from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 
+        device = self.flat.device
         try:
-            get_cpp_compiler()
+            if device.type == "cpu":
+                get_cpp_compiler()
+            self(batch, torch.arange(minibatch_size, device=device), torch.ones((), device=device))
         except InvalidCxxCompiler:
-            rank_zero_warn("compile: no C++ compiler was found, so training goes on uncompiled; install g++")
-            return None
-    return CompiledGradients(policy, loss)
+            return "no C++ compiler was found, install g++"
+        except TorchDynamoException as error:
+            return f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
+        return None
+
+    def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> Tensor:
+        """Set the gradients of the minibatch `rows` (B,) of a flat batch and return its statistics, stacked."""
+        flat, reported = self._gradients(self._parameters, batch, rows, scale)
+        self.flat.copy_(flat)
+        return reported
 
 
 class Snapshot:

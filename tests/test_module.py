@@ -338,8 +338,8 @@ def test_compiling_happens_once_although_schedules_move():
     )
 
     class NoMoreCompiling(pl.Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            torch.compiler.set_stance("fail_on_recompile")
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            torch.compiler.set_stance("fail_on_recompile")  # from the first step on
 
     try:
         make_trainer(callbacks=[NoMoreCompiling()]).fit(model, data)
@@ -347,6 +347,50 @@ def test_compiling_happens_once_although_schedules_move():
         torch.compiler.set_stance("default")
     assert model.iterations == 4
     assert model.compile_seconds > 0
+
+
+class Untraceable(PPO):
+    """Chooses by the value of a tensor."""
+
+    def policy_loss(self, terms):
+        if terms.advantages.mean().item() > 1e9:
+            raise AssertionError
+        return super().policy_loss(terms)
+
+
+def weights_after_training(model_type=PPO, **kwargs):
+    model, data = make_pair(model=model_type, rollouts_per_epoch=2, update={"epochs": 1}, **kwargs)
+    make_trainer().fit(model, data)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("model", "policy"), [(Untraceable, {}), (PPO, {"dropout": 0.1})], ids=["value of a tensor", "random numbers"]
+)
+def test_a_loss_that_cannot_be_traced_goes_on_uncompiled_with_one_line(model, policy):
+    with pytest.warns(UserWarning, match="compile: ") as warned:
+        weights = weights_after_training(model, policy=policy, compile=True)
+    (message,) = (str(w.message) for w in warned if w.category is UserWarning)
+    assert len(message.splitlines()) == 1
+    assert "the loss cannot be traced" in message and message.endswith("training goes on uncompiled")
+    assert torch.equal(weights, weights_after_training(model, policy=policy))
+
+
+def test_without_a_c_compiler_training_goes_on_uncompiled_with_one_line(monkeypatch, tmp_path):
+    from torch._inductor import config, cpp_builder
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cpp_builder.cpp_compiler_search.cache_clear()
+    try:
+        # what PATH is searched for, whatever CXX says
+        with config.patch({"cpp.cxx": (None, "g++")}), pytest.warns(UserWarning, match="compile: ") as warned:
+            weights = weights_after_training(compile=True)
+    finally:
+        cpp_builder.cpp_compiler_search.cache_clear()
+    assert [str(w.message) for w in warned if w.category is UserWarning] == [
+        "compile: no C++ compiler was found, install g++; training goes on uncompiled"
+    ]
+    assert torch.equal(weights, weights_after_training())
 
 
 def test_trainer_flags_that_cannot_work_name_our_setting():
