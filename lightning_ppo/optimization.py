@@ -91,6 +91,8 @@ class CompiledGradients:
     def prepare(self, batch: Minibatch, minibatch_size: int) -> bool:
         """Get ready for an iteration, the first time by compiling; return False, with a warning, if a rank cannot.
 
+        Compiling leaves the random state as it is: a resumed run compiles again, and has to draw the same numbers.
+
         Args:
             batch: The rows of a rollout.
             minibatch_size: B, of every minibatch to come.
@@ -118,7 +120,8 @@ class CompiledGradients:
         try:
             if device.type == "cpu":
                 get_cpp_compiler()
-            self(batch, torch.arange(minibatch_size, device=device), torch.ones((), device=device))
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self(batch, torch.arange(minibatch_size, device=device), torch.ones((), device=device))
         except InvalidCxxCompiler:
             return "no C++ compiler was found, install g++"
         except TorchDynamoException as error:
