@@ -37,6 +37,8 @@ class _Opaque(Exception):
 def get_env_state(env: VectorEnv) -> tuple[dict[str, Any] | None, str]:
     """Return the state of a vector environment as plain data, or None and the reason why it cannot be had."""
     if isinstance(env, ProcessVectorEnv):
+        if env.closed:
+            return None, "environments in other processes keep their state to themselves once they are closed"
         states, reasons = zip(*env.get_attr("exact_state"), strict=True)
         return ({"processes": list(states)}, "") if all(states) else (None, max(reasons))
     if isinstance(env, AsyncVectorEnv):
