@@ -60,10 +60,13 @@ class TrainingState(EvaluationSteps):
         checkpoint["ppo"] = {
             "env_steps": self.env_steps,
             "iterations": self.iterations,
-            "recent_returns": list(self.recent_returns),
-            "recent_lengths": list(self.recent_lengths),
             "ranks": gather_objects(
-                {"shuffle": None if self._shuffle is None else self._shuffle.get_state(), "random": get_random_state()}
+                {
+                    "recent_returns": list(self.recent_returns),
+                    "recent_lengths": list(self.recent_lengths),
+                    "shuffle": None if self._shuffle is None else self._shuffle.get_state(),
+                    "random": get_random_state(),
+                }
             ),
         }
 
@@ -74,8 +77,10 @@ class TrainingState(EvaluationSteps):
         self.recent_returns.clear()
         self.recent_lengths.clear()
         self.policy.version = self.iterations
-        self.recent_returns.extend(state["recent_returns"])
-        self.recent_lengths.extend(state["recent_lengths"])
-        if self._trainer is not None and self._trainer.training and len(state["ranks"]) == world_size():
-            self._shuffle, self._restored_shuffle = None, state["ranks"][rank()]["shuffle"]
-            set_random_state(state["ranks"][rank()]["random"])
+        same_ranks = len(state["ranks"]) == world_size()
+        own = state["ranks"][rank() if same_ranks else 0]
+        self.recent_returns.extend(own["recent_returns"])
+        self.recent_lengths.extend(own["recent_lengths"])
+        if self._trainer is not None and self._trainer.training and same_ranks:
+            self._shuffle, self._restored_shuffle = None, own["shuffle"]
+            set_random_state(own["random"])

@@ -223,6 +223,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         import train
 
-        arm(sys.argv[2], int(sys.argv[3]))
+        # under torchrun the rank named by VICTIM kills itself, in its first life
+        first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if first_life and os.environ.get("RANK") == os.environ.get("VICTIM"):
+            arm(sys.argv[2], int(sys.argv[3]))
         sys.exit(train.main(sys.argv[4:]))
     sys.exit(main())
