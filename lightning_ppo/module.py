@@ -313,7 +313,6 @@ class PPO(TrainingState):
             step_schedulers(scheduler)
         elif self.learning_rate.adaptive and self._trust_region is None:
             scheduler.set(self.learning_rate.steer(learning_rate, report.kl, self.progress))
-        self.objective.after_iteration(report.kl)
         update_seconds = time.perf_counter() - started
         if self._compiled is not None and self.compile_seconds == 0.0:
             self.compile_seconds = self._compiled.compile_seconds or 0.0
@@ -327,7 +326,9 @@ class PPO(TrainingState):
             "time/update_share": update_seconds / seconds,
             "step": float(self.env_steps),
         }
-        metrics |= {f"update/{name}": value for name, value in self._values.items()}
+        used = self._values | self.objective.coefficients()
+        metrics |= {f"update/{name}": value for name, value in used.items()}
+        self.objective.after_iteration(report.kl)
         if self._trust_region is not None:
             last = self._trust_region.last
             metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}

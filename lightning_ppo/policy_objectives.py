@@ -60,6 +60,10 @@ class PolicyObjective(nn.Module, ABC):
             coefficients: Current values of the scheduled settings of the `update` section, tensors of shape ().
         """
 
+    def coefficients(self) -> dict[str, float]:
+        """Return coefficients that the objective adapts, by the names under which they are logged."""
+        return {}
+
     def after_iteration(self, kl: float) -> None:
         """Adapt to the exact KL divergence of an iteration, which is the same on all ranks."""
 
@@ -113,6 +117,10 @@ class AdaptiveKL(PolicyObjective):
     def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
         """Return the penalised surrogate loss."""
         return kl_penalty_loss(terms.log_ratios, terms.advantages, terms.kl, self.coefficient)
+
+    def coefficients(self) -> dict[str, float]:
+        """Return beta, in the place of its start."""
+        return {"kl_coefficient": float(self.coefficient)}
 
     def after_iteration(self, kl: float) -> None:
         """Halve or double the coefficient if KL is far from the target."""

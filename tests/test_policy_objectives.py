@@ -16,6 +16,7 @@ from lightning_ppo.errors import ConfigError
 from lightning_ppo.objectives import adapted_coefficient
 from lightning_ppo.policy_objectives import PolicyObjective, PolicyTerms, make_objective
 from tests.test_module import make_pair, make_trainer
+from tests.test_trust_region import Watched
 
 NAMES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl", "trpo")
 FIRST_ORDER = NAMES[:-1]
@@ -83,9 +84,10 @@ def test_the_coefficient_follows_the_papers_rule(kl, factor):
 
 def test_the_adapted_coefficient_is_in_the_checkpoint(tmp_path):
     update = {"epochs": 2, "minibatch_size": 16, "kl_target": 1e-9}
-    model, data = make_pair(objective="adaptive_kl", update=update, rollouts_per_epoch=3)
+    model, data = make_pair(model=Watched, objective="adaptive_kl", update=update, rollouts_per_epoch=3)
     trainer = make_trainer()
     trainer.fit(model, data)
+    assert [m["update/kl_coefficient"] for m in model.logged] == [1.0, 2.0, 4.0]  # what each iteration used
     assert float(model.objective.coefficient) == 8.0  # three iterations far above the target
     trainer.save_checkpoint(tmp_path / "agent.ckpt")
     loaded = type(model).load_from_checkpoint(tmp_path / "agent.ckpt", weights_only=True)
