@@ -1,13 +1,11 @@
 """The family of objectives: formulas against a slow float64 reference, gradients by finite differences, control."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-import yaml
 from gymnasium import spaces
 
 from lightning_ppo.config import UpdateConfig
@@ -160,19 +158,6 @@ def test_an_objective_of_the_users_own_by_class_path():
     ):
         with pytest.raises(ConfigError, match=message):
             make_pair(objective=name)
-
-
-def test_the_examples_of_the_documentation_work(tmp_path, monkeypatch):
-    page = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text()
-    blocks = [block.split("```")[0] for block in page.split("```python\n")[1:]]
-    (tmp_path / "examples_of_docs.py").write_text("\n".join(blocks))
-    monkeypatch.syspath_prepend(tmp_path)
-    terms = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])["loss_terms"]
-    model, data = make_pair(objective="examples_of_docs.Cubic", loss_terms=terms)
-    make_trainer().fit(model, data)
-    assert [*model.loss_terms] == ["dual_clip", "action_smoothness", "mirror_symmetry"]
-    model, data = make_pair("Pendulum-v1", loss_terms=["examples_of_docs.MeanActionPenalty"])
-    make_trainer().fit(model, data)
 
 
 @pytest.mark.parametrize("name", ["clip", "policy_gradient", "kl_penalty", "adaptive_kl", "trpo"])
