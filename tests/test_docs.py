@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -127,6 +128,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     package.mkdir()
     (package / "my_env.py").write_text("from gymnasium.envs.classic_control import CartPoleEnv as MyEnv\n")
     (package / "__init__.py").touch()
+    shutil.copy(ROOT / "tests" / "data" / "sb3_cartpole.zip", tmp_path / "model.zip")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return tmp_path
 

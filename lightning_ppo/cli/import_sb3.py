@@ -1,0 +1,32 @@
+"""`import-sb3 MODEL.zip OUT.ckpt`: take over an agent of Stable-Baselines3."""
+
+import argparse
+
+NAME = "import-sb3"
+HELP = "turn an agent that PPO of Stable-Baselines3 has saved into a checkpoint"
+EXAMPLES = (
+    ("python -m lightning_ppo import-sb3 model.zip agent.ckpt --env CartPole-v1", "same actions, same values"),
+    ("python -m lightning_ppo import-sb3 model.zip agent.ckpt --env Hopper-v5 --statistics vecnormalize.npz", ""),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("source", metavar="MODEL.zip", help="what model.save() has written; MlpPolicy")
+    parser.add_argument("target", metavar="OUT.ckpt", help="the checkpoint to write")
+    parser.add_argument("--env", required=True, help="the environment's id, or package.module:EnvClass")
+    parser.add_argument("--statistics", metavar="FILE.npz", help="numbers of its VecNormalize, see docs/migration.md")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, and say how to go on."""
+    import logging
+
+    from lightning_ppo.sb3 import convert
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for note in convert(options.source, options.target, options.env, options.statistics):
+        print(f"note: {note}")
+    print(f"play it      python -m lightning_ppo evaluate {options.target}")
+    print(f"train it on  python train.py resume={options.target} run_dir=RUN_DIR total_env_steps=N")
+    return 0
