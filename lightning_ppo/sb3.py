@@ -165,9 +165,10 @@ def transfer(agent: Sb3Agent, policy: ActorCritic) -> None:
     Raises:
         CheckpointError: If the shapes differ, as those of another environment do.
     """
-    for network, trunk in (("policy_net", policy.actor_trunk), ("value_net", policy.critic_trunk)):
-        linears = [module for module in trunk.modules() if isinstance(module, nn.Linear)]
-        for linear, (weight, bias) in zip(linears, _layers(agent, network), strict=True):
+    network = policy.network
+    for name, trunk in (("policy_net", network.actor_trunk), ("value_net", network.critic_trunk)):
+        linears = [module for module in trunk.mlp if isinstance(module, nn.Linear)]
+        for linear, (weight, bias) in zip(linears, _layers(agent, name), strict=True):
             _copy(linear, weight, bias)
     scale, shift = torch.ones(()), torch.zeros(())
     gaussian = isinstance(policy.head, GaussianHead)
@@ -177,8 +178,8 @@ def transfer(agent: Sb3Agent, policy: ActorCritic) -> None:
         scale, shift = policy.head.half_range, policy.head.center
         policy.head.log_std.copy_(agent.parameters["log_std"] - scale.log())
     weight, bias = agent.parameters["action_net.weight"], agent.parameters["action_net.bias"]
-    _copy(policy.actor_output, weight / scale.unsqueeze(-1), (bias - shift) / scale)
-    _copy(policy.critic_output, agent.parameters["value_net.weight"], agent.parameters["value_net.bias"])
+    _copy(network.actor_output, weight / scale.unsqueeze(-1), (bias - shift) / scale)
+    _copy(network.critic_output, agent.parameters["value_net.weight"], agent.parameters["value_net.bias"])
 
 
 def _copy(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
@@ -248,8 +249,9 @@ def convert(
 
 
 def _set_statistics(policy: ActorCritic, found: Mapping[str, Any]) -> None:
-    normalizer, scaler = policy.observation_normalizer, policy.reward_scaler
-    assert normalizer is not None and scaler is not None
+    normalizer, scaler = policy.inputs.normalizers.get(""), policy.reward_scaler
+    if normalizer is None or scaler is None:
+        raise CheckpointError("the statistics are of one vector of observations, which this environment does not show")
     names = {"mean": "mean", "variance": "var", "count": "count"}
     for moments, kind in ((normalizer, "obs"), (scaler, "ret")):
         state = {ours: torch.as_tensor(found[f"{kind}_{theirs}"]) for ours, theirs in names.items()}

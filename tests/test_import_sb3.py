@@ -96,8 +96,8 @@ def test_statistics_are_those_of_vecnormalize(tmp_path):
     convert("pendulum", tmp_path / "agent.ckpt", "--env", "Pendulum-v1", "--statistics", str(STATISTICS))
     policy = PPO.load_from_checkpoint(tmp_path / "agent.ckpt", weights_only=True).policy
     with np.load(STATISTICS) as file:
-        np.testing.assert_allclose(policy.observation_normalizer.mean, file["obs_mean"])
-        np.testing.assert_allclose(policy.observation_normalizer.variance, file["obs_var"])
+        np.testing.assert_allclose(policy.inputs.normalizers[""].mean, file["obs_mean"])
+        np.testing.assert_allclose(policy.inputs.normalizers[""].variance, file["obs_var"])
         rewards = torch.tensor([-3.0, 2.0])
         np.testing.assert_allclose(policy.reward_scaler(rewards), rewards / np.sqrt(file["ret_var"] + 1e-8), rtol=1e-5)
 
