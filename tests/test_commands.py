@@ -22,7 +22,7 @@ def test_the_overview_names_every_command_and_where_the_configs_are(arguments, c
         assert ended.code == 0
     text = capsys.readouterr().out
     for command in COMMANDS:
-        assert re.search(rf"^    {command.NAME} ", text, re.MULTILINE), command.NAME
+        assert re.search(rf"^    {command.NAME}\b", text, re.MULTILINE), command.NAME
     assert "python train.py" in text and "configs/" in text and "--print-config" in text
     assert max(map(len, text.splitlines())) <= 120
 
