@@ -1,6 +1,5 @@
 """Train an agent: `python train.py [CONFIG.yaml ...] [key=value ...]`; without arguments, configs/cartpole.yaml."""
 
-import inspect
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ppo.class_path import instantiate
-from lightning_ppo.config import Config, flat, load, load_over, nearest, peek, to_container, to_yaml
+from lightning_ppo.config import Config, flat, load, load_over, peek, to_container, to_yaml
 from lightning_ppo.errors import ConfigError, UserError
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "cartpole.yaml"
@@ -374,16 +373,11 @@ def build_trainer(
         RelocatableCheckpoint,
     )
     from lightning_ppo.checkpoint import AtomicCheckpointIO
-    from lightning_ppo.checks import cluster_environment
+    from lightning_ppo.checks import check_trainer_settings, cluster_environment
     from lightning_ppo.loggers import MetricsCSV, TensorBoardEvents, make_loggers
 
     given = dict(config.trainer)
-    known = inspect.signature(pl.Trainer).parameters
-    for name in given:
-        if name in ("callbacks", "logger") and given[name] not in (None, True, False):
-            raise ConfigError(f"trainer.{name}: name classes in the setting {name.removesuffix('s')}s instead")
-        if name not in known:
-            raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {nearest(name, known)}?")
+    check_trainer_settings(given)
     writes = not given.get("fast_dev_run")
     callbacks: list[Any] = [timing, RecordConfig(to_container(replace(config, resume=None, run_dir=None)))]
     saves = writes and given.get("enable_checkpointing", True)

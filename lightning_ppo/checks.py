@@ -1,8 +1,10 @@
 """Combinations of module, data and Trainer that cannot work, each explained with the setting to use instead."""
 
+import inspect
 import os
 from collections.abc import Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -10,7 +12,7 @@ from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size, flat
+from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size, flat, nearest
 from lightning_ppo.distributed import gather_objects
 from lightning_ppo.errors import CheckpointError, ConfigError, NonFiniteError
 
@@ -42,6 +44,45 @@ def check_trainer(trainer: pl.Trainer) -> None:
         )
     if trainer.precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {trainer.precision}")
+
+
+def check_trainer_settings(settings: dict[str, Any]) -> None:
+    """Raise ConfigError for settings that `pl.Trainer` does not have, or whose type it does not take.
+
+    Lightning itself looks at some of them only when it uses them, in the middle of a run.
+    """
+    hints = get_type_hints(pl.Trainer.__init__)
+    known = inspect.signature(pl.Trainer).parameters
+    for name, value in settings.items():
+        if name in ("callbacks", "logger") and value not in (None, True, False):
+            raise ConfigError(f"trainer.{name}: name classes in the setting {name.removesuffix('s')}s instead")
+        if name not in known:
+            raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {nearest(name, known)}?")
+        if not _fits(value, hints[name]):
+            raise ConfigError(f"trainer.{name}: expected {_describe(hints[name])}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a plain value can be what a type hint says."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, kind) for kind in get_args(hint))
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
+    kind = origin or hint
+    if kind is int and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, float | int)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_describe(kind) for kind in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
 def cluster_environment() -> list[ClusterEnvironment]:

@@ -17,6 +17,9 @@ def load_class(path: Any, key: str, base: type) -> type:
     Raises:
         ConfigError: If it cannot be imported or is no `base`.
     """
+    if str(path).startswith("lightning."):
+        ours = str(path).replace("lightning.pytorch.", "pytorch_lightning.", 1)
+        raise ConfigError(f"{key}: {path}: classes of `lightning` and `pytorch_lightning` do not mix; name {ours}")
     module_name, _, name = str(path).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), name)
