@@ -1,7 +1,8 @@
 """Measure what more ranks cost and bring: collectives, and weak scaling with the environments per rank fixed.
 
 `python benchmarks/scaling.py` measures two CPU ranks (gloo, one thread each) against one on this machine, interleaved,
-and prints the tables of docs/scaling.md. Nothing else should run meanwhile.
+and prints the tables of docs/scaling.md. Nothing else should run meanwhile. On a cluster, its launcher starts the part
+that measures collectives: `torchrun ... benchmarks/scaling.py --collectives out.json` (nccl where there are GPUs).
 """
 
 import argparse
@@ -26,20 +27,63 @@ SIZES = (1, 16, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 def time_collectives(out: str) -> None:
     """Write the median seconds of an all-reduce of each size, as one rank of a process group."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
     found = {}
     for size in SIZES:
-        tensor, seconds = torch.ones(size), []
+        tensor, seconds = torch.ones(size, device=device), []
         for _ in range(200 if size <= 100_000 else 20):
             dist.barrier()
             started = time.perf_counter()
             dist.all_reduce(tensor)
+            tensor[0].item()  # has arrived
             seconds.append(time.perf_counter() - started)
             tensor.fill_(1.0)
         found[size] = statistics.median(seconds)
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found))
     dist.destroy_process_group()
+
+
+def count_collectives(out: str) -> None:
+    """Write what one iteration with the default settings sends besides gradients, as one of two ranks."""
+    import pytorch_lightning as pl
+
+    sys.path.insert(0, str(ROOT))
+    from lightning_ppo import PPO, RolloutDataModule
+
+    calls: list[tuple[str, int]] = []
+
+    def counted(name: str) -> None:
+        original = getattr(dist, name)
+
+        def wrapped(tensor: torch.Tensor, *args: object, **kwargs: object) -> object:
+            calls.append((name, tensor.numel() * tensor.element_size()))
+            return original(tensor, *args, **kwargs)
+
+        setattr(dist, name, wrapped)
+
+    for name in ("all_reduce", "broadcast"):
+        counted(name)
+    data = RolloutDataModule("HalfCheetah-v5", rollouts_per_epoch=3, seed=1, evaluation={"episodes": 0})
+    model = PPO(data.observation_space, data.action_space)
+    counts: list[list[tuple[str, int]]] = []
+
+    class Read(pl.Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            counts.append(list(calls))
+            calls.clear()
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    stop = {"max_epochs": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", callbacks=[Read()], **quiet, **stop)
+    trainer.fit(model, data)
+    settings = model.update_settings
+    minibatches = (settings.epochs or 1) * data.num_steps * data.num_envs // settings.minibatch_size
+    parameters = sum(p.numel() for p in model.parameters())
+    if trainer.is_global_zero:
+        found = {"minibatches": minibatches, "parameters": parameters, "calls": counts[-1]}
+        Path(out).write_text(json.dumps(found))
 
 
 def launch(ranks: int, *command: str) -> None:
@@ -68,10 +112,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200_000, help="environment steps per rank and run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "CartPole-v1"])
-    parser.add_argument("--collectives", metavar="OUT", help=argparse.SUPPRESS)
+    parser.add_argument("--collectives", metavar="OUT", help="only time collectives, as one rank")
+    parser.add_argument(
+        "--count", metavar="OUT", help="only count the collectives of an iteration, as one of two ranks"
+    )
     options = parser.parse_args()
     if options.collectives:
         return time_collectives(options.collectives)
+    if options.count:
+        return count_collectives(options.count)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, gloo\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -79,6 +128,13 @@ def main() -> None:
         print("| float32 values | all-reduce over 2 ranks, ms |\n|---|---|")
         for size, seconds in json.loads((folder / "collectives.json").read_text()).items():
             print(f"| {int(size):,} | {1e3 * seconds:.3f} |")
+        launch(2, __file__, "--count", str(folder / "count.json"))
+        count = json.loads((folder / "count.json").read_text())
+        print(
+            f"\nOne iteration (HalfCheetah-v5): {count['minibatches']} gradient all-reduces of "
+            f"{4 * count['parameters']:,} bytes, and {len(count['calls'])} others of "
+            f"{sum(size for _, size in count['calls']):,} bytes together"
+        )
         print("\n| environment | 1 rank, steps/s | 2 ranks, steps/s | factor |\n|---|---|---|---|", flush=True)
         for env in options.envs:
             speeds: dict[int, list[float]] = {1: [], 2: []}

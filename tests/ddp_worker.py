@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lightning_ppo import PPO, RolloutDataModule, module, stream
 from lightning_ppo.collector import Collector
+from lightning_ppo.policy import ActorCritic
 
 ENVS, STEPS, MINIBATCHES = 8, 16, 4
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -65,6 +66,9 @@ def main(out: str, env: str, control: str = "") -> None:
         module.shuffled_indices = shared_minibatches()
     if control == "own advantages":
         stream.sum_over_ranks = lambda tensor: tensor
+    if control == "own statistics":
+        merged = ActorCritic.update_statistics
+        ActorCritic.update_statistics = lambda self, *rollout: merged(self, *rollout[:2], lambda tensor: tensor)
     data_class = RolloutDataModule if control == "apart" else Shared
     data = data_class(
         env, num_envs=OWN, num_steps=STEPS, backend="sync", rollouts_per_epoch=5, seed=5, evaluation={"episodes": 3}
@@ -97,7 +101,7 @@ def main(out: str, env: str, control: str = "") -> None:
             actions.append(batch.actions.clone())
 
     trainer = pl.Trainer(
-        max_epochs=1,
+        max_epochs=4,
         accelerator="cpu",
         devices=WORLD,
         strategy="ddp" if WORLD > 1 else "auto",

@@ -38,11 +38,12 @@ def test_two_ranks_equal_one(env, tmp_path):
     pair = launch(tmp_path / "two", 2, env)
     for mine, theirs in zip(pair[0]["states"], pair[1]["states"], strict=True):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)  # bit for bit
-    assert len(alone["states"]) == 5
+    assert len(alone["states"]) == len(pair[0]["states"]) == 20
     assert torch.equal(torch.cat([rank["actions"][0] for rank in pair], 1), alone["actions"][0])
     assert distance(pair[0]["states"][0], alone["states"][0]) < 2e-6
-    assert distance(pair[0]["states"][-1], alone["states"][-1]) < 2e-4
-    for together, single in zip(pair[0]["metrics"], alone["metrics"], strict=True):
+    assert distance(pair[0]["states"][4], alone["states"][4]) < 2e-4
+    # rounding differs, so that actions will, sooner or later
+    for together, single in zip(pair[0]["metrics"][:5], alone["metrics"][:5], strict=True):
         assert together["step"] == single["step"]  # env steps count all ranks
         for name in ("update/kl", "loss/policy", "loss/value", "update/learning_rate", "update/grad_norm"):
             assert together[name] == pytest.approx(single[name], rel=2e-2, abs=2e-5), name
@@ -68,6 +69,13 @@ def test_normalising_advantages_on_each_rank_alone_would_be_noticed(tmp_path):
     (alone,) = launch(tmp_path / "one", 1, "Pendulum-v1")
     pair = launch(tmp_path / "two", 2, "Pendulum-v1", "own advantages")
     assert distance(pair[0]["states"][0], alone["states"][0]) > 1e-4
+
+
+def test_statistics_of_each_rank_alone_would_be_noticed(tmp_path):
+    (alone,) = launch(tmp_path / "one", 1, "Pendulum-v1")
+    pair = launch(tmp_path / "two", 2, "Pendulum-v1", "own statistics")
+    assert distance(pair[0]["states"][1], alone["states"][1]) > 1e-4
+    assert any(not torch.equal(pair[0]["states"][1][name], pair[1]["states"][1][name]) for name in pair[0]["states"][1])
 
 
 def test_compiled_ranks_learn_like_eager_ones(tmp_path):
