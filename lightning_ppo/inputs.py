@@ -36,7 +36,7 @@ class OneHot(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return one-hot vectors, float32."""
-        components = observations.reshape(len(observations), -1).index_select(1, self.columns)
+        components = observations.reshape(observations.shape[0], -1).index_select(1, self.columns)
         return (components == self.values).float()
 
 

@@ -98,7 +98,7 @@ class Encoder(nn.Module):
     def forward(self, inputs: Any) -> Tensor:
         """Return features (B, num_features) of inputs (B, ...) in the structure of the observation space."""
         leaves = tree_leaves(inputs)
-        parts = [cnn(x) if cnn else x.reshape(len(x), -1) for x, cnn in zip(leaves, self._cnns, strict=True)]
+        parts = [cnn(x) if cnn else x.reshape(x.shape[0], -1) for x, cnn in zip(leaves, self._cnns, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -129,9 +129,9 @@ class RecurrentCore(nn.Module):
             starts: (L, S) bool, an episode starts with the step.
         """
         # the cell runs from one step at which any episode starts to the next
-        inner = (starts[1:].any(1).nonzero().flatten() + 1).tolist()
+        inner = (starts[1:].any(1).nonzero().flatten() + 1).tolist() if x.shape[0] > 1 else []
         outputs = []
-        for begin, end in pairwise([0, *inner, len(x)]):
+        for begin, end in pairwise([0, *inner, x.shape[0]]):
             states = torch.where(starts[begin].unsqueeze(-1), 0.0, states)
             output, states = self._run(x[begin:end], states)
             outputs.append(output)
@@ -178,8 +178,9 @@ class Trunk(nn.Module):
         if self.core is None:
             return features, states
         assert states is not None and starts is not None
-        steps = features.unflatten(0, (len(states), -1)).transpose(0, 1)
-        outputs, states = self.core(steps, states, starts.view(len(states), -1).t())
+        sequences = states.shape[0]
+        steps = features.unflatten(0, (sequences, -1)).transpose(0, 1)
+        outputs, states = self.core(steps, states, starts.view(sequences, -1).t())
         return outputs.transpose(0, 1).flatten(0, 1), states.float()
 
 

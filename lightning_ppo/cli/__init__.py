@@ -6,11 +6,11 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lightning_ppo.cli import doctor, evaluate, import_sb3, report
+from lightning_ppo.cli import doctor, evaluate, export, import_sb3, report
 from lightning_ppo.config import nearest
 from lightning_ppo.errors import ConfigError, UserError
 
-COMMANDS = (evaluate, report, import_sb3, doctor)
+COMMANDS = (evaluate, report, export, import_sb3, doctor)
 """Modules with NAME, HELP and EXAMPLES, `add_arguments(parser)` and `run(options)`, which returns the exit code."""
 
 OVERVIEW = """\

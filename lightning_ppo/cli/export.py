@@ -1,0 +1,44 @@
+"""`export CKPT`: one file that acts without this package."""
+
+import argparse
+
+from lightning_ppo.errors import ConfigError
+
+NAME = "export"
+HELP = "write a trained agent as one file that acts without this package"
+EXAMPLES = (
+    ("python -m lightning_ppo export runs/mine/checkpoints/best.ckpt", "best.onnx beside it, for ONNX Runtime"),
+    ("python -m lightning_ppo export CKPT --format torch --output agent.pt2", "for torch.export.load"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of train.py")
+    parser.add_argument("--format", choices=["onnx", "torch"], default="onnx", help="what runs it (default: onnx)")
+    parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint, .onnx or .pt2")
+    parser.add_argument("--action-masks", action="store_true", help="take masks of legal actions as an input")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, compare with the checkpoint, and tell."""
+    import logging
+    from pathlib import Path
+
+    from lightning_ppo.checkpoint import read_checkpoint
+    from lightning_ppo.export import FORMATS, Deployed, export, greatest_difference
+    from lightning_ppo.module import PPO
+
+    ending = FORMATS[options.format]
+    target = Path(options.output or Path(options.checkpoint).with_suffix(ending))
+    if target.suffix != ending:
+        raise ConfigError(f"--output: expected a name that ends in {ending}, got {target}")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names optional packages that nothing here needs
+    read_checkpoint(options.checkpoint)
+    model = PPO.load_from_checkpoint(options.checkpoint, map_location="cpu", weights_only=True)
+    deployed = Deployed(model.policy, model.observation_space, model.action_space, options.action_masks)
+    function = export(deployed, target, options.format)
+    difference = greatest_difference(deployed, function)
+    print(f"{target}: {', '.join(deployed.inputs)} -> {', '.join(deployed.outputs)}")
+    print(f"greatest difference from the checkpoint on 1,000 random observations: {difference:.2g}")
+    return 0
