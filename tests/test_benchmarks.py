@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import learning, speed, table1
+from benchmarks import learning, speed, table1, where_time_goes
 from lightning_ppo.config import OptimizerConfig, RolloutConfig, UpdateConfig, load
 
 
@@ -203,3 +203,13 @@ def test_the_papers_config_leaves_nothing_to_the_defaults():
     open_ends = {"update": {"clip_range_high", "kl_coefficient", "kl_target", "trust_region"}}
     for name, section in (("rollout", RolloutConfig), ("update", UpdateConfig), ("optimizer", OptimizerConfig)):
         assert {f.name for f in fields(section)} - set(given[name]) == open_ends.get(name, set())
+
+
+def test_parts_of_an_iteration_add_up_to_its_time():
+    task = speed.TINY["Pendulum-v1, tiny"]
+    seconds = where_time_goes.profile(task, compiled=False)
+    parts = where_time_goes.parts(task, seconds, compiled=False)
+    assert sum(spent for _, spent, _, _ in parts) == pytest.approx(seconds["wall"], rel=1e-6)
+    assert all(spent > 0 for _, spent, _, _ in parts)
+    # 1 iteration after the warm-up: 16 vector steps of 2 environments, 2 epochs of 2 minibatches of 16
+    assert {unit: count for _, _, unit, count in parts} == {"vector step": 16, "minibatch": 4, "iteration": 1}

@@ -1,0 +1,183 @@
+"""Say where the time of an iteration goes, in microseconds per vector step and per minibatch.
+
+    python benchmarks/where_time_goes.py                     print the tables
+    python benchmarks/where_time_goes.py docs/speed.md       put them between the markers of a page
+
+Functions are timed where they are called, in training runs of lightning_ppo through `train.py`; the timers themselves
+cost about half a microsecond each.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+
+from benchmarks.learning import cpu_name
+from benchmarks.peers.stopwatch import Race
+from benchmarks.speed import WARM_UP, WORKLOADS
+from lightning_ppo import acting, collector, module, stream
+from lightning_ppo.config import load
+from lightning_ppo.envs.stepper import VectorStepper
+from train import train
+
+BEGIN, END = "<!-- profile: begin -->", "<!-- profile: end -->"
+TIMED = {
+    "iteration": (stream.RolloutStream, "next_rollout"),
+    "collect": (collector.Collector, "collect"),
+    "environment": (VectorStepper, "step"),
+    "acting": (acting.NumpyActor, "__call__"),
+    "scoring": (collector.Collector, "_score"),
+    "training_step": (module.PPO, "training_step"),
+    "loss": (module.PPO, "minibatch_loss"),
+    "gradients": (module.PPO, "_backward"),
+    "backward": (module.PPO, "manual_backward"),
+    "clipping": (module.PPO, "on_before_optimizer_step"),
+    "adam": (torch.optim.Adam, "step"),
+    "finish": (module.PPO, "_finish"),
+}
+"""Methods by what their time is called."""
+
+
+class Timers:
+    """Adds up the inclusive time of methods."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._stack = contextlib.ExitStack()
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self.seconds.clear()
+
+    def __enter__(self) -> "Timers":
+        for name, (owner, method) in TIMED.items():
+            original = getattr(owner, method)
+            setattr(owner, method, self._timed(name, original))
+            self._stack.callback(setattr, owner, method, original)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _timed(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - started
+
+        return timed
+
+
+def profile(task: Race, compiled: bool) -> dict[str, float]:
+    """Return seconds per name over the iterations after the warm-up; `wall` is all of it."""
+    overrides = [
+        *(f"env.id={task.env_id}", f"env.num_envs={task.num_envs}", f"rollout.num_steps={task.num_steps}"),
+        *(
+            f"update.epochs={task.epochs}",
+            f"update.minibatch_size={task.minibatch_size}",
+            "optimizer.learning_rate=3e-4",
+        ),
+        *(f"normalize.observations={task.normalize}", f"normalize.rewards={task.normalize}", f"compile={compiled}"),
+        *("evaluation.episodes=0", "evaluation.final_episodes=0", "trainer.enable_checkpointing=false"),
+        *("trainer.enable_progress_bar=false", f"total_env_steps={task.total_env_steps}"),
+    ]
+    ends: list[float] = []
+    with Timers() as timers, tempfile.TemporaryDirectory() as folder:
+        step = module.PPO.training_step
+
+        def lap(*args: Any, **kwargs: Any) -> None:
+            step(*args, **kwargs)
+            if len(ends) < WARM_UP:
+                timers.reset()
+            ends.append(time.perf_counter())
+
+        module.PPO.training_step = lap  # type: ignore[method-assign]
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(load([], [*overrides, f"run_dir={folder}/run"]))
+        module.PPO.training_step = step  # type: ignore[method-assign]
+        return {**timers.seconds, "wall": ends[-1] - ends[WARM_UP - 1]}
+
+
+def parts(task: Race, seconds: dict[str, float], compiled: bool) -> list[tuple[str, float, str, int]]:
+    """Return the parts of training after the warm-up: name, seconds, what it is counted per, how many of those."""
+    iterations = task.iterations - WARM_UP
+    vector_step = ("vector step", iterations * task.num_steps)
+    minibatch = ("minibatch", iterations * task.epochs * task.num_envs * task.num_steps // task.minibatch_size)
+    iteration = ("iteration", iterations)
+    of = defaultdict(float, seconds)
+    adam = of["adam"] - of["clipping"]  # Lightning calls the hook in which gradients are clipped from within the step
+    gradients = [("forward and backward, compiled", of["gradients"], *minibatch)]
+    if not compiled:
+        gradients = [
+            ("gathering the minibatch", of["gradients"] - of["loss"] - of["backward"], *minibatch),
+            ("forward", of["loss"], *minibatch),
+            ("backward", of["backward"], *minibatch),
+        ]
+    bookkeeping = of["collect"] - of["environment"] - of["acting"] - of["scoring"]
+    loop = of["training_step"] - of["gradients"] - of["adam"] - of["finish"]
+    return [
+        ("environment", of["environment"], *vector_step),
+        ("acting: the action", of["acting"], *vector_step),
+        ("acting: bookkeeping", bookkeeping, *vector_step),
+        ("log-probabilities and values of the rollout", of["scoring"], *iteration),
+        ("advantages", of["iteration"] - of["collect"], *iteration),
+        *gradients,
+        ("clipping", of["clipping"], *minibatch),
+        ("Adam", adam, *minibatch),
+        ("loop, shuffle, Lightning's optimizer wrapper", loop, *minibatch),
+        ("end of the iteration: checks, KL, statistics", of["finish"], *iteration),
+        ("Trainer and loggers", of["wall"] - of["iteration"] - of["training_step"], *iteration),
+    ]
+
+
+def table(workload: str, task: Race) -> list[str]:
+    """Return the profile of a workload, eager and compiled, as lines of Markdown."""
+    lines = [
+        f"### {workload}",
+        "",
+        "| mode | part | share of the time | microseconds | per |",
+        "|---|---|---|---|---|",
+    ]
+    for compiled in (False, True):
+        seconds = profile(task, compiled)
+        mode = "compiled" if compiled else "eager"
+        for name, spent, unit, count in parts(task, seconds, compiled):
+            each, share = spent / count * 1e6, spent / seconds["wall"]
+            lines.append(f"| {mode} | {name} | {share:.1%} | {each:,.1f} | {unit} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", nargs="?", type=Path)
+    parser.add_argument("--workloads", nargs="+", type=int, choices=range(len(WORKLOADS)), default=[1, 2, 3])
+    options = parser.parse_args()
+    lines = []
+    for number in options.workloads:
+        lines += table(*list(WORKLOADS.items())[number])
+    lines.append(
+        f"{cpu_name()}, {torch.get_num_threads()} thread, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}."
+    )
+    print("\n".join(lines))
+    if options.page:
+        before, _, rest = options.page.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        options.page.write_text("\n".join([before + BEGIN, *lines, END + after]))
+
+
+if __name__ == "__main__":
+    main()
