@@ -31,6 +31,7 @@ class Collector:
         generator: Source of action noise, on the policy's device.
         seeds: One seed per environment for the first reset.
         action_mask: Where action masks come from, see `EnvConfig.action_mask`.
+        skip_first: Do not report the first episode of each environment, which may have been cut short.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class Collector:
         generator: torch.Generator,
         seeds: list[int],
         action_mask: str = "auto",
+        skip_first: bool = False,
     ) -> None:
         self.policy = policy
         self.num_steps = num_steps
         self.generator = generator
         self.stepper = VectorStepper(env, action_mask)
-        self.episodes = EpisodeRecorder(env.num_envs)
+        self.episodes = EpisodeRecorder(env.num_envs, skip_first)
         self.state = policy.initial_states(env.num_envs)
         self.stepper.reset(seeds)
 
@@ -160,6 +162,7 @@ class Collector:
             "recurrent_state": None if self.state is None else self.state.cpu().clone(),
             "episode_returns": torch.from_numpy(self.episodes.returns.copy()),
             "episode_lengths": torch.from_numpy(self.episodes.lengths.copy()),
+            "episode_skips": torch.from_numpy(self.episodes.skips.copy()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -172,6 +175,7 @@ class Collector:
             self.state = state["recurrent_state"].to(self.state.device)
         self.episodes.returns = state["episode_returns"].numpy().copy()
         self.episodes.lengths = state["episode_lengths"].numpy().copy()
+        self.episodes.skips = state["episode_skips"].numpy().copy()
 
 
 def _stored(observations: np.ndarray) -> np.dtype:

@@ -16,6 +16,7 @@ from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_
 from lightning_ppo.distributed import gather_objects, raise_together, rank, world_size
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.masks import observed_space
+from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
@@ -116,7 +117,8 @@ class RolloutDataModule(pl.LightningDataModule):
     def env(self) -> VectorEnv:
         """The training environments of this rank, built on first use."""
         if self._env is None:
-            self._env = self._given_env or self._make(self.env_settings.num_envs)
+            settings = self.env_settings
+            self._env = self._given_env or self._make(settings.num_envs, settings.stagger)
         return self._env
 
     @property
@@ -139,7 +141,7 @@ class RolloutDataModule(pl.LightningDataModule):
         """T, steps per environment and rollout."""
         return self.rollout_settings.num_steps
 
-    def _make(self, num_envs: int) -> VectorEnv:
+    def _make(self, num_envs: int, stagger: bool = False) -> VectorEnv:
         settings = self.env_settings
         return make_vector_env(
             settings.id,
@@ -148,6 +150,7 @@ class RolloutDataModule(pl.LightningDataModule):
             kwargs=settings.kwargs,
             timeout=settings.timeout,
             max_restarts=settings.max_restarts if settings.on_error == "restart" else 0,
+            stagger=stagger,
         )
 
     def _base_seed(self) -> int:
@@ -174,6 +177,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 torch.Generator(module.device).manual_seed(derive_seeds(self._base_seed(), rank(), 1, "noise")[0]),
                 derive_seeds(self._base_seed(), rank() * self.num_envs, self.num_envs, "training"),
                 self.env_settings.action_mask,
+                is_staggered(self.env),
             )
             self._stream = RolloutStream(
                 collector,

@@ -11,11 +11,17 @@ class EpisodeRecorder:
 
     An episode that ends in a filler row was broken off when its environment was replaced; it is not reported.
 
+    Attributes:
+        skips: (N,) bool, the episode in progress will not be reported.
+
     Args:
         num_envs: N.
+        skip_first: Do not report the first episode of each environment, which may have been cut short.
     """
 
-    def __init__(self, num_envs: int) -> None:
+    def __init__(self, num_envs: int, skip_first: bool = False) -> None:
+        self.skip_first = skip_first
+        self.skips = np.full(num_envs, skip_first)
         self.returns = np.zeros(num_envs, dtype=np.float64)
         self.lengths = np.zeros(num_envs, dtype=np.int64)
 
@@ -30,10 +36,12 @@ class EpisodeRecorder:
         for env in np.flatnonzero(ended.any(0)):
             reward_before, steps_before = 0.0, 0
             for t in np.flatnonzero(ended[:, env]):
-                if valid[t, env]:
+                if valid[t, env] and not self.skips[env]:
                     episodes.append(
                         (int(t), total_rewards[t, env] - reward_before, int(total_steps[t, env]) - steps_before)
                     )
+                # after a filler row it is a new copy whose first episode begins
+                self.skips[env] = self.skip_first and not valid[t, env]
                 reward_before, steps_before = total_rewards[t, env], int(total_steps[t, env])
             self.returns[env] -= reward_before
             self.lengths[env] -= steps_before

@@ -17,6 +17,7 @@ from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.policy import ActorCritic
+from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.stream import RolloutStream
 from tests.helpers import Bad, Count, Loop4, transitions, vector
 
@@ -702,3 +703,16 @@ def test_stepper_tells_resets_from_steps(mode):
     else:
         assert fillers == [[False, False]] * 4
         assert finals == [{}, {0: 2.0}, {1: 3.0}, {0: 2.0}]
+
+
+def test_first_episodes_that_were_cut_are_trained_on_but_not_reported():
+    seeds = derive_seeds(5, 0, 3, "training")
+    reported = {}
+    for skip in (False, True):
+        with contextlib.closing(make_vector_env("Pendulum-v1", 3, backend="sync", stagger=True)) as env:
+            policy = ActorCritic(env.single_observation_space, env.single_action_space)
+            rollout = Collector(env, policy, 410, torch.Generator(), seeds, skip_first=skip).collect()
+        assert rollout.valid.all()
+        reported[skip] = sorted(rollout.episodes.lengths.tolist())
+    assert len(reported[False]) == len(reported[True]) + 3 and reported[False][0] < 200
+    assert set(reported[True]) == {200}

@@ -14,6 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from lightning_ppo.envs import autoreset_mode, get_env_state, make_vector_env, set_env_state
 from lightning_ppo.envs.processes import ProcessVectorEnv
+from lightning_ppo.envs.stagger import FirstEpisodeLimit, is_staggered
 from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.seeding import PURPOSES, derive_seeds
@@ -472,3 +473,70 @@ def test_state_in_other_processes_is_had_where_a_copy_can_tell_it(build):
     given.close()
     assert state is None
     assert "process" in reason
+
+
+# ---------------------------------------------------------------- copies that do not move in step
+
+
+def first_lengths(env, seeds):
+    """Return the lengths of each copy's first two episodes under an action that never falls."""
+    stepper = VectorStepper(env)
+    stepper.reset(seeds)
+    lengths = [[] for _ in range(env.num_envs)]
+    ended_at = np.zeros(env.num_envs, int)
+    for t in range(1, 2 * 200 + 1):
+        _, terminations, truncations = stepper.step(np.zeros((env.num_envs, 1), np.float32))
+        assert not terminations.any()
+        for i in np.flatnonzero(truncations):
+            lengths[i].append(t - ended_at[i])
+            ended_at[i] = t
+    env.close()
+    return np.array([one[:2] for one in lengths])
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_the_first_episode_alone_is_cut_at_a_time_that_follows_from_the_seed(backend):
+    seeds = derive_seeds(1, 0, 4, "training")
+
+    def lengths(chosen, stagger=True):
+        env = make_vector_env("Pendulum-v1", len(chosen), backend=backend, stagger=stagger)
+        assert is_staggered(env) is stagger
+        return first_lengths(env, chosen)
+
+    found = lengths(seeds)
+    assert len(set(found[:, 0])) == 4 and found[:, 0].max() <= 200
+    assert (found[:, 1] == 200).all()
+    # a copy's time depends on its own seed alone, whichever process it is in
+    assert (lengths(seeds[2:]) == found[2:]).all()
+    assert (lengths(seeds[:2], stagger=False) == 200).all()
+
+
+def test_first_times_spread_over_the_whole_limit():
+    env = gymnasium.make("Pendulum-v1")
+    limits = []
+    for seed in derive_seeds(3, 0, 400, "training"):
+        copy = FirstEpisodeLimit(env)
+        copy.reset(seed=seed)
+        limits.append(copy.limit)
+    assert 1 <= min(limits) < 5 and 195 < max(limits) <= 200
+    assert np.mean(limits) == pytest.approx(100.5, abs=10)
+
+
+def test_without_a_time_limit_nothing_is_cut_and_every_episode_is_reported():
+    env = make_vector_env("tests.helpers:Loop4", 2, backend="sync", kwargs={"limit": 5}, stagger=True)
+    assert not is_staggered(env)
+    stepper = VectorStepper(env)
+    stepper.reset([1, 2])
+    ends = [stepper.step(np.zeros(2, np.int64))[2] for _ in range(10)]
+    assert [bool(end.all()) for end in ends] == [False] * 4 + [True] + [False] * 4 + [True]
+
+
+def test_a_copy_that_was_reset_before_it_acted_still_has_its_first_episode():
+    env = FirstEpisodeLimit(gymnasium.make("Pendulum-v1"))
+    env.reset(seed=1)
+    first = env.limit
+    env.reset(seed=2)
+    assert env.limit not in (0, first)
+    env.step(np.zeros(1, np.float32))
+    env.reset()
+    assert env.limit == 0

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from lightning_ppo.config import BACKENDS
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
+from lightning_ppo.envs.stagger import FirstEpisodeLimit
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 
 _log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def make_vector_env(
     kwargs: dict[str, Any] | None = None,
     timeout: float | None = None,
     max_restarts: int = 0,
+    stagger: bool = False,
 ) -> VectorEnv:
     """Return a vector environment of `num_envs` copies.
 
@@ -44,6 +46,7 @@ def make_vector_env(
         kwargs: Arguments of the environment's constructor.
         timeout: Seconds that a step or reset of a copy may take; None waits for ever.
         max_restarts: How often a copy that fails is replaced.
+        stagger: Cut the first episode of each `sync` or `async` copy off at another time; see `FirstEpisodeLimit`.
 
     Raises:
         ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
@@ -68,15 +71,25 @@ def make_vector_env(
             if not native:
                 raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
             return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
-        guards = [partial(GuardedEnv, _maker(spec, kwargs), index, timeout, max_restarts) for index in range(num_envs)]
+        guards = [
+            partial(GuardedEnv, _maker(spec, kwargs, stagger), index, timeout, max_restarts)
+            for index in range(num_envs)
+        ]
         if backend == "async":
             copies = [partial(guard, raises=False) for guard in guards]
-            return ProcessVectorEnv(copies, timeout, max_restarts)
-        return SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+            env: VectorEnv = ProcessVectorEnv(copies, timeout, max_restarts)
+        else:
+            env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        env.metadata = {**env.metadata, "staggered": stagger and _time_limit(spec, kwargs) is not None}
+        return env
     except EnvironmentFault:
         raise
     except Exception as error:
         raise _explain(env_id, error) from error
+
+
+def _time_limit(spec: EnvSpec, kwargs: dict[str, Any]) -> int | None:
+    return kwargs.get("max_episode_steps", spec.max_episode_steps)
 
 
 def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv:
@@ -90,11 +103,12 @@ def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv
         raise _explain(task_id, error) from error
 
 
-def _maker(spec: EnvSpec, kwargs: dict[str, Any]) -> Callable[[], gymnasium.Env]:
+def _maker(spec: EnvSpec, kwargs: dict[str, Any], stagger: bool) -> Callable[[], gymnasium.Env]:
     def make() -> gymnasium.Env:
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
             _log_mujoco_warnings()
-        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        return FirstEpisodeLimit(env) if stagger else env
 
     return make
 
