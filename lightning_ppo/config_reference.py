@@ -92,10 +92,15 @@ def _section_markdown(section: Section) -> str:
     if section.settings:
         lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{s.key}` | `{s.type}` | `{_yaml(s.default)}` | {s.meaning} |".replace(" | None`", " \\| None`")
+            f"| `{s.key}` | `{s.type}` | `{_yaml(s.default)}` | {_text(s.meaning)} |".replace(" | None`", " \\| None`")
             for s in section.settings
         ]
     return "\n".join([*lines, ""])
+
+
+def _text(meaning: str) -> str:
+    """Return text in which Markdown sees no HTML."""
+    return meaning.replace("<", "\\<")
 
 
 def _yaml(value: Any) -> str:

@@ -193,4 +193,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for page in ROOT.glob("docs/*.md"):
         assert (tmp_path / "site" / f"{page.stem}.html").is_file()
     text = (tmp_path / "site" / "configuration.html").read_text()
+    assert "runs/&lt;env id&gt;/&lt;timestamp&gt;" in text
     assert "update.clip_range" in text and "Epsilon of the clipped surrogate" in text
