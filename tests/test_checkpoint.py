@@ -255,6 +255,23 @@ def test_another_number_of_environments_reseeds_with_a_warning(tmp_path):
     assert model.iterations == 4
 
 
+def test_a_file_of_two_ranks_goes_on_with_one_and_a_warning(tmp_path):
+    fit("CartPole-v1", 1, save=tmp_path / "one.ckpt")
+    content = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    for owner in ("ppo", "RolloutDataModule"):
+        content[owner]["ranks"] = content[owner]["ranks"] * 2
+    torch.save(content, tmp_path / "two.ckpt")
+    model, data = build("CartPole-v1")
+    with pytest.warns(
+        UserWarning, match="written by 2 ranks, this run has 1: environments and sampling are seeded anew"
+    ):
+        make_trainer(max_epochs=2).fit(model, data, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    assert model.iterations == 4
+    again, data = build("CartPole-v1")
+    make_trainer(max_epochs=2).fit(again, data, ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
 def test_another_backend_reseeds_with_a_warning(tmp_path):
     fit("CartPole-v1", 1, save=tmp_path / "agent.ckpt")
     model, data = build("CartPole-v1", backend="sync")
