@@ -44,6 +44,8 @@ class EnvConfig:
     """`auto` (native vector entry point, else sync), `vector`, `sync`, `async` or `envpool`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment's constructor."""
+    wrappers: list[Any] = field(default_factory=list)
+    """Wrappers of each copy, the innermost first: a class path, or `{class_path: ..., init_args: {...}}`."""
     timeout: float | None = None
     """Seconds that a step or reset of one copy may take (`sync` and `async`); null waits for ever."""
     on_error: str = "stop"

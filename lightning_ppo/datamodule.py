@@ -20,6 +20,7 @@ from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
+from lightning_ppo.policy import MaskedObservations
 from lightning_ppo.rollout import Episodes, Observations
 from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.stream import RolloutStream
@@ -148,6 +149,7 @@ class RolloutDataModule(pl.LightningDataModule):
             num_envs,
             backend=settings.backend,
             kwargs=settings.kwargs,
+            wrappers=settings.wrappers,
             timeout=settings.timeout,
             max_restarts=settings.max_restarts if settings.on_error == "restart" else 0,
             stagger=stagger,
@@ -198,14 +200,17 @@ class RolloutDataModule(pl.LightningDataModule):
         return self._evaluation_loader(self.evaluation_settings.final_episodes, "test")
 
     def predict_dataloader(self) -> _OneItemLoader:
-        """Return a loader of one item, the first observations of the evaluation environments."""
+        """Return a loader of one item, the first observations of the evaluation environments, with masks if any."""
         env = self._evaluation_environment()
         return _OneItemLoader(lambda: self._first_observations(env))
 
-    def _first_observations(self, env: VectorEnv) -> Observations:
+    def _first_observations(self, env: VectorEnv) -> Observations | MaskedObservations:
         stepper = VectorStepper(env, self.env_settings.action_mask)
         stepper.reset(derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation"))
-        return tree_map(lambda x: torch.from_numpy(np.array(x)), stepper.observations)
+        observations = tree_map(lambda x: torch.from_numpy(np.array(x)), stepper.observations)
+        if stepper.action_masks is None:
+            return observations
+        return MaskedObservations(observations, torch.from_numpy(stepper.action_masks))
 
     def _evaluation_environment(self) -> VectorEnv:
         if self._given_env is not None and self._given_evaluation_env is None:

@@ -7,7 +7,7 @@ import torch
 from torchmetrics import CatMetric
 
 from lightning_ppo.distributed import world_size
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.policy import ActorCritic, MaskedObservations
 from lightning_ppo.rollout import Episodes, Observations
 
 
@@ -35,9 +35,11 @@ class EvaluationSteps(pl.LightningModule):
         """Take in the episodes of the final evaluation."""
         self._take_in(episodes)
 
-    def predict_step(self, observations: Observations, batch_idx: int) -> Any:
+    def predict_step(self, batch: Observations | MaskedObservations, batch_idx: int) -> Any:
         """Return deterministic actions, as the environment takes them, for a batch of observations (B, ...)."""
-        return self.policy.predict(observations)
+        if isinstance(batch, MaskedObservations):
+            return self.policy.predict(batch.observations, action_masks=batch.action_masks)
+        return self.policy.predict(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the evaluation under `eval/`."""

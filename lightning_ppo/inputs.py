@@ -1,5 +1,6 @@
 """What networks see of an observation: each part of a space normalised, one-hot or, for images, as it is."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -76,7 +77,9 @@ class Inputs(nn.Module):
         super().__init__()
         self.leaves = space_leaves(space)
         self.structure = space_structure(space)
-        self.parts = nn.ModuleList([_part(space, leaf, normalize) for leaf in self.leaves.values()])
+        if not self.leaves:
+            raise UnsupportedSpaceError(f"observation space {space} has no entries")
+        self.parts = nn.ModuleList([_part(path, leaf, normalize) for path, leaf in self.leaves.items()])
 
     @property
     def normalizers(self) -> dict[str, ObservationNormalizer]:
@@ -84,9 +87,10 @@ class Inputs(nn.Module):
         pairs = zip(self.leaves, self.parts, strict=True)
         return {path: part for path, part in pairs if isinstance(part, ObservationNormalizer)}
 
-    def forward(self, observations: Observations) -> Any:
-        """Return tensors (B, ...) in the structure of the space."""
-        return tree_map(lambda number, leaf: self.parts[number](leaf), self.structure, observations)
+    def forward(self, observations: Observations, keys: Sequence[str] | None = None) -> Any:
+        """Return tensors (B, ...) in the structure of the space, or only entries `keys` of a Dict."""
+        structure = self.structure if keys is None else {key: self.structure[key] for key in keys}
+        return tree_map(lambda number, leaf: self.parts[number](leaf), structure, observations)
 
     def update(self, observations: Observations, valid: Tensor, reduce: Reduce) -> None:
         """Take the valid (T, N) of observations (T, N, ...) into the statistics.
@@ -105,7 +109,7 @@ class Inputs(nn.Module):
         tree_map(update, self.structure, observations)
 
 
-def _part(space: gymnasium.Space, leaf: gymnasium.Space, normalize: NormalizeConfig) -> nn.Module:
+def _part(path: str, leaf: gymnasium.Space, normalize: NormalizeConfig) -> nn.Module:
     if isinstance(leaf, spaces.Box):
         if is_image(leaf):
             return nn.Identity()
@@ -116,4 +120,8 @@ def _part(space: gymnasium.Space, leaf: gymnasium.Space, normalize: NormalizeCon
         return OneHot(leaf)
     if isinstance(leaf, spaces.MultiBinary):
         return AsFloat()
-    raise UnsupportedSpaceError(f"observation space {space} is not supported; supported are {SUPPORTED}")
+    entry = f" of the entry {path!r}" if path else ""
+    raise UnsupportedSpaceError(
+        f"observation space {leaf}{entry} is not supported; supported are {SUPPORTED}; "
+        "drop or convert it with a wrapper (env.wrappers)"
+    )

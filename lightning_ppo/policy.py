@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo.class_path import instantiate
-from lightning_ppo.config import NormalizeConfig, PolicyConfig
+from lightning_ppo.config import CORES, NormalizeConfig, PolicyConfig
 from lightning_ppo.distributions import make_action_head
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.inputs import Inputs, is_image
@@ -24,6 +24,13 @@ from lightning_ppo.tree import tree_leaves, tree_map
 
 EVALUATION_ROWS = 8192
 """Rows that go through the networks at once where a whole rollout does."""
+
+
+class MaskedObservations(NamedTuple):
+    """Observations (B, ...) and the choices (B, M) that are legal in them, a batch of `Trainer.predict`."""
+
+    observations: Observations
+    action_masks: Tensor
 
 
 class Evaluation(NamedTuple):
@@ -48,6 +55,7 @@ class ActorCritic(nn.Module):
         inputs: What networks see of observations.
         head: The action distribution.
         network: Actor and critic.
+        actor_keys: Entries of a Dict observation that the actor sees, where the critic sees more; None stands for all.
         state_size: H, numbers in the recurrent state of one environment; 0 for a policy without memory.
         version: Policy updates so far.
 
@@ -74,13 +82,14 @@ class ActorCritic(nn.Module):
         self.inputs = Inputs(observation_space, normalize)
         self.reward_scaler = RewardScaler(normalize.reward_clip, normalize.epsilon) if normalize.rewards else None
         self.network: Any
+        self.actor_keys: list[str] | None = None
         if policy.network is not None:
             self.head = make_action_head(action_space, policy.distribution, policy.log_std_init)
             arguments = (observation_space, self.head.num_outputs)
             self.network = CustomNetwork(instantiate(policy.network, "policy.network", nn.Module, *arguments))
         else:
-            actor_space, actor_keys = _without(observation_space, policy.critic_observation_keys)
-            actor_trunk = _make_trunk(self.inputs, actor_space, actor_keys, policy)
+            actor_space, self.actor_keys = _without(observation_space, policy.critic_observation_keys)
+            actor_trunk = _make_trunk(self.inputs, actor_space, self.actor_keys, policy)
             critic_trunk = actor_trunk
             if not policy.shared_trunk:
                 critic_trunk = _make_trunk(self.inputs, observation_space, None, policy)
@@ -90,7 +99,7 @@ class ActorCritic(nn.Module):
             self.network = ActorCriticNetwork(actor_trunk, critic_trunk, self.head.num_outputs, repeats)
         self.state_size: int = self.network.state_size
         self.version = 0
-        if policy.network or policy.encoder or not isinstance(policy.core, str | None):
+        if policy.network or policy.encoder or policy.core not in (None, *CORES):
             self._try_out(observation_space)
 
     def act(
@@ -116,10 +125,9 @@ class ActorCritic(nn.Module):
     def _act(
         self, observations: Observations, states: Tensor | None, starts: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        inputs = self.inputs(observations)
         if not self.state_size:
-            return self.network.actor(inputs, None, None), None
-        outputs, _, states = self.network(inputs, states, starts)
+            return self.network.actor(self.inputs(observations, self.actor_keys), None, None), None
+        outputs, _, states = self.network(self.inputs(observations), states, starts)
         return outputs, states
 
     def evaluate(self, minibatch: Minibatch) -> Evaluation:
@@ -142,7 +150,7 @@ class ActorCritic(nn.Module):
         starts: Tensor | None = None,
     ) -> Tensor:
         """Return the action distribution's parameters (B, P) for observations (B, ...); see `Minibatch`."""
-        outputs = self.network.actor(self.inputs(observations), states, starts)
+        outputs = self.network.actor(self.inputs(observations, self.actor_keys), states, starts)
         return self.head.parameters_of(outputs, action_masks)
 
     def value(self, observations: Observations, states: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
@@ -257,22 +265,25 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def _try_out(self, space: gymnasium.Space) -> None:
-        """Raise ConfigError if networks of the user's own do not give what is needed, on two observations of zeros."""
+        """Raise ConfigError if networks of the user's own do not give what is needed, on six observations of zeros.
+
+        They are two sequences of three steps, for a network with memory.
+        """
         leaves = space_leaves(space).values()
-        batch = [torch.from_numpy(np.zeros((2, *(leaf.shape or ())), leaf.dtype)) for leaf in leaves]
+        batch = [torch.from_numpy(np.zeros((6, *(leaf.shape or ())), leaf.dtype)) for leaf in leaves]
         observations = tree_map(batch.__getitem__, self.inputs.structure)
-        starts = torch.ones(2, dtype=torch.bool) if self.state_size else None
+        starts = torch.ones(6, dtype=torch.bool) if self.state_size else None
         states = self.initial_states(2)
         try:
             with eval_mode(self):
                 outputs, values, after = self.network(self.inputs(observations), states, starts)
         except Exception as error:
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ConfigError(f"policy: the network fails on two observations: {text}") from error
-        expected = (2, self.head.num_outputs + self.head.num_features)
+            raise ConfigError(f"policy: the network fails on six observations: {text}") from error
+        expected = (6, self.head.num_outputs + self.head.num_features)
         for name, found, wanted in (
             ("outputs", outputs, expected),
-            ("values", values, (2,)),
+            ("values", values, (6,)),
             *([("states", after, (2, self.state_size))] if self.state_size else []),
         ):
             if tuple(found.shape) != wanted:
@@ -298,6 +309,7 @@ def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, 
     encoder: Any
     if policy.encoder is not None:
         encoder = instantiate(policy.encoder, "policy.encoder", nn.Module, space)
+        _require_sizes(encoder, "policy.encoder", "num_features")
     else:
         wanted = tree_map(int, inputs.structure if keys is None else {key: inputs.structure[key] for key in keys})
         leaves = list(inputs.leaves.values())
@@ -310,7 +322,15 @@ def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, 
         core = RecurrentCore(core, mlp.num_features, policy.core_size)
     elif core is not None:
         core = instantiate(core, "policy.core", nn.Module, mlp.num_features)
+        _require_sizes(core, "policy.core", "num_features", "state_size")
     return Trunk(encoder, mlp, core, keys)
+
+
+def _require_sizes(network: nn.Module, key: str, *names: str) -> None:
+    for name in names:
+        size = getattr(network, name, None)
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{key}: {type(network).__name__}.{name} must be a number of at least 1, got {size!r}")
 
 
 def _input_shape(leaf: gymnasium.Space) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ def space_to_spec(space: gymnasium.Space) -> dict[str, Any]:
         nvec, start = (torch.from_numpy(np.array(values, np.int64)) for values in (space.nvec, space.start))
         return {"kind": "MultiDiscrete", "nvec": nvec, "start": start, "dtype": space.dtype.name}
     if isinstance(space, spaces.MultiBinary):
-        return {"kind": "MultiBinary", "n": list(space.shape)}
+        return {"kind": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
     if isinstance(space, spaces.Dict):
         return {"kind": "Dict", "spaces": {key: space_to_spec(child) for key, child in space.spaces.items()}}
     if isinstance(space, spaces.Tuple):
@@ -54,7 +54,7 @@ def space_from_spec(spec: Mapping[str, Any] | gymnasium.Space) -> gymnasium.Spac
             spec["nvec"].numpy(), dtype=np.dtype(spec["dtype"]).type, start=spec["start"].numpy()
         )
     if kind == "MultiBinary":
-        return spaces.MultiBinary(spec["n"] if len(spec["n"]) > 1 else spec["n"][0])
+        return spaces.MultiBinary(spec["n"])
     if kind == "Dict":
         # in the order that was saved: a plain dict would be sorted by key
         return spaces.Dict([(key, space_from_spec(child)) for key, child in spec["spaces"].items()])
@@ -67,12 +67,19 @@ def space_leaves(space: gymnasium.Space, path: str = "") -> dict[str, gymnasium.
     """Return the spaces without parts that Dict and Tuple spaces are made of, by their path (`camera/left`, `0/goal`).
 
     A space that is neither has the path ``.
+
+    Raises:
+        UnsupportedSpaceError: If two parts have the same path.
     """
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        children = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        prefix = f"{path}/" if path else ""
-        return {k: v for name, child in children for k, v in space_leaves(child, f"{prefix}{name}").items()}
-    return {path: space}
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        return {path: space}
+    leaves: dict[str, gymnasium.Space] = {}
+    for name, child in space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
+        below = space_leaves(child, f"{path}/{name}" if path else str(name))
+        if leaves.keys() & below.keys():
+            raise UnsupportedSpaceError(f"two entries of the space have the path {min(below)!r}; rename one of them")
+        leaves |= below
+    return leaves
 
 
 def space_structure(space: gymnasium.Space) -> Any:

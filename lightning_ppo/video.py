@@ -148,7 +148,8 @@ class Stage:
         if render_mode == "human" and not _has_display():
             raise UserError("there is no display to open a window on; write a file instead, with --video out.mp4")
         _render_without_display()
-        vector_env = make_vector_env(env.id, 1, backend="sync", kwargs={**env.kwargs, "render_mode": render_mode})
+        kwargs = {**env.kwargs, "render_mode": render_mode}
+        vector_env = make_vector_env(env.id, 1, backend="sync", kwargs=kwargs, wrappers=env.wrappers)
         assert isinstance(vector_env, SyncVectorEnv)
         self.env, self.action_mask = vector_env, env.action_mask
         self.copy = vector_env.envs[0]

@@ -16,7 +16,7 @@ from lightning_ppo.envs import autoreset_mode, get_env_state, make_vector_env, s
 from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.envs.stagger import FirstEpisodeLimit, is_staggered
 from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.errors import EnvironmentFault
+from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.seeding import PURPOSES, derive_seeds
 from tests.helpers import Count, vector
 
@@ -540,3 +540,50 @@ def test_a_copy_that_was_reset_before_it_acted_still_has_its_first_episode():
     env.step(np.zeros(1, np.float32))
     env.reset()
     assert env.limit == 0
+
+
+# ---------------------------------------------------------------- wrappers
+
+WRAPPERS = [
+    {"class_path": "gymnasium.wrappers.FrameStackObservation", "init_args": {"stack_size": 3}},
+    "gymnasium.wrappers.FlattenObservation",
+]
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_wrappers_are_applied_in_order_to_each_copy(backend):
+    env = make_vector_env("tests.helpers:Count", 2, backend=backend, wrappers=WRAPPERS)
+    try:
+        assert env.single_observation_space.shape == (3,)
+        env.reset(seed=[1, 2])
+        env.step(np.zeros(2, int))
+        observations, *_ = env.step(np.zeros(2, int))
+        assert observations.tolist() == [[0.0, 1.0, 2.0]] * 2
+        state, reason = get_env_state(env)
+        env.step(np.zeros(2, int))
+        assert state is not None, reason
+        set_env_state(env, state)
+        assert env.step(np.zeros(2, int))[0].tolist() == [[1.0, 2.0, 3.0]] * 2
+    finally:
+        env.close()
+
+
+def test_an_environment_with_wrappers_is_not_stepped_natively():
+    env = make_vector_env("CartPole-v1", 2, wrappers=WRAPPERS[1:])
+    assert isinstance(env, SyncVectorEnv) and isinstance(env.envs[0].env, gymnasium.wrappers.FlattenObservation)
+    with pytest.raises(ConfigError, match=r"env\.wrappers: vector has no single copies"):
+        make_vector_env("CartPole-v1", 2, backend="vector", wrappers=WRAPPERS[1:])
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        ("gymnasium.wrappers.FlatenObservation", "cannot import"),
+        ("gymnasium.Env", "is no gymnasium.Wrapper"),
+        ({"class_path": "gymnasium.wrappers.TimeLimit"}, "could not be built"),
+    ],
+    ids=str,
+)
+def test_a_wrong_wrapper_is_named(wrapper, message):
+    with pytest.raises(ConfigError, match=f"env.wrappers: .*{message}"):
+        make_vector_env("tests.helpers:Count", 2, wrappers=[wrapper])

@@ -10,9 +10,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 import train
 from lightning_ppo.envs import make_vector_env
+from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from tests.helpers import Count
@@ -275,3 +277,38 @@ def test_a_run_goes_on_with_replaced_copies(tmp_path, monkeypatch):
     assert train.main([*arguments, f"run_dir={run_dir}", "env.on_error=restart", "total_env_steps=384"]) == 0
     # of 6 rollouts of 64 rows, two hold 4 failed steps each (steps 41 and 82), which leaves room for no seventh
     assert json.loads((run_dir / "summary.json").read_text())["env_steps"] == 384 - 8
+
+
+NESTED = spaces.Dict({"a": spaces.Box(0.0, 1.0, (3,)), "b": spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 1, (2,))))})
+SOUND = {"a": np.zeros(3, np.float32), "b": (0, np.zeros(2, np.float32))}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"a": np.zeros(4)}, r"of shape \(4,\) in the entry a from step 1, but its observation space has shape \(3,\)"),
+        ({"b": (0, np.zeros(3))}, r"of shape \(3,\) in the entry b/1 from step 1"),
+        ({"b": (0,)}, "without the entry b/1 from step 1"),
+        ({"b": {}}, "of type dict in the entry b from step 1, but its observation space is a tuple"),
+        ({"a": None}, r"of shape \(\) in the entry a"),
+    ],
+    ids=str,
+)
+def test_a_wrong_entry_of_an_observation_is_named(wrong, expected):
+    class Nested(Count):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = NESTED
+            self.action_space = spaces.Tuple((spaces.Discrete(2), spaces.Box(-1.0, 1.0, (2,))))
+
+        def reset(self, *, seed=None, options=None):
+            return SOUND, {}
+
+        def step(self, action):
+            return {**SOUND, **wrong}, 1.0, False, False, {}
+
+    env = GuardedEnv(Nested, 3)
+    env.reset()
+    # the action has parts of unequal shapes, and is shown all the same
+    with pytest.raises(EnvironmentFault, match=rf"env 3 returned an observation {expected}.*\(last action \(1, array"):
+        env.step((1, np.zeros(2)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_ppo.config import NormalizeConfig, PolicyConfig
 from lightning_ppo.errors import UnsupportedSpaceError
 from lightning_ppo.policy import ActorCritic
-from lightning_ppo.spaces import space_from_spec, space_to_spec
+from lightning_ppo.spaces import space_from_spec, space_leaves, space_to_spec
 from tests.helpers import transitions
 
 BATCH = 31
@@ -293,7 +293,9 @@ def test_prediction_builds_no_graph_and_changes_no_statistics() -> None:
 def test_unsupported_observation_spaces_are_named(space: Space) -> None:
     with pytest.raises(UnsupportedSpaceError) as error:
         ActorCritic(space, spaces.Discrete(2))
-    assert str(space) in str(error.value)
+    ((path, leaf),) = space_leaves(space).items()
+    assert f"observation space {leaf}" in str(error.value) and "env.wrappers" in str(error.value)
+    assert path in str(error.value)
 
 
 def test_an_unsupported_action_space_is_named() -> None:
@@ -313,6 +315,7 @@ def test_an_unsupported_action_space_is_named() -> None:
         spaces.MultiDiscrete([2, 3], dtype=np.int32),
         spaces.MultiBinary(3),
         spaces.MultiBinary((2, 3)),
+        spaces.MultiBinary([3]),
         spaces.Dict(
             [("b", spaces.Discrete(2)), ("a", spaces.Tuple((spaces.Box(0.0, 1.0, ()), spaces.MultiBinary(1))))]
         ),

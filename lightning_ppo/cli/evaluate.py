@@ -101,7 +101,13 @@ def evaluate(
             played = stage.play(policy, episodes, seed, deterministic)
     else:
         copies = min(num_envs, episodes)
-        env = make_vector_env(env_settings.id, copies, backend=env_settings.backend, kwargs=env_settings.kwargs)
+        env = make_vector_env(
+            env_settings.id,
+            copies,
+            backend=env_settings.backend,
+            kwargs=env_settings.kwargs,
+            wrappers=env_settings.wrappers,
+        )
         try:
             seeds = derive_seeds(seed, 0, copies, "evaluation")
             mask = env_settings.action_mask

@@ -11,9 +11,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
-from lightning_ppo.envs.processes import FAULT, REPLACED
+from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.state import read_layer, write_layer
 from lightning_ppo.errors import EnvironmentFault
 
@@ -46,7 +47,6 @@ class GuardedEnv(gymnasium.Wrapper):
         super().__init__(make())
         self.index = index
         self.steps = 0
-        self.expected = getattr(self.env.observation_space, "shape", None)
         # functions are settings; all other attributes are state, and come back on resuming
         self._make = make
         self._time_limit = nullcontext if timeout is None else lambda: interrupted_after(timeout)
@@ -81,7 +81,7 @@ class GuardedEnv(gymnasium.Wrapper):
         try:
             result = self._checked("step", lambda: self.env.step(action))
         except EnvironmentFault as error:
-            fault = f"{error} (last action {np.array2string(np.asarray(action), threshold=20).replace(chr(10), '')})"
+            fault = f"{error}{shown(action)}"
             if self._raises() and not self._mendable():
                 raise EnvironmentFault(fault) from error
             self._fault = fault
@@ -143,11 +143,9 @@ class GuardedEnv(gymnasium.Wrapper):
             return items, f"expected a tuple of {length}"
         if not isinstance(result[-1], dict):
             return f"the info {result[-1]!r}", "expected a dict"
-        if self.expected is not None and np.shape(result[0]) != self.expected:
-            shape = f"its observation space has shape {self.expected}"
-            return f"an observation of shape {np.shape(result[0])}", f"but {shape}"
-        if length == 2:
-            return None
+        misfit = _misfit(self.env.observation_space, result[0])
+        if misfit is not None or length == 2:
+            return misfit
         _, reward, terminated, truncated, _ = result
         if not isinstance(reward, float | int | np.number) and not (np.ndim(reward) == 0 and _is_number(reward)):
             return f"the reward {' '.join(repr(reward).split())[:60]}", "expected a number"
@@ -155,6 +153,29 @@ class GuardedEnv(gymnasium.Wrapper):
             if not isinstance(flag, bool | np.bool_):
                 return f"{name}={' '.join(repr(flag).split())[:60]}", "expected a bool"
         return None
+
+
+def _misfit(space: gymnasium.Space, observation: Any, path: str = "") -> tuple[str, str] | None:
+    """Return what of an observation does not have the structure and shapes of its space, and what they are."""
+    entry = f" in the entry {path}" if path else ""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        kind = dict if isinstance(space, spaces.Dict) else tuple
+        if not isinstance(observation, kind):
+            found = f"an observation of type {type(observation).__name__}{entry}"
+            return found, f"but its observation space is a {kind.__name__}"
+        children = dict(space.spaces if isinstance(space, spaces.Dict) else enumerate(space.spaces))
+        parts = observation if isinstance(observation, dict) else dict(enumerate(observation))
+        for key, child in children.items():
+            below = f"{path}/{key}" if path else str(key)
+            if key not in parts:
+                return f"an observation without the entry {below}", "but its observation space has one"
+            misfit = _misfit(child, parts[key], below)
+            if misfit is not None:
+                return misfit
+    elif space.shape is not None and np.shape(observation) != space.shape:
+        wanted = f"but its observation space has shape {space.shape}"
+        return f"an observation of shape {np.shape(observation)}{entry}", wanted
+    return None
 
 
 def _is_number(value: Any) -> bool:

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from lightning_ppo.class_path import instantiate
 from lightning_ppo.config import BACKENDS
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
@@ -29,6 +30,7 @@ def make_vector_env(
     *,
     backend: str = "auto",
     kwargs: dict[str, Any] | None = None,
+    wrappers: Sequence[Any] = (),
     timeout: float | None = None,
     max_restarts: int = 0,
     stagger: bool = False,
@@ -44,6 +46,7 @@ def make_vector_env(
         num_envs: Number of copies.
         backend: `auto`, `vector`, `sync`, `async` or `envpool`.
         kwargs: Arguments of the environment's constructor.
+        wrappers: Class paths of wrappers of each copy, the innermost first, or mappings of class_path and init_args.
         timeout: Seconds that a step or reset of a copy may take; None waits for ever.
         max_restarts: How often a copy that fails is replaced.
         stagger: Cut the first episode of each `sync` or `async` copy off at another time; see `FirstEpisodeLimit`.
@@ -55,6 +58,8 @@ def make_vector_env(
     if backend not in BACKENDS:
         raise ConfigError(f"env.backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     kwargs = dict(kwargs or {})
+    if backend in ("vector", "envpool") and wrappers:
+        raise ConfigError(f"env.wrappers: {backend} has no single copies to wrap; set env.backend to sync or async")
     watched = timeout is not None or max_restarts > 0
     if backend in ("vector", "envpool") and watched:
         raise ConfigError(
@@ -65,16 +70,14 @@ def make_vector_env(
     spec = _find_spec(env_id)
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
     if backend == "auto":
-        backend = "vector" if native and not watched else "sync"
+        backend = "vector" if native and not watched and not wrappers else "sync"
     try:
         if backend == "vector":
             if not native:
                 raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
             return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
-        guards = [
-            partial(GuardedEnv, _maker(spec, kwargs, stagger), index, timeout, max_restarts)
-            for index in range(num_envs)
-        ]
+        make = _maker(spec, kwargs, wrappers, stagger)
+        guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
             copies = [partial(guard, raises=False) for guard in guards]
             env: VectorEnv = ProcessVectorEnv(copies, timeout, max_restarts)
@@ -82,7 +85,7 @@ def make_vector_env(
             env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
         env.metadata = {**env.metadata, "staggered": stagger and _time_limit(spec, kwargs) is not None}
         return env
-    except EnvironmentFault:
+    except (ConfigError, EnvironmentFault):
         raise
     except Exception as error:
         raise _explain(env_id, error) from error
@@ -103,12 +106,18 @@ def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv
         raise _explain(task_id, error) from error
 
 
-def _maker(spec: EnvSpec, kwargs: dict[str, Any], stagger: bool) -> Callable[[], gymnasium.Env]:
+def _maker(
+    spec: EnvSpec, kwargs: dict[str, Any], wrappers: Sequence[Any], stagger: bool
+) -> Callable[[], gymnasium.Env]:
     def make() -> gymnasium.Env:
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
             _log_mujoco_warnings()
         env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
-        return FirstEpisodeLimit(env) if stagger else env
+        if stagger:
+            env = FirstEpisodeLimit(env)
+        for entry in wrappers:
+            env = instantiate(entry, "env.wrappers", gymnasium.Wrapper, env)
+        return env
 
     return make
 

@@ -41,6 +41,9 @@ def observed_space(space: gymnasium.Space, source: str) -> gymnasium.Space:
 class ActionMasks:
     """Reads action masks off a vector environment.
 
+    A mask is what `action_space.sample(mask)` takes, or one array of M choices laid end to end, two for each bit of a
+    MultiBinary space.
+
     Attributes:
         current: (N, M) bool, what is legal now; None where the environment has no masks.
 
@@ -49,7 +52,7 @@ class ActionMasks:
         source: `auto` (infos, if the first ones have masks), `none`, `info`, `observation:KEY` or `method:NAME`.
 
     Raises:
-        ConfigError: If the action space has nothing to mask.
+        ConfigError: If the action space has nothing to mask, or there is no method to call.
     """
 
     def __init__(self, env: VectorEnv, source: str) -> None:
@@ -58,11 +61,12 @@ class ActionMasks:
         self.space = env.single_action_space
         self._sizes = _choices(self.space)
         self.size = sum(self._sizes)
+        self._unasked = False
         self.current: np.ndarray | None = None
-        if self.kind == "auto" and not self.size:
-            self.kind = "none"
-        if self.kind != "none" and not self.size:
+        if self.kind not in ("auto", "none") and not self.size:
             raise ConfigError(f"env.action_mask: {source} needs discrete actions, the action space is {self.space}")
+        if self.kind == "method" and not hasattr(env, "call"):
+            raise ConfigError(f"env.action_mask: {source} needs copies to call; set env.backend to sync or async")
 
     def read(self, observations: Any, infos: dict[str, Any], rows: np.ndarray, step: int) -> Any:
         """Take in the masks of the current step, and return the observations without them.
@@ -74,10 +78,16 @@ class ActionMasks:
             step: Steps made so far, for error messages.
 
         Raises:
-            EnvironmentFault: If a mask is missing, has the wrong size, or leaves no action.
+            EnvironmentFault: If a mask is missing, comes unexpected, has the wrong size, or leaves no action.
         """
         if self.kind == "auto":
-            self.kind = "info" if "action_mask" in infos else "none"
+            self.kind, self._unasked = ("info" if "action_mask" in infos else "none"), True
+        if self._unasked and "action_mask" in infos and not (self.kind == "info" and self.size):
+            why = "but none before" if self.size else f"but the actions are continuous: {self.space}"
+            raise EnvironmentFault(
+                f"the environment gave info['action_mask'] at step {step}, {why}; give it with every reset and step, "
+                "or set env.action_mask=none"
+            )
         if self.kind == "none":
             return observations
         if not rows.any():
@@ -85,11 +95,11 @@ class ActionMasks:
         if self.kind == "info":
             masks = self._of_infos(infos, rows, step)
         elif self.kind == "method":
-            per_env = cast("SyncVectorEnv", self.env).call(self.key)
-            masks = np.concatenate([self._flat(_batch_of_one(mask), step) for mask in per_env])
+            masks = self._of_method(step)
         else:
-            masks = self._flat(observations[self.key], step)
-        self.current = masks if self.current is None else np.where(rows[:, None], masks, self.current)
+            masks = observations[self.key]
+        flat = self._flat(masks, rows, step)
+        self.current = flat if self.current is None else np.where(rows[:, None], flat, self.current)
         self._check(self.current, step)
         return self.strip(observations)
 
@@ -99,29 +109,35 @@ class ActionMasks:
             return observations
         return {key: value for key, value in observations.items() if key != self.key}
 
-    def _of_infos(self, infos: dict[str, Any], rows: np.ndarray, step: int) -> np.ndarray:
+    def _of_infos(self, infos: dict[str, Any], rows: np.ndarray, step: int) -> Any:
         masks = infos.get("action_mask")
         # a vector environment of its own kind may give masks of all copies without saying so
         given = infos.get("_action_mask", np.full(len(rows), masks is not None))
         missing = np.flatnonzero(rows & ~given)
         if missing.size:
             raise EnvironmentFault(f"env {missing[0]} gave no info['action_mask'] at step {step}")
-        return self._flat(masks, step)
+        return masks
 
-    def _flat(self, masks: Any, step: int) -> np.ndarray:
-        """Return masks of N environments, nested and shaped as they may be, as one array (N, M)."""
-        parts = [np.asarray(part) for part in _leaves(self.space, masks)]
-        batch = len(parts[0])
-        if any(part.dtype == object for part in parts):  # tuples of arrays, as MultiDiscrete.sample takes them
-            rows = [[np.ravel(p) for part in parts for p in _leaves(self.space, part[i])] for i in range(batch)]
-            flat = np.stack([np.concatenate(row) for row in rows])
-        else:
-            flat = np.concatenate([part.reshape(batch, -1) for part in parts], axis=1)
-        if flat.shape[1] != self.size:
-            raise EnvironmentFault(
-                f"the action mask has {flat.shape[1]} entries at step {step}, but {self.space} has {self.size} choices"
-            )
-        return flat.astype(np.bool_)
+    def _of_method(self, step: int) -> list[Any]:
+        try:
+            return list(cast("SyncVectorEnv", self.env).call(self.key))
+        except Exception as error:
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise EnvironmentFault(f"env.action_mask: calling {self.key} failed at step {step}: {text}") from error
+
+    def _flat(self, masks: Any, rows: np.ndarray, step: int) -> np.ndarray:
+        """Return masks of N environments, those of `rows`, as one array (N, M)."""
+        if isinstance(masks, np.ndarray) and masks.dtype != object and masks[0].size == self.size:
+            return masks.reshape(len(masks), -1).astype(np.bool_)
+        flat = np.ones((len(rows), self.size), np.bool_)
+        for index in np.flatnonzero(rows).tolist():
+            try:
+                flat[index] = np.concatenate(_legal(self.space, _one(masks, index)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise EnvironmentFault(
+                    f"env {index} gave an action mask that does not fit {self.space} at step {step}: {error}"
+                ) from None
+        return flat
 
     def _check(self, masks: np.ndarray, step: int) -> None:
         """Raise EnvironmentFault where a part of the action has no legal choice."""
@@ -135,22 +151,41 @@ class ActionMasks:
             first += size
 
 
-def _batch_of_one(mask: Any) -> Any:
-    """Add a leading dimension of 1 to the arrays of one environment's mask."""
-    if isinstance(mask, dict):
-        return {key: _batch_of_one(value) for key, value in mask.items()}
+def _one(masks: Any, index: int) -> Any:
+    """Return one environment's mask of batched, nested ones."""
+    if isinstance(masks, dict):
+        return {key: _one(value, index) for key, value in masks.items()}
+    if isinstance(masks, tuple):
+        return tuple(_one(value, index) for value in masks)
+    return masks[index]
+
+
+def _legal(space: gymnasium.Space, mask: Any) -> list[np.ndarray]:
+    """Return the legal choices of each part of a space; a part whose mask is None has all of its own.
+
+    Raises:
+        ValueError: If there are more or fewer of them than the space has.
+        KeyError: If a part has no mask.
+    """
+    if isinstance(space, spaces.Dict):
+        discrete = {key: child for key, child in space.spaces.items() if _choices(child)}
+        return [part for key, child in discrete.items() for part in _legal(child, None if mask is None else mask[key])]
+    if isinstance(space, spaces.Tuple):
+        masks = [None] * len(space.spaces) if mask is None else mask
+        return [part for child, m in zip(space.spaces, masks, strict=True) for part in _legal(child, m)]
+    expected = sum(_choices(space))
+    if mask is None or not expected:
+        return [np.ones(expected, np.bool_)]
+    flat = np.concatenate([np.ravel(part) for part in _parts(mask)])
+    if isinstance(space, spaces.MultiBinary) and 2 * flat.size == expected:
+        flat = np.stack((flat != 1, flat != 0), 1).ravel()  # 0 and 1 leave one choice, 2 leaves both
+    if flat.size != expected:
+        raise ValueError(f"{flat.size} entries for the {expected} choices of {space}")
+    return [flat.astype(np.bool_)]
+
+
+def _parts(mask: Any) -> list[Any]:
+    """Return the arrays of nested tuples or lists, as MultiDiscrete.sample takes them."""
     if isinstance(mask, tuple | list):
-        return tuple(_batch_of_one(value) for value in mask)
-    return np.asarray(mask)[None]
-
-
-def _leaves(space: gymnasium.Space, mask: Any) -> list[Any]:
-    """Return the arrays of a mask in the order of the action space; continuous parts have none."""
-    if isinstance(mask, dict) and isinstance(space, spaces.Dict):
-        pairs = [(child, mask.get(key)) for key, child in space.spaces.items()]
-    elif isinstance(mask, tuple | list):
-        children = space.spaces if isinstance(space, spaces.Tuple) else [space] * len(mask)
-        pairs = list(zip(children, mask, strict=True))
-    else:
-        return [mask]
-    return [leaf for child, part in pairs if part is not None for leaf in _leaves(child, part)]
+        return [part for child in mask for part in _parts(child)]
+    return [mask]

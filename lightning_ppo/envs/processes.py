@@ -80,9 +80,9 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self.close()
         self._start()
         seeds = [int(np.random.SeedSequence([s, self._restarts]).generate_state(1)[0]) for s in self._seeds]
-        observations, _ = self.reset(seed=seeds)
+        observations, infos = self.reset(seed=seeds)
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
-        infos = {
+        infos |= {
             FAULT: np.full(self.num_envs, fault, dtype=object),
             f"_{FAULT}": everywhere,
             REPLACED: everywhere,
@@ -102,8 +102,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
             code = self.processes[index].exitcode
             died = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
             problem = f"died in {what}: its process ended {died}"
-        last = "" if actions is None else f" (last action {np.array2string(np.asarray(actions[index]), threshold=20)})"
-        return f"env {index} {problem}{last}".replace("\n", "")
+        return f"env {index} {problem}{'' if actions is None else shown(actions[index])}"
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """Ask the processes to close their environments, and end those that do not within GRACE seconds."""
@@ -119,6 +118,12 @@ class ProcessVectorEnv(AsyncVectorEnv):
         for pipe in self.parent_pipes:
             if pipe is not None:
                 pipe.close()
+
+
+def shown(action: Any) -> str:
+    """Return the last action of a copy for the end of an error message, whatever the structure of its space."""
+    parts = np.array2string(action, threshold=20) if isinstance(action, np.ndarray) else str(action)
+    return f" (last action {' '.join(parts.split())})"
 
 
 def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int) -> Callable[[], gymnasium.Env]:

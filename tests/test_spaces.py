@@ -1,0 +1,596 @@
+"""Every kind of observation with every kind of action: against slow references, through rollouts, and compiled."""
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from gymnasium import Space, spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import batch_space, iterate
+from gymnasium.wrappers import TransformObservation
+from torch import Tensor
+from torch.distributions import AffineTransform, Beta, Categorical, Normal, TransformedDistribution, kl_divergence
+from torch.nn.functional import softplus
+
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.acting import NumpyActor, TorchActor
+from lightning_ppo.collector import Collector
+from lightning_ppo.config import PolicyConfig
+from lightning_ppo.distributions import ActionHead, CompositeHead, make_action_head
+from lightning_ppo.errors import ConfigError, UnsupportedSpaceError
+from lightning_ppo.policy import ActorCritic
+from lightning_ppo.rollout import Minibatch, Rollout, select
+from lightning_ppo.spaces import space_from_spec, space_to_spec
+from lightning_ppo.tree import tree_leaves, tree_map
+from tests.test_module import make_trainer
+
+VECTOR = spaces.Box(-3.0, 5.0, (3,), np.float32)
+IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+TILES = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+GRID = spaces.MultiDiscrete([[2, 3], [4, 1]], start=[[0, 1], [-1, 5]])
+
+OBSERVATIONS: dict[str, Space] = {
+    "vector": VECTOR,
+    "scalar float64": spaces.Box(-np.inf, np.inf, (), np.float64),
+    "image": IMAGE,
+    "image channels first": spaces.Box(0, 255, (4, 36, 40), np.uint8),
+    "small image": TILES,
+    "discrete": spaces.Discrete(4, start=-1),
+    "multi-discrete": GRID,
+    "multi-binary": spaces.MultiBinary((2, 2)),
+    "dict": spaces.Dict({"camera": IMAGE, "joints": VECTOR, "mode": spaces.Discrete(3, start=2)}),
+    "tuple": spaces.Tuple((spaces.MultiDiscrete([2, 3]), VECTOR)),
+    "nested": spaces.Dict(
+        {"a": spaces.Tuple((VECTOR, spaces.Dict({"grid": GRID, "on": spaces.MultiBinary(2)}))), "tiles": TILES}
+    ),
+}
+
+ARM = spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 10.0]), dtype=np.float32)
+MIXED = spaces.Dict(
+    [
+        ("move", ARM),
+        ("hand", spaces.Tuple((spaces.Discrete(3, start=5), spaces.MultiBinary(2)))),
+        ("keys", spaces.MultiDiscrete([2, 3], start=[1, -1])),
+        ("look", spaces.Box(-1.0, 1.0, (1, 2), np.float64)),
+    ]
+)
+BOXES = ("gaussian", "state_gaussian", "tanh_gaussian", "beta", "gsde")
+ACTIONS: dict[str, tuple[Space, str]] = {
+    "discrete": (spaces.Discrete(4, start=3), "gaussian"),
+    "multi-discrete": (GRID, "gaussian"),
+    "multi-binary": (spaces.MultiBinary((2, 2)), "gaussian"),
+    **{name: (ARM, name) for name in BOXES},
+    "unbounded": (spaces.Box(-np.inf, np.inf, (2,), np.float32), "gsde"),
+    "dict": (spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Discrete(2, start=1)}), "gaussian"),
+    "tuple": (spaces.Tuple((spaces.MultiDiscrete([2, 3]), ARM)), "state_gaussian"),
+    **{f"mixed {name}": (MIXED, name) for name in BOXES},
+}
+
+every_action = pytest.mark.parametrize("action", ACTIONS)
+
+
+# ---------------------------------------------------------------- slow references, one number after the other
+
+
+def parts_of(space: Space) -> Iterator[Space]:
+    """The parts of a space that have none."""
+    if isinstance(space, spaces.Dict):
+        for child in space.spaces.values():
+            yield from parts_of(child)
+    elif isinstance(space, spaces.Tuple):
+        for child in space.spaces:
+            yield from parts_of(child)
+    else:
+        yield space
+
+
+def choices_of(space: Space) -> list[int]:
+    """Choices of each discrete number of an action."""
+    found: list[int] = []
+    for part in parts_of(space):
+        if isinstance(part, spaces.Discrete):
+            found.append(int(part.n))
+        elif isinstance(part, spaces.MultiDiscrete):
+            found += part.nvec.reshape(-1).tolist()
+        elif isinstance(part, spaces.MultiBinary):
+            found += [2] * math.prod(part.shape)
+    return found
+
+
+def marginals(space: Space, name: str, head: ActionHead, outputs: Tensor, masks: Tensor | None) -> list[Any]:
+    """The independent distributions of the numbers of an action in float64, of outputs (B, ...) and masks (B, M)."""
+    own, features = outputs.double().split([head.num_outputs, head.num_features], 1)
+    heads = list(head.parts) if isinstance(head, CompositeHead) else [head]
+    found: list[Any] = []
+
+    def take(count: int) -> Tensor:
+        nonlocal own
+        taken, own = own[:, :count], own[:, count:]
+        return taken
+
+    for part, part_head in zip(parts_of(space), heads, strict=True):
+        for n in choices_of(part):
+            weights = take(n).exp()
+            if masks is not None:
+                legal, masks = masks[:, :n], masks[:, n:]
+                weights = weights * legal
+            found.append(Categorical(probs=weights / weights.sum(1, keepdim=True)))
+        if not isinstance(part, spaces.Box):
+            continue
+        size = math.prod(part.shape)
+        if name == "beta":
+            alpha, beta = 1.0 + softplus(take(size)), 1.0 + softplus(take(size))
+            pairs = [Beta(alpha[:, i], beta[:, i]) for i in range(size)]
+            found += [TransformedDistribution(pair, AffineTransform(-1.0, 2.0)) for pair in pairs]
+            continue
+        mean = take(size)
+        if name == "state_gaussian":
+            stds = (take(size) + part_head.log_std_init).clamp(-20.0, 2.0).exp()
+        elif name == "gsde":
+            count = part_head.num_features
+            mine, features = features[:, :count], features[:, count:]
+            spread = part_head.log_std.detach().double().exp()
+            total = [sum((mine[:, f] * spread[f, i]) ** 2 for f in range(count)) for i in range(size)]
+            stds = (torch.stack(total, 1) + 1e-6).sqrt()
+        else:
+            stds = part_head.log_std.detach().double().exp().expand_as(mean)
+        found += [Normal(mean[:, i], stds[:, i]) for i in range(size)]
+    assert not own.numel()
+    return found
+
+
+def log_slope(u: Tensor) -> Tensor:
+    """Log of the derivative of tanh, in float64."""
+    return -2.0 * torch.logaddexp(u.double(), -u.double()) + 2.0 * math.log(2.0)
+
+
+def squashed(space: Space, name: str) -> list[bool]:
+    """For each number of an action, whether tanh is applied to it."""
+    return [
+        name == "tanh_gaussian" and isinstance(part, spaces.Box)
+        for part in parts_of(space)
+        for _ in range(len(choices_of(part)) or math.prod(part.shape or ()))
+    ]
+
+
+def reference_log_prob(space: Space, name: str, distributions: list[Any], actions: Tensor) -> Tensor:
+    columns = actions.reshape(len(actions), -1).double()
+    total = torch.zeros(len(actions), dtype=torch.float64)
+    for column, (distribution, tanh) in enumerate(zip(distributions, squashed(space, name), strict=True)):
+        x = columns[:, column]
+        total += distribution.log_prob(x.long() if isinstance(distribution, Categorical) else x)
+        total -= log_slope(x) if tanh else 0.0
+    return total
+
+
+def reference_entropy(space: Space, name: str, distributions: list[Any]) -> Tensor:
+    grid = torch.linspace(-8.0, 8.0, 20_001, dtype=torch.float64)
+    weights = torch.softmax(-0.5 * grid.square(), 0)
+    total = torch.zeros((), dtype=torch.float64)
+    for distribution, tanh in zip(distributions, squashed(space, name), strict=True):
+        if isinstance(distribution, TransformedDistribution):
+            total = total + distribution.base_dist.entropy() + math.log(2.0)
+        else:
+            total = total + distribution.entropy()
+        if tanh:
+            points = distribution.mean.unsqueeze(1) + distribution.stddev.unsqueeze(1) * grid
+            total = total + (log_slope(points) * weights).sum(1)
+    return total
+
+
+def reference_kl(first: list[Any], second: list[Any]) -> Tensor:
+    def base(distribution: Any) -> Any:
+        return distribution.base_dist if isinstance(distribution, TransformedDistribution) else distribution
+
+    return sum((kl_divergence(base(p), base(q)) for p, q in zip(first, second, strict=True)), torch.zeros(()))
+
+
+def random_masks(sizes: list[int], rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Masks (rows, M) with at least one legal choice each."""
+    pieces = []
+    for size in sizes:
+        legal = rng.random((rows, size)) < 0.5
+        legal[np.arange(rows), rng.integers(size, size=rows)] = True
+        pieces.append(legal)
+    return np.concatenate(pieces, 1) if pieces else np.zeros((rows, 0), bool)
+
+
+# ---------------------------------------------------------------- agents and rollouts
+
+
+class Anything(gymnasium.Env):
+    """Shows random elements of a space, takes actions of another, and refuses those that are illegal."""
+
+    def __init__(self, observation_space: Space, action_space: Space, masked: bool = False, length: int = 3) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.masked, self.length, self.t = masked, length, 0
+
+    def _shown(self) -> tuple[Any, dict[str, Any]]:
+        if not self.masked:
+            return self.observation_space.sample(), {}
+        self.mask = random_masks(choices_of(self.action_space), 1, self.np_random)[0]
+        return self.observation_space.sample(), {"action_mask": self.mask}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.t = 0
+        return self._shown()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        if self.masked:
+            assert self.mask[chosen(self.action_space, action)].all(), f"{action!r} is not legal"
+        self.t += 1
+        observation, info = self._shown()
+        return observation, float(self.t), self.t >= self.length, False, info
+
+
+def chosen(space: Space, action: Any) -> list[int]:
+    """Positions in a mask of what an action chose."""
+    values: list[int] = []
+
+    def visit(part: Space, value: Any) -> None:
+        if isinstance(part, spaces.Dict | spaces.Tuple):
+            for key, child in part.spaces.items() if isinstance(part, spaces.Dict) else enumerate(part.spaces):
+                visit(child, value[key])
+        elif not isinstance(part, spaces.Box):
+            values.extend(np.reshape(np.asarray(value, np.int64) - getattr(part, "start", 0), -1).tolist())
+
+    visit(space, action)
+    offsets = np.concatenate(([0], np.cumsum(choices_of(space))))
+    return [int(offset + value) for offset, value in zip(offsets, values, strict=False)]
+
+
+def agent_of(observation: Space, action: Space, name: str, gain: float = 300.0, **settings: Any) -> ActorCritic:
+    """An agent whose normalisers have seen data and whose decisions are sharp."""
+    torch.manual_seed(0)
+    agent = ActorCritic(observation, action, PolicyConfig([8], distribution=name, **settings))
+    with torch.no_grad():
+        agent.network.actor_output.weight.mul_(gain)
+    agent.inputs.update(observed(observation, 20, (20, 1)), torch.ones(20, 1, dtype=torch.bool), lambda x: x)
+    return agent
+
+
+def observed(space: Space, count: int, shape: tuple[int, ...] | None = None) -> Any:
+    """Random observations (count, ...) as tensors, or with leading dimensions `shape`."""
+    space.seed(1)
+    batch = batch_space(space, count)
+    batch.seed(1)
+    return tree_map(lambda x: torch.as_tensor(x).reshape(*(shape or (count,)), *x.shape[1:]), batch.sample())
+
+
+def collected(agent: ActorCritic, observation: Space, action: Space, masked: bool = False, steps: int = 5) -> Rollout:
+    env = SyncVectorEnv([lambda: Anything(observation, action, masked)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    return Collector(env, agent, steps, torch.Generator().manual_seed(0), [1, 2, 3]).collect()
+
+
+def flattened(rollout: Rollout) -> Minibatch:
+    rollout.advantages = rollout.returns = torch.zeros_like(rollout.rewards)
+    return rollout.flatten()
+
+
+PAIRS = [
+    (observation, action, masked)
+    for observation in OBSERVATIONS
+    for action, (space, _) in ACTIONS.items()
+    for masked in (False, True)
+    if not masked or choices_of(space)
+]
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "masked"), PAIRS, ids=[f"{o}-{a}{'-masked' * m}" for o, a, m in PAIRS]
+)
+def test_every_pair(observation: str, action: str, masked: bool) -> None:
+    observation_space, (action_space, name) = OBSERVATIONS[observation], ACTIONS[action]
+    agent = agent_of(observation_space, action_space, name)
+    head, size = agent.head, 15
+    rollout = collected(agent, observation_space, action_space, masked)
+    batch = flattened(rollout)
+    assert rollout.actions.shape == (5, 3, *head.action_shape)
+    assert (batch.action_masks is None) == (not masked)
+
+    # the first ratio is 1, whatever the order of rows
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:7]
+    minibatch = select(batch, order)
+    now = agent.evaluate(minibatch)
+    assert {x.shape for x in (now.log_probs, now.entropies, now.values)} == {(7,)}
+    assert torch.isfinite(minibatch.log_probs).all()
+    assert ((now.log_probs - minibatch.log_probs).exp() - 1.0).abs().max() <= 1e-5
+    assert agent.divergences(minibatch).abs().max() <= 1e-5
+
+    # what the policy says of the rollout is what a slow reference says
+    other = agent_of(observation_space, action_space, name, gain=200.0)
+    outputs, others = (a.network.actor(a.inputs(batch.observations), None, None).detach() for a in (agent, other))
+    references, other_references = (
+        marginals(action_space, name, head, x, batch.action_masks) for x in (outputs, others)
+    )
+    close: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-4, "check_dtype": False}
+    expected = reference_log_prob(action_space, name, references, batch.actions)
+    torch.testing.assert_close(rollout.log_probs.flatten(), expected, **close)
+    evaluation = agent.evaluate(batch)
+    torch.testing.assert_close(evaluation.entropies, reference_entropy(action_space, name, references), **close)
+    parameters = head.parameters_of(others, batch.action_masks)
+    torch.testing.assert_close(
+        head.kl(evaluation.distribution, parameters), reference_kl(references, other_references), **close
+    )
+
+    # every parameter of the actor gets a finite gradient
+    agent.zero_grad(set_to_none=True)
+    (now.log_probs.sum() + now.entropies.sum() + now.values.sum()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in agent.parameters())
+
+    # another agent made from the files acts as this one does
+    file = io.BytesIO()
+    torch.save([space_to_spec(observation_space), space_to_spec(action_space), agent.state_dict()], file)
+    *specs, weights = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    again = ActorCritic(*map(space_from_spec, specs), PolicyConfig([8], distribution=name))
+    again.load_state_dict(weights)
+    taken, repeated = (a.predict(batch.observations, action_masks=batch.action_masks) for a in (agent, again))
+    assert all(map(torch.equal, tree_leaves(taken), tree_leaves(repeated)))
+    legal = iterate(batch_space(action_space, size), tree_map(lambda x: x.numpy(), taken))
+    assert all(action_space.contains(one) for one in legal)
+
+
+# ---------------------------------------------------------------- samples
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all legal", "masked"])
+@every_action
+def test_samples_are_distributed_as_claimed(action: str, masked: bool) -> None:
+    space, name = ACTIONS[action]
+    count, sizes = 20_000, choices_of(space)
+    if masked and not sizes:
+        return
+    torch.manual_seed(3)
+    head = make_action_head(space, name, -0.5, num_features=4)
+    outputs = torch.randn(1, head.num_outputs + head.num_features)
+    masks = torch.from_numpy(random_masks(sizes, 1, np.random.default_rng(5))) if masked else None
+    parameters = head.parameters_of(outputs, masks).detach().expand(count, -1)
+    actions = head.sample(parameters, head.noise((count,), torch.Generator().manual_seed(0)))
+    columns = actions.reshape(count, -1).double()
+    references = marginals(space, name, head, outputs, masks)
+    for i, distribution in enumerate(references):
+        x = columns[:, i]
+        if isinstance(distribution, Categorical):
+            # standard errors of at most .5 / sqrt(20,000) = .0035
+            frequencies = x.long().bincount(minlength=distribution.probs.shape[1]) / count
+            torch.testing.assert_close(frequencies, distribution.probs[0], rtol=0, atol=0.015, check_dtype=False)
+            assert not masked or (frequencies[distribution.probs[0] == 0.0] == 0.0).all()
+            continue
+        base = distribution.base_dist if isinstance(distribution, TransformedDistribution) else distribution
+        scale, shift = (2.0, -1.0) if base is not distribution else (1.0, 0.0)
+        assert x.mean().item() == pytest.approx(scale * base.mean.item() + shift, abs=4.0 * x.std().item() / 141.0)
+        assert x.std().item() == pytest.approx(scale * base.stddev.item(), rel=0.03)
+    if columns.shape[1] > 1:  # and they are independent: |correlation| within 4 / sqrt(20,000) = .028
+        varying = columns[:, columns.std(0) > 0.0]
+        correlations = torch.corrcoef(varying.t()) - torch.eye(varying.shape[1])
+        assert correlations.abs().max() < 0.03
+    # -mean log p is the entropy, up to 4 standard errors
+    log_probs = head.log_prob(parameters, actions).double()
+    error = 4.0 * log_probs.std().item() / math.sqrt(count)
+    assert -log_probs.mean().item() == pytest.approx(head.entropy(parameters)[0].item(), abs=error + 1e-5)
+
+
+def test_gsde_explores_in_one_direction_for_a_rollout() -> None:
+    head = make_action_head(spaces.Box(-1.0, 1.0, (2,)), "gsde", num_features=3)
+    noise = head.noise((5, 4), torch.Generator().manual_seed(0))
+    parameters = head.parameters_of(torch.tensor([[0.0, 0.0, 1.0, -1.0, 0.5]])).expand(4, -1)
+    steps = torch.stack([head.sample(parameters, noise[t]) for t in range(5)]).detach()
+    assert (steps == steps[0]).all()
+    assert len({tuple(row) for row in steps[0].tolist()}) == 4
+    # features 1, -1, .5 of a log standard deviation of -log(3) / 2: variance (1 + 1 + .25) / 3
+    assert parameters[0, 2].item() == pytest.approx(0.5 * math.log(2.25 / 3.0), abs=1e-5)
+
+
+# ---------------------------------------------------------------- values worked out elsewhere
+
+
+def test_squashed_gaussian_by_hand() -> None:
+    head = make_action_head(spaces.Box(-1.0, 1.0, (1,)), "tanh_gaussian")
+    parameters, u = torch.tensor([[0.3, math.log(0.7)]]), torch.tensor([[1.1]])
+    assert head.to_env(u).item() == pytest.approx(0.800499, abs=1e-6)
+    assert head.log_prob(parameters, u).item() == pytest.approx(-0.191453, abs=1e-5)
+
+
+@pytest.mark.parametrize("mean", [-20.0, 20.0])
+def test_a_saturated_squashed_gaussian_stays_finite(mean: float) -> None:
+    head = make_action_head(spaces.Box(-1.0, 1.0, (1,)), "tanh_gaussian")
+    parameters = torch.tensor([[mean, math.log(0.1)]], requires_grad=True)
+    u = torch.tensor([[mean + 0.1]])
+    log_prob = head.log_prob(parameters, u)
+    # Normal: -.5 - log .1 - .918939 = .883646; slope: 2 (log 2 - |u| - softplus(-2|u|))
+    size = abs(u.item())
+    assert log_prob.item() == pytest.approx(0.883646 - 2.0 * (math.log(2.0) - size), abs=1e-3)
+    (log_prob + head.entropy(parameters)).sum().backward()
+    # d log p / d mean = z / std = 1 / .1
+    assert torch.isfinite(parameters.grad).all() and head.to_env(u).abs().item() == 1.0
+
+
+@pytest.mark.parametrize("log_std", [-3.0, 0.0, 1.0])
+@pytest.mark.parametrize("mean", [0.0, 1.5, 6.0])
+def test_the_entropy_of_a_squashed_gaussian_however_wide(mean: float, log_std: float) -> None:
+    space = spaces.Box(-1.0, 1.0, (1,))
+    head = make_action_head(space, "tanh_gaussian")
+    expected = reference_entropy(space, "tanh_gaussian", [Normal(torch.tensor([mean]), torch.tensor([log_std]).exp())])
+    assert head.entropy(torch.tensor([[mean, log_std]])).item() == pytest.approx(expected.item(), abs=2e-5)
+
+
+def test_a_narrow_beta_keeps_its_precision() -> None:
+    head = make_action_head(spaces.Box(-1.0, 1.0, (1,)), "beta")
+    p, q = torch.tensor([[5000.0, 300.0]]), torch.tensor([[5050.0, 303.0]])
+    expected = kl_divergence(Beta(*p[0].double()), Beta(*q[0].double())).item()
+    # about 2.5e-5; in float32 the logarithms of gamma functions, of size 40,000, leave an error of 2e-3
+    assert head.kl(p, q).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_flat_beta_has_its_mode_in_the_centre() -> None:
+    head = make_action_head(spaces.Box(-1.0, 1.0, (1,)), "beta")
+    # 1 + softplus(-200) = 1 in float32; 1 + softplus(5) = 6.0067, so the other modes are at the bounds
+    modes = head.mode(head.parameters_of(torch.tensor([[-200.0, -200.0], [5.0, -200.0], [-200.0, 5.0], [1.0, 1.0]])))
+    torch.testing.assert_close(modes, torch.tensor([[0.0], [1.0], [-1.0], [0.0]]), rtol=0, atol=2e-6)
+
+
+def test_factored_heads_multiply_probabilities_and_add_entropies() -> None:
+    # heads of 3 choices with probabilities .090031, .244728, .665241 each
+    space = spaces.MultiDiscrete([3, 3])
+    head = make_action_head(space)
+    parameters = torch.tensor([[0.0, 1.0, 2.0, 0.0, 1.0, 2.0]])
+    single = torch.tensor([0.090031, 0.244728, 0.665241])
+    for i in range(3):
+        for j in range(3):
+            found = head.log_prob(parameters, torch.tensor([[i, j]])).exp().item()
+            assert found == pytest.approx((single[i] * single[j]).item(), rel=1e-5)
+    # three heads of two equal choices: 3 log 2
+    zeros = make_action_head(spaces.MultiDiscrete([2, 2, 2])).entropy(torch.zeros(1, 6))
+    assert zeros.item() == pytest.approx(2.079442, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("space", "elements", "expected"),
+    [
+        (spaces.Discrete(3), torch.tensor([2]), [[0, 0, 1]]),
+        (spaces.Discrete(3, start=5), torch.tensor([5, 7]), [[1, 0, 0], [0, 0, 1]]),
+        (spaces.MultiDiscrete([3, 2]), torch.tensor([[2, 0]]), [[0, 0, 1, 1, 0]]),
+        # rows of two components with 2, 3, 4 and 1 values, the first of them 0, 1, -1 and 5
+        (GRID, torch.tensor([[[1, 3], [-1, 5]]]), [[0, 1, 0, 0, 1, 1, 0, 0, 0, 1]]),
+        (spaces.MultiBinary(3), torch.tensor([[1, 0, 1]], dtype=torch.int8), [[1, 0, 1]]),
+    ],
+    ids=str,
+)
+def test_what_networks_see_of_discrete_observations(space: Space, elements: Tensor, expected: list[list[int]]) -> None:
+    agent = ActorCritic(space, spaces.Discrete(2))
+    seen = agent.inputs(elements)
+    assert seen.dtype == torch.float32 and seen.tolist() == expected
+
+
+def test_each_entry_is_normalized_by_itself() -> None:
+    space = spaces.Dict({"far": VECTOR, "image": IMAGE, "near": VECTOR, "mode": spaces.Discrete(2)})
+    agent = ActorCritic(space, spaces.Discrete(2))
+    data = {
+        "far": 1000.0 + 50.0 * torch.randn(200, 1, 3),
+        "near": 0.01 * torch.randn(200, 1, 3),
+        "image": torch.randint(256, (200, 1, 36, 36, 3), dtype=torch.uint8),
+        "mode": torch.randint(2, (200, 1)),
+    }
+    agent.inputs.update(data, torch.ones(200, 1, dtype=torch.bool), lambda x: x)
+    assert set(agent.inputs.normalizers) == {"far", "near"}
+    seen = agent.inputs(tree_map(lambda x: x[:, 0], data))
+    for key in ("far", "near"):
+        torch.testing.assert_close(seen[key].mean(0), torch.zeros(3), rtol=0, atol=1e-3)
+        torch.testing.assert_close(seen[key].std(0), torch.ones(3), rtol=0, atol=1e-2)
+    assert seen["image"].dtype == torch.uint8 and torch.equal(seen["image"], data["image"][:, 0])
+
+
+def test_channels_first_and_last_are_the_same_image() -> None:
+    last, first = (
+        ActorCritic(spaces.Box(0, 255, shape, np.uint8), spaces.Discrete(2)) for shape in ((84, 84, 3), (3, 84, 84))
+    )
+    first.load_state_dict(last.state_dict())
+    images = torch.randint(256, (2, 84, 84, 3), dtype=torch.uint8)
+    torch.testing.assert_close(last.value(images), first.value(images.movedim(-1, 1)))
+    # pixels lie in [0, 1] in front of the first convolution
+    cnn = last.network.actor_trunk.encoder.cnns[0]
+    bright = torch.full((1, 84, 84, 3), 255, dtype=torch.uint8)
+    torch.testing.assert_close(cnn(bright), torch.nn.Sequential.forward(cnn, torch.ones(1, 3, 84, 84)))
+
+
+def test_the_order_of_a_dict_does_not_matter() -> None:
+    space = spaces.Dict({"a": VECTOR, "b": spaces.Discrete(3), "c": VECTOR})
+    agent = agent_of(space, spaces.Discrete(4), "gaussian")
+    observations = observed(space, 9)
+    shuffled = {key: observations[key] for key in ("c", "a", "b")}
+    assert torch.equal(agent.value(observations), agent.value(shuffled))
+    assert torch.equal(agent.distribution(observations), agent.distribution(shuffled))
+
+
+def test_a_dict_of_one_vector_learns_as_the_vector_does() -> None:
+    def vector() -> gymnasium.Env:
+        return Anything(VECTOR, spaces.Discrete(2), length=7)
+
+    def entry() -> gymnasium.Env:
+        return TransformObservation(vector(), lambda x: {"vec": x}, spaces.Dict({"vec": VECTOR}))
+
+    def trained(make: Callable[[], gymnasium.Env]) -> tuple[Tensor, ...]:
+        pl.seed_everything(1, verbose=False)
+        env = SyncVectorEnv([make] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
+        data = RolloutDataModule(env, num_steps=16, rollouts_per_epoch=2, seed=3)
+        model = PPO(data.observation_space, data.action_space, update={"minibatch_size": 32, "epochs": 2})
+        make_trainer().fit(model, data)
+        return tuple(model.parameters())
+
+    torch.testing.assert_close(trained(vector), trained(entry), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", [spaces.Dict({}), spaces.Tuple(())], ids=str)
+def test_a_space_without_entries_is_refused(space: Space) -> None:
+    with pytest.raises(UnsupportedSpaceError, match="no entries"):
+        ActorCritic(space, spaces.Discrete(2))
+
+
+def test_entries_that_cannot_be_told_apart_are_refused() -> None:
+    space = spaces.Dict({"a/b": VECTOR, "a": spaces.Dict({"b": VECTOR})})
+    with pytest.raises(UnsupportedSpaceError, match="'a/b'"):
+        ActorCritic(space, spaces.Discrete(2))
+
+
+@pytest.mark.parametrize("name", ["tanh_gaussian", "beta"])
+def test_a_distribution_that_needs_bounds_says_so(name: str) -> None:
+    space = spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Box(-1.0, np.inf, (1,))})
+    with pytest.raises(UnsupportedSpaceError, match=f"{name} needs an action space with finite bounds; use gaussian"):
+        make_action_head(space, name)
+
+
+def test_gsde_needs_the_built_in_network() -> None:
+    settings = PolicyConfig(distribution="gsde", network="torch.nn.Bilinear")
+    with pytest.raises(ConfigError, match="gsde needs the features"):
+        ActorCritic(VECTOR, ARM, settings)
+
+
+# ---------------------------------------------------------------- acting and compiling
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all legal", "masked"])
+def test_numpy_acts_as_torch_does(masked: bool) -> None:
+    for action in (spaces.Discrete(4, start=3), ARM)[: 1 if masked else 2]:
+        agent = agent_of(VECTOR, action, "gaussian", gain=100.0)
+        assert NumpyActor.suits(agent)
+        actors = [kind(agent, (6, 5), torch.Generator().manual_seed(2)) for kind in (NumpyActor, TorchActor)]
+        rng = np.random.default_rng(0)
+        with torch.no_grad():
+            for t in range(6):
+                observations = rng.normal(1.0, 2.0, (5, 3)).astype(np.float32)
+                masks = random_masks([4], 5, rng) if masked else None
+                numpy, torch_ = (actor(t, observations, np.zeros(5, bool), masks) for actor in actors)
+                np.testing.assert_allclose(numpy, torch_, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actors[0].actions, actors[1].actions, rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_gradients_are_those_of_eager_mode() -> None:
+    observation = spaces.Dict({"mode": spaces.Discrete(3, start=2), "vec": VECTOR})
+    action = spaces.Tuple((spaces.MultiDiscrete([2, 3]), spaces.Box(0.0, 1.0, (1,))))
+
+    def weights(compile: bool) -> Tensor:
+        pl.seed_everything(1, verbose=False)
+        makers = [lambda: Anything(observation, action, True)] * 4
+        env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        data = RolloutDataModule(env, num_steps=8, rollouts_per_epoch=1, seed=3)
+        model = PPO(
+            data.observation_space,
+            data.action_space,
+            update={"minibatch_size": 16, "epochs": 2, "entropy_coefficient": 0.01},
+            policy={"hidden_sizes": [8], "distribution": "beta"},
+            compile=compile,
+        )
+        make_trainer().fit(model, data)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.testing.assert_close(weights(True), weights(False), rtol=1e-3, atol=1e-4)
