@@ -22,6 +22,7 @@ from lightning_ppo.datamodule import RolloutDataModule
 from lightning_ppo.distributions import GaussianHead
 from lightning_ppo.errors import CheckpointError
 from lightning_ppo.module import PPO
+from lightning_ppo.networks import NatureCNN, Trunk
 from lightning_ppo.policy import ActorCritic
 
 NUMBERS = {
@@ -37,6 +38,9 @@ NUMBERS = {
     "target_kl": ("update", "target_kl"),
 }
 """Parameters of SB3's PPO that have a setting of equal meaning, or near enough, here."""
+
+CNN_LAYERS = ("cnn.0", "cnn.2", "cnn.4", "linear.0")
+"""Of SB3's NatureCNN, in the order of ours."""
 
 STATISTICS = ("obs_mean", "obs_var", "obs_count", "ret_mean", "ret_var", "ret_count")
 LIMITS = {"clip_obs": "observation_clip", "clip_reward": "reward_clip", "epsilon": "epsilon"}
@@ -79,6 +83,7 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
     Raises:
         CheckpointError: If the agent's networks have no counterpart here.
     """
+    _require_known(agent)
     data, notes = agent.data, []
     actor, critic = _layers(agent, "policy_net"), _layers(agent, "value_net")
     sizes = [weight.shape[0] for weight, _ in actor]
@@ -100,7 +105,14 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
             notes.append(f"{name} is a schedule, which is stored as code; set it anew, the default is taken")
         else:
             target[name] = value
-    settings["policy"] = {"hidden_sizes": sizes, "activation": _activation(data)}
+    actor_cnn, critic_cnn = _cnn(agent, "policy_net"), _cnn(agent, "value_net")
+    pairs = [
+        (one, other) for layers in zip(actor_cnn, critic_cnn, strict=True) for one, other in zip(*layers, strict=True)
+    ]
+    shared = bool(pairs) and all(torch.equal(*pair) for pair in pairs)
+    if shared and sizes:
+        notes.append("actor and critic shared one image network; here each has a copy, and they are trained apart")
+    settings["policy"] = {"hidden_sizes": sizes, "activation": _activation(data), "shared_trunk": shared and not sizes}
     settings["normalize"] = {"observations": False, "rewards": False}
     return load_over(settings), notes
 
@@ -125,13 +137,34 @@ def _activation(data: Mapping[str, Any]) -> str:
 def _layers(agent: Sb3Agent, network: str) -> list[tuple[Tensor, Tensor]]:
     """Return weights and biases of a network's hidden layers."""
     prefix = f"mlp_extractor.{network}."
-    known = ("mlp_extractor.policy_net.", "mlp_extractor.value_net.", "action_net.", "value_net.", "log_std")
-    unknown = [name for name in agent.parameters if not name.startswith(known)]
-    if unknown:
-        raise CheckpointError(f"it has the parameters {unknown[0]}, but only agents of MlpPolicy are supported")
     weights = [n for n in agent.parameters if n.startswith(prefix) and n.endswith(".weight")]
     weights.sort(key=lambda name: int(name.split(".")[2]))
     return [(agent.parameters[n], agent.parameters[n.replace(".weight", ".bias")]) for n in weights]
+
+
+def _cnn(agent: Sb3Agent, network: str) -> list[tuple[Tensor, Tensor]]:
+    """Return weights and biases of the layers that turn images into features; none for an agent that sees vectors."""
+    prefix = "pi_features_extractor." if network == "policy_net" else "vf_features_extractor."
+    names = [f"{prefix}{layer}" for layer in CNN_LAYERS]
+    if f"{names[0]}.weight" not in agent.parameters:
+        return []
+    features = agent.parameters[f"{names[-1]}.weight"].shape[0]
+    if features != NatureCNN.num_features:
+        raise CheckpointError(f"its features_dim={features} is not supported; supported is {NatureCNN.num_features}")
+    if (agent.data.get("policy_kwargs") or {}).get("normalize_images") in (False, "False"):
+        raise CheckpointError("it takes images as they are (normalize_images=False), which is not supported")
+    return [(agent.parameters[f"{name}.weight"], agent.parameters[f"{name}.bias"]) for name in names]
+
+
+def _require_known(agent: Sb3Agent) -> None:
+    extractors = ("features_extractor.", "pi_features_extractor.", "vf_features_extractor.")
+    cnn = tuple(f"{extractor}{layer}." for extractor in extractors for layer in CNN_LAYERS)
+    known = ("mlp_extractor.policy_net.", "mlp_extractor.value_net.", "action_net.", "value_net.", "log_std", *cnn)
+    unknown = [name for name in agent.parameters if not name.startswith(known)]
+    if unknown:
+        raise CheckpointError(
+            f"it has the parameters {unknown[0]}, but only agents of MlpPolicy and CnnPolicy are supported"
+        )
 
 
 def read_statistics(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -167,9 +200,13 @@ def transfer(agent: Sb3Agent, policy: ActorCritic) -> None:
     """
     network = policy.network
     for name, trunk in (("policy_net", network.actor_trunk), ("value_net", network.critic_trunk)):
-        linears = [module for module in trunk.mlp if isinstance(module, nn.Linear)]
-        for linear, (weight, bias) in zip(linears, _layers(agent, name), strict=True):
-            _copy(linear, weight, bias)
+        theirs = _cnn(agent, name) + _layers(agent, name)
+        ours = _trunk_layers(trunk)
+        if len(ours) != len(theirs):
+            sees = "images" if _cnn(agent, name) else "vectors"
+            raise CheckpointError(f"it sees {sees}, which the environment does not show, or not alone")
+        for layer, (weight, bias) in zip(ours, theirs, strict=True):
+            _copy(layer, weight, bias)
     scale, shift = torch.ones(()), torch.zeros(())
     gaussian = isinstance(policy.head, GaussianHead)
     if gaussian != ("log_std" in agent.parameters):
@@ -182,14 +219,21 @@ def transfer(agent: Sb3Agent, policy: ActorCritic) -> None:
     _copy(network.critic_output, agent.parameters["value_net.weight"], agent.parameters["value_net.bias"])
 
 
-def _copy(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    if linear.weight.shape != weight.shape:
+def _trunk_layers(trunk: Trunk) -> list[nn.Linear | nn.Conv2d]:
+    """Return the layers that have weights, from input to features."""
+    modules = [*trunk.encoder.modules(), *trunk.mlp]
+    return [module for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def _copy(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    if layer.weight.shape != weight.shape:
         raise CheckpointError(
-            f"a layer has {tuple(weight.shape)} weights where the environment needs {tuple(linear.weight.shape)}; "
+            f"a layer has {tuple(weight.shape)} weights where the environment needs {tuple(layer.weight.shape)}; "
             "was it trained in another environment?"
         )
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
+    layer.weight.copy_(weight)
+    assert layer.bias is not None
+    layer.bias.copy_(bias)
 
 
 def convert(

@@ -1,6 +1,7 @@
 """Agents of Stable-Baselines3: the same actions and values, the same settings, and training goes on from them.
 
-The agents in tests/data were made by tests/data/make_sb3.py, which also wrote down what they say of 20 observations.
+The agents in tests/data were made by tests/data/make_sb3.py, which also wrote down what they say of 20 observations. Of
+agents that see images the file holds no weights: these are formulas of tests/data/images.py.
 """
 
 import json
@@ -17,6 +18,7 @@ from lightning_ppo import PPO
 from lightning_ppo.checkpoint import read_checkpoint
 from lightning_ppo.cli import main as command
 from lightning_ppo.config import load_over
+from tests.data.images import OBSERVATIONS, weights
 
 DATA = Path(__file__).parent / "data"
 STATISTICS = DATA / "sb3_pendulum_vecnormalize.npz"
@@ -102,6 +104,82 @@ def test_statistics_are_those_of_vecnormalize(tmp_path):
         np.testing.assert_allclose(policy.reward_scaler(rewards), rewards / np.sqrt(file["ret_var"] + 1e-8), rtol=1e-5)
 
 
+# agents that see images
+
+IMAGES = json.loads((DATA / "sb3_images.json").read_text())
+
+
+def image_agent(tmp_path: Path, case: str, data: dict | None = None, parameters: dict | None = None) -> Path:
+    """Return the zip file of an agent of `CnnPolicy` whose weights are those that SB3 was asked with."""
+    expected, path = IMAGES[case], tmp_path / "images.zip"
+    state = {
+        name: torch.from_numpy(weights(origin, shape)) for name, (origin, shape) in expected["parameters"].items()
+    } | (parameters or {})
+    torch.save(state, tmp_path / "policy.pth")
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("data", json.dumps(expected["data"] | (data or {})))
+        target.write(tmp_path / "policy.pth", "policy.pth")
+    return path
+
+
+def convert_images(source: Path, target: Path) -> int:
+    return command(["import-sb3", str(source), str(target), "--env", "tests.data.images:Images"])
+
+
+@pytest.mark.parametrize(
+    ("case", "layers", "shared"),
+    [("shared", [], True), ("shared_with_layers", [6], False), ("separate", [], False)],
+)
+def test_images_give_the_actions_and_values_of_sb3(case, layers, shared, tmp_path, capsys):
+    assert convert_images(image_agent(tmp_path, case), tmp_path / "agent.ckpt") == 0
+    assert ("each has a copy" in capsys.readouterr().out) == (case == "shared_with_layers")
+    settings = load_over(read_checkpoint(tmp_path / "agent.ckpt")["config"]).policy
+    assert (settings.hidden_sizes, settings.shared_trunk) == (layers, shared)
+    policy = PPO.load_from_checkpoint(tmp_path / "agent.ckpt", weights_only=True).policy.eval()
+    images = torch.from_numpy(OBSERVATIONS)
+    with torch.no_grad():
+        torch.testing.assert_close(policy.value(images), torch.tensor(IMAGES[case]["values"]), atol=1e-5, rtol=1e-5)
+    assert policy.predict(images).tolist() == IMAGES[case]["actions"]
+    assert len(set(IMAGES[case]["actions"])) > 1
+
+
+def test_training_goes_on_from_images(tmp_path, capsys):
+    agent, run_dir = tmp_path / "agent.ckpt", tmp_path / "run"
+    convert_images(image_agent(tmp_path, "shared", {"n_epochs": 1}), agent)
+    budget = ["total_env_steps=256", "evaluation.final_episodes=1", "evaluation.episodes=1"]
+    assert train.main([f"resume={agent}", f"run_dir={run_dir}", *budget]) == 0
+    before = read_checkpoint(agent)["state_dict"]
+    after = read_checkpoint(run_dir / "checkpoints" / "last.ckpt")["state_dict"]
+    # two iterations of two minibatches with a step size of 3e-4
+    changes = {name: (after[name] - tensor).abs().max().item() for name, tensor in before.items()}
+    assert all(0.0 < change < 0.01 for name, change in changes.items() if name.endswith("weight")), changes
+
+
+@pytest.mark.parametrize(
+    ("data", "parameters", "message"),
+    [
+        ({"policy_kwargs": {"normalize_images": False}}, {}, "normalize_images=False"),
+        ({}, {"pi_features_extractor.linear.0.weight": torch.zeros(128, 64)}, "features_dim=128"),
+        (
+            {},
+            {"pi_features_extractor.linear.0.weight": torch.zeros(512, 3136)},
+            "was it trained in another environment",
+        ),
+        ({}, {"features_extractor.extractors.image.cnn.0.weight": torch.zeros(1)}, "only agents of MlpPolicy and Cnn"),
+    ],
+)
+def test_what_has_no_counterpart_in_images_is_named(data, parameters, message, tmp_path, capsys):
+    assert convert_images(image_agent(tmp_path, "shared", data, parameters), tmp_path / "out.ckpt") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_images_need_an_environment_that_shows_them(tmp_path, capsys):
+    source = image_agent(tmp_path, "shared")
+    assert command(["import-sb3", str(source), str(tmp_path / "out.ckpt"), "--env", "CartPole-v1"]) == 1
+    assert "it sees images, which the environment does not show" in capsys.readouterr().err
+
+
 # what cannot be taken over
 
 
@@ -130,7 +208,7 @@ def altered(tmp_path: Path, data: dict | None = None, parameters: dict | None = 
     [
         ({"use_sde": True}, {}, "gSDE"),
         ({"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.Softsign'>"}}, {}, "Softsign"),
-        ({}, {"features_extractor.cnn.0.weight": torch.zeros(1)}, "only agents of MlpPolicy"),
+        ({}, {"features_extractor.embedding.weight": torch.zeros(1)}, "only agents of MlpPolicy and CnnPolicy"),
         ({}, {"mlp_extractor.value_net.0.weight": torch.zeros(5, 4)}, "hidden layers of different sizes"),
         ({}, {"mlp_extractor.policy_net.0.weight": torch.zeros(8, 3)}, "was it trained in another environment"),
         ({}, {"log_std": torch.zeros(2)}, "actions are of another kind"),

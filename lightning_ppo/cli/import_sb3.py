@@ -12,7 +12,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("source", metavar="MODEL.zip", help="what model.save() has written; MlpPolicy")
+    parser.add_argument("source", metavar="MODEL.zip", help="what model.save() has written; MlpPolicy or CnnPolicy")
     parser.add_argument("target", metavar="OUT.ckpt", help="the checkpoint to write")
     parser.add_argument("--env", required=True, help="the environment's id, or package.module:EnvClass")
     parser.add_argument("--statistics", metavar="FILE.npz", help="numbers of its VecNormalize, see docs/migration.md")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from images import OBSERVATIONS, Images, weights
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -78,3 +79,35 @@ np.savez(
     clip_reward=env.clip_reward,
     epsilon=env.epsilon,
 )
+
+
+def describe_images(**policy_kwargs: object) -> dict:
+    """Return settings and shapes of an agent that sees images, and what it says with weights by formula."""
+    model = PPO("CnnPolicy", make_vec_env(Images, 2), n_steps=64, policy_kwargs=policy_kwargs, device="cpu")
+    with torch.no_grad():
+        for name, parameter in model.policy.named_parameters():
+            parameter.copy_(torch.from_numpy(weights(name, list(parameter.shape))))
+        pixels = torch.from_numpy(OBSERVATIONS).movedim(-1, 1)
+        values = model.policy.predict_values(pixels).squeeze(-1)
+    model.save(HERE / "full.zip")
+    with zipfile.ZipFile(HERE / "full.zip") as source:
+        data = json.loads(source.read("data"))
+    (HERE / "full.zip").unlink()
+    kwargs = {key: value for key, value in data["policy_kwargs"].items() if not key.startswith(":")}
+    # the names of one parameter that the state dict holds several times stand for the first of them
+    first = {parameter.data_ptr(): name for name, parameter in model.policy.named_parameters()}
+    state = model.policy.state_dict()
+    return {
+        "data": {key: data[key] for key in ("n_envs", "n_steps", "n_epochs", "batch_size")} | {"policy_kwargs": kwargs},
+        "parameters": {name: [first[tensor.data_ptr()], list(tensor.shape)] for name, tensor in state.items()},
+        "actions": model.predict(OBSERVATIONS, deterministic=True)[0].tolist(),
+        "values": values.tolist(),
+    }
+
+
+cases = {
+    "shared": describe_images(),
+    "shared_with_layers": describe_images(net_arch=[6], activation_fn=torch.nn.ReLU),
+    "separate": describe_images(share_features_extractor=False),
+}
+(HERE / "sb3_images.json").write_text(json.dumps(cases) + "\n")
