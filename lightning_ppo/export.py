@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo.errors import UserError
@@ -52,6 +53,9 @@ class Deployed(nn.Module):
         if action_masks and not policy.head.num_choices:
             raise UserError(f"actions in {action_space} have no choices that a mask could forbid")
         self.policy = policy.eval()
+        if policy.actor_keys is not None and not policy.state_size:  # what the critic alone sees is not there to be fed
+            assert isinstance(observation_space, spaces.Dict)
+            observation_space = spaces.Dict([(key, observation_space[key]) for key in policy.actor_keys])
         self.spaces = {_name("observations", path): leaf for path, leaf in space_leaves(observation_space).items()}
         self.structure = space_structure(observation_space)
         self.masked = action_masks

@@ -13,6 +13,7 @@ from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.collector import Collector
 from lightning_ppo.config import PolicyConfig
 from lightning_ppo.errors import ConfigError
+from lightning_ppo.export import Deployed, export
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.rollout import select
 from tests.test_module import make_trainer
@@ -222,6 +223,16 @@ def test_a_rollout_of_an_asymmetric_critic_has_ratio_1() -> None:
     rollout = collector.collect()
     agent.update_statistics(rollout.observations, rollout.valid, lambda x: x)
     assert agent.inputs.normalizers["mass"].count.item() == before + 9
+
+
+def test_an_exported_file_asks_for_nothing_that_the_critic_alone_sees(tmp_path: Any) -> None:
+    agent = agent_of(PRIVILEGED, ARM, "gaussian", critic_observation_keys=["mass"])
+    deployed = Deployed(agent, PRIVILEGED, ARM)
+    assert deployed.inputs == ["observations.joints", "observations.mode"]
+    run = export(deployed, tmp_path / "policy.pt2", "torch")
+    observations = observed(PRIVILEGED, 5)
+    found = run({f"observations.{key}": observations[key] for key in ("joints", "mode")})
+    torch.testing.assert_close(found["actions"], agent.predict(observations))
 
 
 @pytest.mark.parametrize("keys", [["weight"], ["joints", "mass", "mode"]], ids=str)
