@@ -222,10 +222,10 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     from lightning_ppo.datamodule import RolloutDataModule
     from lightning_ppo.files import replacing
     from lightning_ppo.module import PPO
+    from lightning_ppo.threads import limit_threads
 
     _quiet()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # a second thread slows small networks down
+    limit_threads()
     pl.seed_everything(config.seed, verbose=False)
     checkpoint = None if config.resume == "auto" else config.resume  # `auto` found none
     resumed = read_checkpoint(checkpoint) if checkpoint else None
@@ -461,7 +461,7 @@ def _table(summary: dict[str, Any], metrics: dict[str, Any], run_dir: Path) -> s
         ("speed", f"{summary['env_steps_per_second']:,.0f} steps/s"),
         (
             "time",
-            f"{summary['wall_seconds']:.1f} s (collecting {summary['collect_seconds']:.1f}, "
+            f"{summary['fit_seconds']:.1f} s of training (collecting {summary['collect_seconds']:.1f}, "
             f"updating {summary['update_seconds']:.1f})",
         ),
         ("curves", f"tensorboard --logdir {run_dir}"),

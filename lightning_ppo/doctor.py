@@ -76,7 +76,7 @@ def _devices() -> list[Row]:
     threads = os.environ.get("OMP_NUM_THREADS")
     rows = [
         ("cpu", f"{platform.processor() or platform.machine()}, {cores} cores usable"),
-        ("threads", f"{threads}, by OMP_NUM_THREADS" if threads else "1: train.py sets it unless OMP_NUM_THREADS does"),
+        ("threads", f"{threads}, by OMP_NUM_THREADS" if threads else "1, or what OMP_NUM_THREADS says"),
     ]
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows.append(("gpu", ", ".join(gpus) + "; use with trainer.accelerator=gpu" if gpus else "none that torch can use"))

@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Play and print."""
+    from lightning_ppo.threads import limit_threads
+
+    limit_threads()
     result = evaluate(
         options.checkpoint,
         options.episodes,
