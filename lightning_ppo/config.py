@@ -255,6 +255,11 @@ class PolicyConfig:
             not (self.critic_observation_keys and (self.shared_trunk or self.network)),
             "policy.critic_observation_keys: needs a critic of its own; set policy.shared_trunk=false and no network",
         )
+        for name in ("core", "encoder"):
+            _require(
+                self.network is None or getattr(self, name) is None,
+                f"policy.{name}: a network of your own brings its own; set policy.{name} or policy.network to null",
+            )
         _require(math.isfinite(self.log_std_init), f"policy.log_std_init: must be a number, got {self.log_std_init}")
         _require(
             all(size >= 1 for size in self.hidden_sizes),
@@ -387,14 +392,22 @@ def resolve_epochs(objective: str, update: UpdateConfig) -> int:
     return update.epochs or (1 if objective == "policy_gradient" else 10)
 
 
-def resolve_sequence_length(num_steps: int, update: UpdateConfig) -> int:
-    """Return the length of the sequences in which a recurrent policy learns from rollouts of T steps.
+def resolve_sequence_length(num_steps: int, update: UpdateConfig, recurrent: bool) -> int:
+    """Return the length of the sequences in which a policy learns from rollouts of T steps, 1 without recurrence.
 
     Raises:
-        ConfigError: If the length asked for does not divide T and the minibatch size.
+        ConfigError: If the length asked for does not divide T and the minibatch size, or nothing needs sequences.
     """
+    if not recurrent:
+        _require(
+            update.sequence_length is None,
+            "update.sequence_length: only a recurrent policy learns in sequences; set policy.core, or remove it",
+        )
+        return 1
     if update.sequence_length is None:
-        return math.gcd(num_steps, max(1, update.minibatch_size // 4))
+        common = math.gcd(num_steps, update.minibatch_size)
+        fitting = [d for d in range(1, common + 1) if common % d == 0 and 4 * d <= update.minibatch_size]
+        return max(fitting, default=1)
     for name, size in (("rollout.num_steps", num_steps), ("update.minibatch_size", update.minibatch_size)):
         if update.sequence_length < 1 or size % update.sequence_length:
             raise ConfigError(

@@ -179,7 +179,7 @@ class PPO(TrainingState):
 
     def sequence_length(self, num_steps: int) -> int:
         """Return L, the consecutive steps that stay together in minibatches of rollouts of T steps."""
-        return resolve_sequence_length(num_steps, self.update_settings) if self.policy.state_size else 1
+        return resolve_sequence_length(num_steps, self.update_settings, self.policy.state_size > 0)
 
     def _divergence(self, batch: Minibatch) -> Tensor:
         """Return the mean exact KL divergence of the behaviour policy from the current one, over this rank's rows."""

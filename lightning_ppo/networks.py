@@ -1,13 +1,13 @@
-"""Encoders, recurrent cores and the actor-critic network, with their initialisation."""
+"""Encoders and the actor-critic network, with their initialisation."""
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ppo.recurrence import run_core
 from lightning_ppo.tree import tree_leaves
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -102,57 +102,13 @@ class Encoder(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-class RecurrentCore(nn.Module):
-    """An LSTM or GRU whose state is set to zero where an episode starts.
-
-    Args:
-        kind: `lstm` or `gru`.
-        num_inputs: Size of its input.
-        size: Of its hidden state.
-    """
-
-    def __init__(self, kind: str, num_inputs: int, size: int) -> None:
-        super().__init__()
-        self.cell = nn.LSTM(num_inputs, size) if kind == "lstm" else nn.GRU(num_inputs, size)
-        for name, parameter in self.cell.named_parameters():
-            nn.init.zeros_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
-        self.is_lstm = kind == "lstm"
-        self.num_features = size
-        self.state_size = 2 * size if self.is_lstm else size
-
-    def forward(self, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return outputs (L, S, size) and the states (S, state_size) after the last step.
-
-        Args:
-            x: (L, S, num_inputs), S sequences of L steps.
-            states: (S, state_size), states before the first step.
-            starts: (L, S) bool, an episode starts with the step.
-        """
-        # the cell runs from one step at which any episode starts to the next
-        inner = (starts[1:].any(1).nonzero().flatten() + 1).tolist() if x.shape[0] > 1 else []
-        outputs = []
-        for begin, end in pairwise([0, *inner, x.shape[0]]):
-            states = torch.where(starts[begin].unsqueeze(-1), 0.0, states)
-            output, states = self._run(x[begin:end], states)
-            outputs.append(output)
-        return torch.cat(outputs), states
-
-    def _run(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.is_lstm:
-            output, hidden = self.cell(x, states.unsqueeze(0))
-            return output, hidden[0]
-        hidden, cell = (part.contiguous().unsqueeze(0) for part in states.chunk(2, -1))
-        output, (hidden, cell) = self.cell(x, (hidden, cell))
-        return output, torch.cat((hidden[0], cell[0]), -1)
-
-
 class Trunk(nn.Module):
     """Encoder, MLP and, if there is one, recurrent core: from inputs to features.
 
     Args:
         encoder: Takes inputs in the structure of the observation space, gives (B, num_features).
         mlp: Takes what the encoder gives.
-        core: Takes sequences (L, S, ...) of what the MLP gives; see `RecurrentCore`.
+        core: Takes sequences of what the MLP gives; see `RecurrentCore`.
         keys: Entries of a Dict observation that are used; None uses all.
     """
 
@@ -165,7 +121,7 @@ class Trunk(nn.Module):
         self.state_size: Any = 0 if core is None else core.state_size
 
     def forward(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return features (B, num_features) and the states (S, state_size) after the last step of each sequence.
+        """Return features (B, num_features) and the states (S, state_size) that follow single steps; see `run_core`.
 
         Args:
             inputs: (B, ...), S sequences of L = B / S steps, one after the other.
@@ -178,10 +134,7 @@ class Trunk(nn.Module):
         if self.core is None:
             return features, states
         assert states is not None and starts is not None
-        sequences = states.shape[0]
-        steps = features.unflatten(0, (sequences, -1)).transpose(0, 1)
-        outputs, states = self.core(steps, states, starts.view(sequences, -1).t())
-        return outputs.transpose(0, 1).flatten(0, 1), states.float()
+        return run_core(self.core, features, states, starts)
 
 
 class ActorCriticNetwork(nn.Module):
@@ -229,7 +182,7 @@ class ActorCriticNetwork(nn.Module):
     def forward(
         self, inputs: Any, states: Tensor | None = None, starts: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the actor's outputs (B, num_outputs), values (B,) and the states after the last steps; see `Trunk`."""
+        """Return the actor's outputs (B, num_outputs), values (B,) and the states after single steps; see `Trunk`."""
         actor_states, critic_states = self._states(states)
         features, actor_states = self.actor_trunk(inputs, actor_states, starts)
         if self.shared:
@@ -245,7 +198,7 @@ class CustomNetwork(nn.Module):
 
     Without recurrence its `forward(inputs)` returns outputs (B, num_outputs) and values (B,). With an attribute
     `state_size` above 0 its `forward(inputs, states, starts)` takes sequences as `Trunk` does and returns the states
-    after the last steps as well.
+    that follow single steps as well; setting the state to zero where an episode starts is then its business.
 
     Args:
         network: The user's module.
@@ -262,8 +215,7 @@ class CustomNetwork(nn.Module):
         """Return outputs (B, num_outputs), values (B,) and states in float32."""
         if self.state_size:
             outputs, values, states = self.network(inputs, states, starts)
-            assert states is not None
-            return outputs.float(), values.float(), states.float()
+            return outputs.float(), values.float(), None if states is None else states.float()
         outputs, values = self.network(inputs)
         return outputs.float(), values.float(), None
 

@@ -16,8 +16,9 @@ from lightning_ppo.config import CORES, NormalizeConfig, PolicyConfig
 from lightning_ppo.distributions import make_action_head
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.inputs import Inputs, is_image
-from lightning_ppo.networks import MLP, ActorCriticNetwork, CustomNetwork, Encoder, RecurrentCore, Trunk
+from lightning_ppo.networks import MLP, ActorCriticNetwork, CustomNetwork, Encoder, Trunk
 from lightning_ppo.normalization import Reduce, RewardScaler
+from lightning_ppo.recurrence import RecurrentCore
 from lightning_ppo.rollout import Minibatch, Observations, Rollout, split
 from lightning_ppo.spaces import space_leaves
 from lightning_ppo.tree import tree_leaves, tree_map
@@ -231,12 +232,14 @@ class ActorCritic(nn.Module):
 
         Args:
             observations: (B, ...), of one step of B environments.
-            states: (B, H), from `initial_states` or the step before; None for a policy without memory.
+            states: (B, H), from the step before; None where there was none, or for a policy without memory.
             starts: (B,) bool, an episode starts with the observation; None where none does.
             action_masks: (B, M) bool, False for choices that must not be taken.
             deterministic: Return the mode instead of a sample.
             generator: Source of the noise of samples, on the policy's device.
         """
+        if states is None:
+            states = self.initial_states(len(tree_leaves(observations)[0]))
         if states is not None and starts is None:
             starts = torch.zeros(len(states), dtype=torch.bool, device=states.device)
         with eval_mode(self):
@@ -258,36 +261,34 @@ class ActorCritic(nn.Module):
         action_masks: Tensor | None = None,
     ) -> Any:
         """Return actions as `step` does for observations (B, ...) that have no past."""
-        states = self.initial_states(len(tree_leaves(observations)[0]))
-        return self.step(
-            observations, states, action_masks=action_masks, deterministic=deterministic, generator=generator
-        )[0]
+        return self.step(observations, action_masks=action_masks, deterministic=deterministic, generator=generator)[0]
 
     @torch.no_grad()
     def _try_out(self, space: gymnasium.Space) -> None:
-        """Raise ConfigError if networks of the user's own do not give what is needed, on six observations of zeros.
+        """Raise ConfigError if networks of the user's own do not give what is needed for observations of zeros.
 
-        They are two sequences of three steps, for a network with memory.
+        They get six or, if they have a memory, one each of two sequences, then three each.
         """
-        leaves = space_leaves(space).values()
-        batch = [torch.from_numpy(np.zeros((6, *(leaf.shape or ())), leaf.dtype)) for leaf in leaves]
-        observations = tree_map(batch.__getitem__, self.inputs.structure)
-        starts = torch.ones(6, dtype=torch.bool) if self.state_size else None
-        states = self.initial_states(2)
-        try:
-            with eval_mode(self):
-                outputs, values, after = self.network(self.inputs(observations), states, starts)
-        except Exception as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ConfigError(f"policy: the network fails on six observations: {text}") from error
-        expected = (6, self.head.num_outputs + self.head.num_features)
-        for name, found, wanted in (
-            ("outputs", outputs, expected),
-            ("values", values, (6,)),
-            *([("states", after, (2, self.state_size))] if self.state_size else []),
-        ):
-            if tuple(found.shape) != wanted:
-                raise ConfigError(f"policy: the network gives {name} of shape {tuple(found.shape)}, expected {wanted}")
+        leaves, states = space_leaves(space).values(), self.initial_states(2)
+        for count in (6,) if states is None else (2, 6):
+            batch = [torch.from_numpy(np.zeros((count, *(leaf.shape or ())), leaf.dtype)) for leaf in leaves]
+            observations = tree_map(batch.__getitem__, self.inputs.structure)
+            starts = None if states is None else torch.arange(count) % 3 == 0
+            try:
+                with eval_mode(self):
+                    outputs, values, after = self.network(self.inputs(observations), states, starts)
+            except Exception as error:
+                text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise ConfigError(f"policy: the network fails on {count} observations: {text}") from error
+            expected: list[tuple[str, Tensor | None, tuple[int, ...]]]
+            expected = [("outputs", outputs, (count, self.head.num_outputs + self.head.num_features))]
+            expected += [("values", values, (count,))]
+            if count == 2 and states is not None:
+                expected += [("states", after, tuple(states.shape))]
+            for name, found, wanted in expected:
+                if found is None or tuple(found.shape) != wanted:
+                    shape = None if found is None else tuple(found.shape)
+                    raise ConfigError(f"policy: the network gives {name} of shape {shape}, expected {wanted}")
 
 
 def _without(space: gymnasium.Space, keys: list[str] | None) -> tuple[gymnasium.Space, list[str] | None]:

@@ -125,7 +125,8 @@ class TrustRegion(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:  # type: ignore[override]
         """Take one step and return the loss before it."""
-        with torch.enable_grad():
+        # cuDNN's recurrent layers have no second derivative, nor a first one in eval mode
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
             loss, divergence = closure()
             moving = self._split(divergence)
             gradient = self.average(flatten(torch.autograd.grad(loss, moving, retain_graph=True)))

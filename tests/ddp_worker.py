@@ -34,16 +34,22 @@ def shared_noise(collector: Collector) -> None:
 
 
 def shared_minibatches():
-    """Return a shuffle under which rank r's minibatches are the part of one process's that lies in its environments."""
+    """Return a shuffle under which rank r's minibatches are the part of one process's that lies in its environments.
+
+    Row (t, n) of a rollout whose sequences have L steps is number ((t // L) x N + n) x L + t % L.
+    """
     generators = [torch.Generator().manual_seed(100 + block) for block in range(2)]
     half = ENVS // 2
 
     def shuffle(size, minibatch_size, generator, sequence_length):
         parts = []
         for block, own in enumerate(generators):
-            rows = torch.randperm(STEPS * half, generator=own).view(MINIBATCHES, -1)
-            t, env = rows // half, rows % half
-            parts.append(rows if WORLD == 2 else t * ENVS + env + block * half)
+            length = sequence_length
+            sequences = torch.randperm(STEPS // length * half, generator=own)
+            if WORLD == 1:
+                sequences = sequences // half * ENVS + sequences % half + block * half
+            rows = sequences.unsqueeze(1) * length + torch.arange(length)
+            parts.append(rows.view(MINIBATCHES, -1))
         return parts[RANK] if WORLD == 2 else torch.cat(parts, 1)
 
     return shuffle
@@ -61,7 +67,7 @@ class Shared(RolloutDataModule):
 def main(out: str, env: str, control: str = "") -> None:
     torch.set_num_threads(1)
     pl.seed_everything(5, verbose=False)
-    compiled, trpo = control == "compiled", control == "trpo"
+    compiled, trpo, lstm = control == "compiled", control == "trpo", control == "lstm"
     if control != "apart":
         module.shuffled_indices = shared_minibatches()
     if control == "own advantages":
@@ -86,11 +92,13 @@ def main(out: str, env: str, control: str = "") -> None:
             "epochs": 2,
             "minibatch_size": OWN * STEPS // MINIBATCHES,
             "target_kl": None if trpo else 0.05,
+            "sequence_length": 4 if lstm else None,
             "trust_region": {"max_kl": 0.005},
         },
         optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
+        policy={"core": "lstm"} if lstm else None,
         compile=compiled,
-        loss_terms=[] if trpo else [terms[env]],
+        loss_terms=[] if trpo or lstm else [terms[env]],
     )
     states, metrics, actions = [], [], []
 

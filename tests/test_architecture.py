@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_ppo"
-PURE = ("tree", "rollout", "advantages", "objectives", "normalization", "networks")
+PURE = ("tree", "rollout", "advantages", "objectives", "normalization", "recurrence", "networks")
 ALGORITHM = ("rollout", "advantages", "objectives", "collector", "stream", "module")
 
 

@@ -32,10 +32,10 @@ def distance(one: dict, other: dict) -> float:
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in names)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_two_ranks_equal_one(env, tmp_path):
-    (alone,) = launch(tmp_path / "one", 1, env)
-    pair = launch(tmp_path / "two", 2, env)
+@pytest.mark.parametrize(("env", "control"), [("CartPole-v1", ""), ("Pendulum-v1", ""), ("CartPole-v1", "lstm")])
+def test_two_ranks_equal_one(env, control, tmp_path):
+    (alone,) = launch(tmp_path / "one", 1, env, control)
+    pair = launch(tmp_path / "two", 2, env, control)
     for mine, theirs in zip(pair[0]["states"], pair[1]["states"], strict=True):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)  # bit for bit
     assert len(alone["states"]) == len(pair[0]["states"]) == 20

@@ -1,5 +1,6 @@
 """PPO still learns: each test fails within seconds if some wire between observation, action and reward is cut."""
 
+import gymnasium
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -59,6 +60,43 @@ def test_value_of_an_endless_task(end):
         assert value == pytest.approx(10.0, abs=0.3)  # 1 / (1 - 0.9)
     else:
         assert value < 7.0  # the mean of (1 - 0.9^k) / (1 - 0.9) over k = 1..8 is 4.9
+
+
+class Cue(gymnasium.Env):
+    """Shows -1 or 1 in the first step, and asks for it `delay` steps later: reward 1 for the action that names it."""
+
+    def __init__(self, delay: int = 8) -> None:
+        self.delay = delay
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def _observation(self) -> np.ndarray:
+        return np.array([(2 * self.cue - 1) * (self.t == 0), self.t == self.delay], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.cue = 0, int(self.np_random.integers(2))
+        return self._observation(), {}
+
+    def step(self, action):
+        asked = self.t == self.delay
+        self.t += 1
+        return self._observation(), float(asked and action == self.cue), asked, False, {}
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru", None])
+def test_only_memory_solves_what_needs_it(core):
+    """Sequences of 8 steps do not reach from the question back to the cue: the stored states have to carry it."""
+    pl.seed_everything(1, verbose=False)
+    envs = vector([Cue] * 16)
+    update = {"epochs": 6, "minibatch_size": 64} | ({"sequence_length": 8} if core else {})
+    settings = {"policy": {"core": core}, "update": update, "optimizer": {"learning_rate": 3e-3}}
+    model = learn(envs, 16, 30, gamma=0.99, **settings)
+    returns = play(model.policy, vector([Cue] * 8), 64, seeds=list(range(8))).returns
+    if core:
+        assert returns.mean() > 0.9
+    else:
+        assert returns.mean() < 0.75  # a guess gets 0.5
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -44,10 +44,10 @@ class Leaky(nn.Module):
         self.rate = rate
         self.scale = nn.Parameter(torch.ones(num_inputs))
 
-    def forward(self, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         outputs = []
-        for step, begins in zip(x, starts, strict=True):
-            states = self.rate * states.masked_fill(begins.unsqueeze(1), 0.0) + self.scale * step
+        for step in x:
+            states = self.rate * states + self.scale * step
             outputs.append(states)
         return torch.stack(outputs), states
 
@@ -132,12 +132,12 @@ class Stateless(Leaky):
 class Hasty(Leaky):
     """Takes one step of each sequence."""
 
-    def forward(self, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         return x[:1], states
 
 
 class Forgetful(Leaky):
-    def forward(self, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         return x, states[:, :2]
 
 
@@ -162,11 +162,11 @@ class Actor(Whole):
     ("kind", "name", "message"),
     [
         ("encoder", "Sizeless", "policy.encoder: Sizeless.num_features must be a number of at least 1, got None"),
-        ("encoder", "Boastful", "policy: the network fails on six observations: RuntimeError: mat1 and mat2"),
+        ("encoder", "Boastful", "policy: the network fails on 6 observations: RuntimeError: mat1 and mat2"),
         ("encoder", "Missing", "policy.encoder: cannot import"),
         ("encoder", "SEEN", "policy.encoder: .* is no torch.Module"),
         ("core", "Stateless", "policy.core: Stateless.state_size must be a number of at least 1, got 0"),
-        ("core", "Hasty", r"gives outputs of shape \(2, 2\), expected \(6, 2\)"),
+        ("core", "Hasty", "the network fails on 6 observations: IndexError"),
         ("core", "Forgetful", r"gives states of shape \(2, 4\), expected \(2, 16\)"),
         ("network", "Columns", r"gives values of shape \(6, 1\), expected \(6,\)"),
         ("network", "Narrow", r"gives outputs of shape \(6, 1\), expected \(6, 2\)"),
