@@ -239,7 +239,7 @@ class ActorCritic(nn.Module):
             generator: Source of the noise of samples, on the policy's device.
         """
         if states is None:
-            states = self.initial_states(len(tree_leaves(observations)[0]))
+            states = self.initial_states(tree_leaves(observations)[0].shape[0])
         if states is not None and starts is None:
             starts = torch.zeros(len(states), dtype=torch.bool, device=states.device)
         with eval_mode(self):
