@@ -155,7 +155,7 @@ def _find_spec(env_id: str) -> EnvSpec:
         return gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
         near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=1, cutoff=0.0)
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(" Did you mean")[0].rstrip(".")
         raise EnvironmentFault(f"env.id: no environment {env_id!r} ({reason}); did you mean {near[0]}?") from None
 
 
