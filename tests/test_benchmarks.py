@@ -2,13 +2,14 @@
 
 import csv
 import json
+import sys
 from dataclasses import fields
 
 import numpy as np
 import pytest
 import yaml
 
-from benchmarks import learning, speed, table1, where_time_goes
+from benchmarks import learning, recurrent, speed, table1, where_time_goes
 from lightning_ppo.config import OptimizerConfig, RolloutConfig, UpdateConfig, load
 
 
@@ -213,3 +214,11 @@ def test_parts_of_an_iteration_add_up_to_its_time():
     assert all(spent > 0 for _, spent, _, _ in parts)
     # 1 iteration after the warm-up: 16 vector steps of 2 environments, 2 epochs of 2 minibatches of 16
     assert {unit: count for _, _, unit, count in parts} == {"vector step": 16, "minibatch": 4, "iteration": 1}
+
+
+def test_the_cost_of_memory_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recurrent.py", "--smoke"])
+    recurrent.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if " env steps/s" in line]
+    assert [line[1] for line in lines] == ["MLP", "LSTM", "GRU"]
+    assert lines[0][5] == "1.00" and all(float(line[2]) > 0 for line in lines)
