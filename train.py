@@ -7,7 +7,6 @@ import re
 import sys
 import textwrap
 import time
-import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import Any
 
 from lightning_ppo.class_path import instantiate
 from lightning_ppo.config import Config, flat, load, load_over, peek, to_container, to_yaml
-from lightning_ppo.errors import ConfigError, UserError
+from lightning_ppo.errors import ConfigError, UserError, report
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "cartpole.yaml"
 FIXED = ("env.id", "objective", "normalize.observations", "normalize.rewards")
@@ -40,7 +39,7 @@ examples:
   python train.py run_dir=runs/mine trainer.max_time=00:01:00:00
   python train.py run_dir=runs/mine resume=last               go on where it stopped
   python train.py trainer.devices=2 trainer.strategy=ddp      two processes
-  torchrun --nproc_per_node=4 --max-restarts=3 train.py trainer.devices=4 run_dir=runs/mine resume=auto
+  torchrun --nproc_per_node=4 train.py trainer.devices=4 run_dir=runs/mine; docs/scaling.md has more
 
 options:
   --print-config    print the resolved settings as YAML and exit
@@ -93,11 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         train(config)
         return 0
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -106,11 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, Interrupted):
             print("stopped; go on with: python train.py run_dir=RUN_DIR resume=last", file=sys.stderr)
             return error.exit_code
-        if debug:
-            traceback.print_exc()
-        reason = " ".join(str(error).split())
-        print(f"error: {type(error).__name__}: {reason} (debug=true shows where)", file=sys.stderr)
-        return 1
+        return report(error, debug, "debug=true")
 
 
 def read_arguments(arguments: Sequence[str]) -> Config:

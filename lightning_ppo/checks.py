@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size, flat, nearest
@@ -108,6 +109,12 @@ def check_launch(trainer: pl.Trainer) -> None:
     if TorchElasticEnvironment.detect():
         launcher, each, total = "torchrun", int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         option, nodes = "--nproc_per_node", total // each
+        restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            rank_zero_warn(
+                'torchrun: a restarted rank may get the address of one that is gone ("Connection refused"); '
+                "start with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv_backend=c10d or --standalone"
+            )
     elif SLURMEnvironment.detect():
         launcher, total = "SLURM", int(os.environ["SLURM_NTASKS"])
         each, nodes = int(os.environ.get("SLURM_NTASKS_PER_NODE", "1")), int(os.environ.get("SLURM_NNODES", "1"))

@@ -75,8 +75,11 @@ def _field_texts(cls: type) -> dict[str, tuple[str, str]]:
     texts: dict[str, tuple[str, str]] = {}
     for statement, following in zip(body.body, [*body.body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            text = str(following.value.value) if documented else ""  # type: ignore[union-attr]
+            match following:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    pass
+                case _:
+                    text = ""
             texts[statement.target.id] = (ast.unparse(statement.annotation), " ".join(text.split()))
     return texts
 

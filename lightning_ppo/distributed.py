@@ -1,5 +1,6 @@
 """Collectives that are the identity where there is one process."""
 
+import atexit
 import io
 from typing import Any
 
@@ -18,6 +19,18 @@ def world_size() -> int:
 def rank() -> int:
     """Return this process's rank."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def leave_at_exit() -> None:
+    """End the process group when the interpreter ends: gloo's threads, left running, may abort the process then."""
+    atexit.unregister(_leave)
+    if world_size() > 1:
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

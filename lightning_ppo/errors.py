@@ -1,5 +1,8 @@
 """The errors that a user can act on: each message is one line that names the cause and the remedy."""
 
+import sys
+import traceback
+
 
 class UserError(Exception):
     """Base of all errors whose message is meant for a person; the command line prints it without a traceback."""
@@ -23,3 +26,20 @@ class NonFiniteError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another task."""
+
+
+def report(error: Exception, debug: bool, option: str) -> int:
+    """Print what ended a command as one line, after its traceback if `debug`, and return the exit code.
+
+    Args:
+        error: What was raised.
+        debug: Whether tracebacks are asked for.
+        option: How to ask for them.
+    """
+    if debug:
+        traceback.print_exc()
+    message = str(error)
+    if not isinstance(error, UserError):
+        message = f"{type(error).__name__}: {' '.join(message.split())} ({option} shows where)"
+    print(f"error: {message}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1

@@ -22,7 +22,7 @@ from lightning_ppo.config import (
     resolve_sequence_length,
     to_container,
 )
-from lightning_ppo.distributed import mean_over_ranks, sum_over_ranks, world_size
+from lightning_ppo.distributed import leave_at_exit, mean_over_ranks, sum_over_ranks, world_size
 from lightning_ppo.iteration import STATISTICS, report_iteration
 from lightning_ppo.loss_terms import make_loss_terms
 from lightning_ppo.objectives import (
@@ -347,6 +347,7 @@ class PPO(TrainingState):
 
     def on_fit_start(self) -> None:
         """Check what can only be checked once data and callbacks are known, and compile if asked to."""
+        leave_at_exit()
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
         self._compiled = CompiledGradients(self, self.minibatch_loss) if self.compile_update else None
 

@@ -123,6 +123,7 @@ class TrustRegion(torch.optim.Optimizer):
         """Parameters that the divergence did not depend on in the latest step."""
 
     @torch.no_grad()
+    # the closure returns the divergence too, which the type of Optimizer.step has no place for
     def step(self, closure: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:  # type: ignore[override]
         """Take one step and return the loss before it."""
         # cuDNN's recurrent layers have no second derivative, nor a first one in eval mode

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 class Shown(Count):
     """Draws its step t as a grey picture of brightness 20 t."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, length: int = 4, render_mode: str | None = None, broken: bool = False) -> None:
         super().__init__(length)

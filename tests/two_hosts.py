@@ -39,12 +39,14 @@ def inside(arguments: list[str]) -> int:
         return SKIPPED
     hosts = []
     for rank, (name, interface) in enumerate((("one", "cable1"), ("two", "cable2"))):
-        launcher = ["--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1"]
-        launcher += [f"--master_addr={ADDRESSES[0]}", "--master_port=29400"]
+        launcher = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint={ADDRESSES[0]}:29400"]
+        # both have this machine's name, by which torchrun would tell them apart
+        launcher += [f"--rdzv_conf=is_host={int(rank == 0)}", f"--local_addr={ADDRESSES[rank]}"]
         settings = ["trainer.num_nodes=2", "trainer.devices=1", "trainer.strategy=ddp", "resume=auto", *arguments]
         command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *launcher]
         command += [str(ROOT / "train.py"), str(ROOT / "configs" / "halfcheetah.yaml"), *settings]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         hosts.append(subprocess.Popen(command, env=environment))
     while any(host.poll() is None for host in hosts) and not any(host.poll() for host in hosts):
         time.sleep(0.2)

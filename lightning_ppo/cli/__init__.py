@@ -2,13 +2,13 @@
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from lightning_ppo import errors
 from lightning_ppo.cli import doctor, evaluate, export, import_sb3, report
 from lightning_ppo.config import nearest
-from lightning_ppo.errors import ConfigError, UserError
+from lightning_ppo.errors import ConfigError
 
 COMMANDS = (evaluate, report, export, import_sb3, doctor)
 """Modules with NAME, HELP and EXAMPLES, `add_arguments(parser)` and `run(options)`, which returns the exit code."""
@@ -73,16 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{arguments[0]}: unknown command; did you mean {nearest(arguments[0], names)}?")
         options = parser.parse_args(arguments)
         return options.run(options)
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        reason = " ".join(str(error).split())[:300]
-        print(f"error: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
-        return 1
+        return errors.report(error, debug, "--debug")

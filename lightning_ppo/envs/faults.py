@@ -204,5 +204,8 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, handler)
-        if others:  # somebody else's timer goes on
-            signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - started), 1e-3), interval)
+        if others:  # somebody else's timer goes on, or rings now if its time came meanwhile
+            left = others - (time.monotonic() - started)
+            signal.setitimer(signal.ITIMER_REAL, left if left > 1e-6 else interval, interval)
+            if left <= 1e-6:
+                signal.raise_signal(signal.SIGALRM)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -112,7 +112,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         raise UserError(f"{path}: no run directory, which holds config.yaml and metrics.csv{hint}")
     return Run(
         path,
-        OmegaConf.to_container(OmegaConf.load(config)),  # type: ignore[arg-type]
+        cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(config))),
         _read_curves(metrics),
         json.loads(summary.read_text()) if summary.is_file() else None,
     )
