@@ -563,3 +563,24 @@ def test_wrong_environments_are_refused_by_name():
     data = RolloutDataModule(env=SyncVectorEnv([lambda: Count(5)]), num_steps=8)
     with pytest.raises(ConfigError, match="evaluation_env: needed"):
         data.predict_dataloader()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"policy": {"dropout": 0.3}}, id="dropout"),
+        pytest.param({"objective": "trpo", "update": {"minibatch_size": 16, "epochs": 2}}, id="trust region"),
+    ],
+)
+def test_resumed_training_is_the_same_bit_for_bit(settings, tmp_path):
+    def run(epochs: int, ckpt: str | None = None):
+        model, data = make_pair("Pendulum-v1", rollouts_per_epoch=2, **settings)
+        trainer = make_trainer(max_epochs=epochs)
+        trainer.fit(model, data, ckpt_path=ckpt, weights_only=True)
+        return model, trainer
+
+    whole, _ = run(2)
+    _, half = run(1)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = run(2, str(tmp_path / "half.ckpt"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
