@@ -42,14 +42,15 @@ def make_vector_env(
     the native implementation where there is one, else `sync`.
 
     Args:
-        env_id: A Gymnasium id, or an import path `package.module:EnvClass`.
+        env_id: A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment.
         num_envs: Number of copies.
         backend: `auto`, `vector`, `sync`, `async` or `envpool`.
         kwargs: Arguments of the environment's constructor.
         wrappers: Class paths of wrappers of each copy, the innermost first, or mappings of class_path and init_args.
         timeout: Seconds that a step or reset of a copy may take; None waits for ever.
         max_restarts: How often a copy that fails is replaced.
-        stagger: Cut the first episode of each `sync` or `async` copy off at another time; see `FirstEpisodeLimit`.
+        stagger: Cut the first episode of each copy off at another time; see `FirstEpisodeLimit`. Vector environments of
+            their own kind do so if they have an attribute `stagger` to set.
 
     Raises:
         ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
@@ -71,16 +72,24 @@ def make_vector_env(
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
     if backend == "auto":
         backend = "vector" if native and not watched and not wrappers else "sync"
+    if backend != "vector" and spec.entry_point is None:
+        raise ConfigError(
+            f"env.backend: {env_id} is a vector environment and steps its copies itself; set env.backend=vector, and "
+            "no env.wrappers, env.timeout or env.on_error"
+        )
     try:
         if backend == "vector":
             if not native:
                 raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
-            return gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+            env = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+            if hasattr(env.unwrapped, "stagger"):
+                env.unwrapped.stagger = stagger
+            return env
         make = _maker(spec, kwargs, wrappers, stagger)
         guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
             copies = [partial(guard, raises=False) for guard in guards]
-            env: VectorEnv = ProcessVectorEnv(copies, timeout, max_restarts)
+            env = ProcessVectorEnv(copies, timeout, max_restarts)
         else:
             env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
         env.metadata = {**env.metadata, "staggered": stagger and _time_limit(spec, kwargs) is not None}
@@ -144,7 +153,9 @@ def _find_spec(env_id: str) -> EnvSpec:
                 raise _needs(env_id, *extra) from None
             text = " ".join(str(error).split())
             raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {type(error).__name__}: {text}") from None
-        entry_point = getattr(module, attribute, None)
+        entry_point: Any = getattr(module, attribute, None)
+        if VectorEnv in getattr(entry_point, "__mro__", ()):
+            return EnvSpec(id=f"{attribute}-v0", vector_entry_point=entry_point, kwargs={})
         if callable(entry_point):
             return EnvSpec(id=f"{attribute}-v0", entry_point=entry_point, kwargs={})
         if attribute not in gymnasium.registry:

@@ -42,4 +42,4 @@ class FirstEpisodeLimit(gymnasium.Wrapper):
 
 def is_staggered(env: VectorEnv) -> bool:
     """Return whether the first episodes of a vector environment's copies are cut off at different times."""
-    return bool((env.metadata or {}).get("staggered"))
+    return bool((env.metadata or {}).get("staggered") or getattr(env.unwrapped, "stagger", False))

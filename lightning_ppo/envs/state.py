@@ -1,8 +1,8 @@
 """Save and restore the exact state of environments as plain data.
 
 An environment or wrapper may offer `get_state()` and `set_state(state)`. For the others every layer's attributes are
-read: numbers, strings, arrays, random generators and containers of them are state; spaces, specs and functions are
-constant; anything else means that the state cannot be known to be complete, and says so.
+read: numbers, strings, arrays, tensors, random generators and containers of them are state; spaces, specs and functions
+are constant; anything else means that the state cannot be known to be complete, and says so.
 """
 
 import enum
@@ -23,6 +23,8 @@ _CONSTANT = (
     EnvSpec,
     enum.Enum,
     np.dtype,
+    torch.dtype,
+    torch.device,
     type,
     types.FunctionType,
     types.MethodType,
@@ -72,6 +74,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self._arrays: list[tuple[str, np.ndarray]] = []
+        self._tensors: list[tuple[str, torch.Tensor]] = []
 
     def layer(self, layer: Any, path: str) -> dict[str, Any]:
         """Return the state of an environment or wrapper and of what it wraps."""
@@ -104,7 +107,9 @@ class _Reader:
         if isinstance(value, np.ndarray) and value.dtype != object:
             return self._array(value, where)
         if isinstance(value, torch.Tensor):
-            return {"tensor": value.clone()}
+            return self._tensor(value, where)
+        if isinstance(value, torch.Generator):
+            return {"torch_generator": value.get_state()}
         if isinstance(value, np.random.Generator):
             return {"generator": self.encode(value.bit_generator.state, where)}
         if isinstance(value, deque):
@@ -128,12 +133,22 @@ class _Reader:
         self._arrays.append((where, value))
         return {"array": torch.from_numpy(np.array(value, order="C")), "number": len(self._arrays) - 1}
 
+    def _tensor(self, value: torch.Tensor, where: str) -> dict[str, Any]:
+        for number, (name, other) in enumerate(self._tensors):
+            if other is value:
+                return {"same_tensor": number}
+            if value.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() != 0:
+                raise _Opaque(f"{where} shares memory with {name}")
+        self._tensors.append((where, value))
+        return {"tensor": value.detach().cpu().clone(), "number": len(self._tensors) - 1}
+
 
 class _Writer:
     """Puts what `_Reader` returned into environments."""
 
     def __init__(self) -> None:
         self._arrays: dict[int, np.ndarray] = {}
+        self._tensors: dict[int, torch.Tensor] = {}
 
     def layer(self, layer: Any, state: dict[str, Any]) -> None:
         """Set the state of an environment or wrapper and of what it wraps."""
@@ -174,7 +189,15 @@ class _Writer:
         if kind == "same":
             return self._arrays[content]
         if kind == "tensor":
-            return content.clone()
+            device = current.device if isinstance(current, torch.Tensor) else content.device
+            restored = content.to(device, copy=True)
+            self._tensors[value.get("number", -1)] = restored
+            return restored
+        if kind == "same_tensor":
+            return self._tensors[content]
+        if kind == "torch_generator":
+            current.set_state(content.cpu())
+            return current
         if kind == "generator":
             state = self.decode(content, None)
             bit_generator = getattr(np.random, state["bit_generator"])()
