@@ -35,21 +35,23 @@ class Actor(Protocol):
     states: Tensor | None
     state: Tensor | None
 
-    def __call__(
-        self, step: int, observations: Arrays, starts: np.ndarray, action_masks: np.ndarray | None = None
-    ) -> Arrays:
+    def __call__(self, step: int, observations: Arrays, starts: Any, action_masks: Any = None) -> Arrays:
         """Return the environment's actions for a step.
 
         Args:
             step: From 0 to T - 1.
-            observations: (N, ...).
+            observations: (N, ...), as arrays or tensors.
             starts: (N,) bool, an episode starts with the observation.
             action_masks: (N, M) bool, or None.
         """
 
 
 def make_actor(
-    policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator, state: Tensor | None = None
+    policy: ActorCritic,
+    shape: tuple[int, int],
+    generator: torch.Generator,
+    state: Tensor | None = None,
+    as_tensors: bool = False,
 ) -> Actor:
     """Return the fastest actor for a rollout of shape (T, N), with its noise drawn from `generator`.
 
@@ -58,10 +60,12 @@ def make_actor(
         shape: (T, N).
         generator: Source of the noise, on the policy's device.
         state: (N, H), recurrent states before the first step, or None for a policy without memory.
+        as_tensors: Whether the environment takes its actions as tensors instead of NumPy arrays.
     """
-    if generator.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and NumpyActor.suits(policy):
+    on_cpu = generator.device.type == "cpu" and not as_tensors
+    if on_cpu and not torch.is_autocast_enabled("cpu") and NumpyActor.suits(policy):
         return NumpyActor(policy, shape, generator)
-    return TorchActor(policy, shape, generator, state)
+    return TorchActor(policy, shape, generator, state, as_tensors)
 
 
 class TorchActor:
@@ -72,32 +76,39 @@ class TorchActor:
         shape: (T, N).
         generator: Source of the noise, on the policy's device.
         state: (N, H), recurrent states before the first step, or None for a policy without memory.
+        as_tensors: Whether the environment takes its actions as tensors instead of NumPy arrays.
     """
 
     def __init__(
-        self, policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator, state: Tensor | None = None
+        self,
+        policy: ActorCritic,
+        shape: tuple[int, int],
+        generator: torch.Generator,
+        state: Tensor | None = None,
+        as_tensors: bool = False,
     ) -> None:
         head, self.device = policy.head, generator.device
-        self.policy = policy
+        self.policy, self.as_tensors = policy, as_tensors
         self.noise = head.noise(shape, generator).unbind(0)
         self.actions = torch.empty((*shape, *head.action_shape), dtype=head.action_dtype, device=self.device)
         self.state = state
         self.states = None if state is None else torch.empty((*shape, state.shape[-1]), device=self.device)
 
-    def __call__(
-        self, step: int, observations: Arrays, starts: np.ndarray, action_masks: np.ndarray | None = None
-    ) -> Arrays:
+    def __call__(self, step: int, observations: Arrays, starts: Any, action_masks: Any = None) -> Arrays:
         """Return the environment's actions for a step."""
-        seen = tree_map(lambda x: torch.from_numpy(x).to(self.device), observations)
-        masks = None if action_masks is None else torch.from_numpy(action_masks).to(self.device)
+        seen, begun, masks = tree_map(self._there, (observations, starts, action_masks))
         if self.states is None or self.state is None:
             actions, _ = self.policy.act(seen, self.noise[step], masks)
         else:
             self.states[step] = self.state
-            begun = torch.from_numpy(starts).to(self.device)
             actions, self.state = self.policy.act(seen, self.noise[step], masks, self.state, begun)
         self.actions[step] = actions
-        return tree_map(lambda x: x.cpu().numpy(), self.policy.head.to_env(actions))
+        taken = self.policy.head.to_env(actions)
+        return taken if self.as_tensors else tree_map(lambda x: x.cpu().numpy(), taken)
+
+    def _there(self, x: Any) -> Tensor | None:
+        """Return an array or tensor on the policy's device."""
+        return None if x is None else torch.as_tensor(x, device=self.device)
 
 
 class NumpyActor:
@@ -155,9 +166,7 @@ class NumpyActor:
             and all(parameter.dtype == torch.float32 for parameter in policy.parameters())
         )
 
-    def __call__(
-        self, step: int, observations: Arrays, starts: np.ndarray, action_masks: np.ndarray | None = None
-    ) -> np.ndarray:
+    def __call__(self, step: int, observations: Arrays, starts: Any, action_masks: Any = None) -> np.ndarray:
         """Return the environment's actions for a step."""
         with np.errstate(invalid="ignore"):  # the collector reports what environments return that is not finite
             return self._act(step, observations, action_masks)

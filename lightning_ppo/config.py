@@ -37,7 +37,7 @@ class EnvConfig:
     """Which environment, and how many copies of it step together."""
 
     id: str = "CartPole-v1"
-    """A Gymnasium id, or an import path `package.module:EnvClass`."""
+    """A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment."""
     num_envs: int = 64
     """N, copies per rank, at least 1."""
     backend: str = "auto"
@@ -54,7 +54,7 @@ class EnvConfig:
     """How often each copy is replaced under `restart` before its next failure stops the run."""
     stagger: bool = True
     """Cut the first training episode of each copy off at another time, where there is a time limit, so that the copies
-    do not move through their episodes in step (`sync` and `async`)."""
+    do not move through their episodes in step (`sync`, `async` and the environments in torch)."""
     action_mask: str = "auto"
     """Where legal actions are told: `auto` (info["action_mask"], if it is there), `none`, `info`, `observation:KEY`
     (an entry of a Dict observation, which the networks then do not see) or `method:NAME` of the environment."""

@@ -17,7 +17,7 @@ from lightning_ppo.distributed import gather_objects, raise_together, rank, worl
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.masks import observed_space
 from lightning_ppo.envs.stagger import is_staggered
-from lightning_ppo.envs.stepper import VectorStepper
+from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
 from lightning_ppo.policy import MaskedObservations
@@ -205,8 +205,8 @@ class RolloutDataModule(pl.LightningDataModule):
         return _OneItemLoader(lambda: self._first_observations(env))
 
     def _first_observations(self, env: VectorEnv) -> Observations | MaskedObservations:
-        stepper = VectorStepper(env, self.env_settings.action_mask)
-        stepper.reset(derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation"))
+        seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation")
+        stepper = make_stepper(env, self.env_settings.action_mask, seeds, on_host=True)
         observations = tree_map(lambda x: torch.from_numpy(np.array(x)), stepper.observations)
         if stepper.action_masks is None:
             return observations

@@ -1,7 +1,7 @@
 """Returns and lengths of episodes that span rollouts."""
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from lightning_ppo.rollout import Episodes
 
@@ -12,6 +12,8 @@ class EpisodeRecorder:
     An episode that ends in a filler row was broken off when its environment was replaced; it is not reported.
 
     Attributes:
+        returns: (N,) float64, sums of the rewards of the episodes in progress.
+        lengths: (N,) int64, their steps.
         skips: (N,) bool, the episode in progress will not be reported.
 
     Args:
@@ -21,32 +23,42 @@ class EpisodeRecorder:
 
     def __init__(self, num_envs: int, skip_first: bool = False) -> None:
         self.skip_first = skip_first
-        self.skips = np.full(num_envs, skip_first)
-        self.returns = np.zeros(num_envs, dtype=np.float64)
-        self.lengths = np.zeros(num_envs, dtype=np.int64)
+        self.skips = torch.full((num_envs,), skip_first)
+        self.returns = torch.zeros(num_envs, dtype=torch.float64)
+        self.lengths = torch.zeros(num_envs, dtype=torch.int64)
 
-    def record(self, rewards: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> Episodes:
-        """Add T steps, each argument (T, N), and return the episodes that ended in them, in order of time."""
-        episodes: list[tuple[int, float, int]] = []
-        rewards = np.where(valid, rewards, 0.0)
-        steps = valid.astype(np.int64)
-        total_rewards = np.concatenate((self.returns[None], rewards)).cumsum(0)[1:]
-        total_steps = np.concatenate((self.lengths[None], steps)).cumsum(0)[1:]
-        self.returns, self.lengths = total_rewards[-1].copy(), total_steps[-1].copy()
-        for env in np.flatnonzero(ended.any(0)):
-            reward_before, steps_before = 0.0, 0
-            for t in np.flatnonzero(ended[:, env]):
-                if valid[t, env] and not self.skips[env]:
-                    episodes.append(
-                        (int(t), total_rewards[t, env] - reward_before, int(total_steps[t, env]) - steps_before)
-                    )
-                # after a filler row it is a new copy whose first episode begins
-                self.skips[env] = self.skip_first and not valid[t, env]
-                reward_before, steps_before = total_rewards[t, env], int(total_steps[t, env])
-            self.returns[env] -= reward_before
-            self.lengths[env] -= steps_before
-        episodes.sort(key=lambda episode: episode[0])
-        return Episodes(
-            torch.tensor([e[1] for e in episodes], dtype=torch.float64),
-            torch.tensor([e[2] for e in episodes], dtype=torch.int64),
-        )
+    def record(self, rewards: Tensor, ended: Tensor, valid: Tensor) -> Episodes:
+        """Add T steps, each argument (T, N), and return the episodes that ended in them, in order of time.
+
+        Everything is computed where the arguments are; only the result goes to the CPU, at once.
+        """
+        device = rewards.device
+        skips, returns, lengths = (x.to(device) for x in (self.skips, self.returns, self.lengths))
+        sums = torch.cat((returns[None], torch.where(valid, rewards, 0.0).double())).cumsum(0)[1:]
+        counts = torch.cat((lengths[None], valid.long())).cumsum(0)[1:]
+        # the row of the latest end up to each row, and before it; -1 where there is none
+        rows = torch.arange(len(rewards), device=device).unsqueeze(1)
+        latest = torch.where(ended, rows, -1).cummax(0).values
+        before = torch.cat((torch.full_like(latest[:1], -1), latest[:-1]))
+
+        def at(values: Tensor, row: Tensor, otherwise: Tensor | float) -> Tensor:
+            return torch.where(row >= 0, values.gather(0, row.clamp(min=0)), otherwise)
+
+        # after a filler row it is a new copy whose first episode begins
+        begins_anew = ~valid & self.skip_first
+        reported = ended & valid & ~at(begins_anew, before, skips)
+        env_returns, env_lengths = sums - at(sums, before, 0.0), counts - at(counts, before, 0)
+        last = latest[-1:]
+        self.returns, self.lengths = (sums[-1:] - at(sums, last, 0.0))[0], (counts[-1:] - at(counts, last, 0))[0]
+        self.skips = at(begins_anew, last, skips)[0]
+        found = torch.stack((env_returns[reported], env_lengths[reported].double())).cpu()
+        return Episodes(found[0], found[1].long())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the records of the next rollout depend on."""
+        return {f"episode_{name}": getattr(self, name).cpu().clone() for name in ("returns", "lengths", "skips")}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        for name in ("returns", "lengths", "skips"):
+            setattr(self, name, state[f"episode_{name}"].clone())

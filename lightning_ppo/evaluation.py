@@ -5,8 +5,8 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from lightning_ppo.envs.stepper import VectorStepper, check_finite
-from lightning_ppo.episodes import EpisodeRecorder
+from lightning_ppo.envs.stepper import check_finite
+from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.rollout import Episodes
@@ -52,17 +52,19 @@ def play(
     quota[: episodes % num_envs] += 1
     device = next(policy.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    stepper, recorder = VectorStepper(env, action_mask), EpisodeRecorder(num_envs)
-    stepper.reset(seeds)
+    stepper = make_stepper(env, action_mask, seeds, on_host=True)
     states = policy.initial_states(num_envs)
-    returns, lengths = [], []
+    # of the episodes in progress, and of those that are over
+    sums, counts = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+    returns: list[float] = []
+    lengths: list[int] = []
 
     def tensor(x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(x)).to(device)
 
     with eval_mode(policy):
         while quota.any():
-            if recorder.lengths.max(where=quota > 0, initial=0) >= MAX_EPISODE_STEPS:
+            if counts.max(where=quota > 0, initial=0) >= MAX_EPISODE_STEPS:
                 raise EnvironmentFault(
                     f"an evaluation episode has not ended after {MAX_EPISODE_STEPS} steps; give the environment a time "
                     "limit, or set evaluation.episodes=0 and evaluation.final_episodes=0"
@@ -78,11 +80,12 @@ def play(
             rewards, terminations, truncations = stepper.step(tree_map(lambda x: x.cpu().numpy(), actions))
             check_finite(tree_map(lambda x: x[None], stepper.observations), rewards[None, :0], stepper.num_steps)
             check_finite((), rewards[None], stepper.num_steps - 1)
-            ended = terminations | truncations
-            finished = recorder.record(rewards[None], ended[None], ~stepper.filler[None])
-            for position, index in enumerate(np.flatnonzero(ended & ~stepper.filler)):
-                if quota[index]:
+            sums += np.where(stepper.filler, 0.0, rewards)
+            counts += ~stepper.filler
+            for index in np.flatnonzero(terminations | truncations):
+                if quota[index] and not stepper.filler[index]:  # else it was broken off when its copy was replaced
                     quota[index] -= 1
-                    returns.append(finished.returns[position])
-                    lengths.append(finished.lengths[position])
-    return Episodes(torch.stack(returns), torch.stack(lengths))
+                    returns.append(sums[index])
+                    lengths.append(counts[index])
+                sums[index] = counts[index] = 0
+    return Episodes(torch.tensor(returns, dtype=torch.float64), torch.tensor(lengths, dtype=torch.int64))

@@ -24,6 +24,20 @@ def _choices(space: gymnasium.Space) -> list[int]:
     return found
 
 
+def masked_choices(env: VectorEnv, source: str) -> list[int]:
+    """Return the number of choices of each discrete component of an environment's actions.
+
+    Raises:
+        ConfigError: If there are none, although `source` says where to find masks (see `EnvConfig.action_mask`).
+    """
+    sizes = _choices(env.single_action_space)
+    if source not in ("auto", "none") and not sizes:
+        raise ConfigError(
+            f"env.action_mask: {source} needs discrete actions, the action space is {env.single_action_space}"
+        )
+    return sizes
+
+
 def observed_space(space: gymnasium.Space, source: str) -> gymnasium.Space:
     """Return an observation space without the entry that is an action mask, if `source` is `observation:KEY`.
 
@@ -59,12 +73,10 @@ class ActionMasks:
         self.env = env
         self.kind, _, self.key = source.partition(":")
         self.space = env.single_action_space
-        self._sizes = _choices(self.space)
+        self._sizes = masked_choices(env, source)
         self.size = sum(self._sizes)
         self._unasked = False
         self.current: np.ndarray | None = None
-        if self.kind not in ("auto", "none") and not self.size:
-            raise ConfigError(f"env.action_mask: {source} needs discrete actions, the action space is {self.space}")
         if self.kind == "method" and not hasattr(env, "call"):
             raise ConfigError(f"env.action_mask: {source} needs copies to call; set env.backend to sync or async")
 

@@ -84,7 +84,7 @@ class _Reader:
         attributes: dict[str, Any] = {}
         children: dict[str, Any] = {}
         for name, value in vars(layer).items():
-            if name == "envs" or (name == "env" and isinstance(value, gymnasium.Env)):
+            if name == "envs" or (name == "env" and isinstance(value, gymnasium.Env | VectorEnv)):
                 children[name] = None
             elif isinstance(value, _CONSTANT) or name in ("env_fns", "metadata") or _is_mujoco_model(value):
                 continue

@@ -1,6 +1,7 @@
 """Step a vector environment whatever its autoreset mode, and check what it returns."""
 
 import logging
+from abc import ABC, abstractmethod
 from typing import Any
 
 import gymnasium
@@ -19,20 +20,104 @@ from lightning_ppo.tree import tree_leaves, tree_map
 _log = logging.getLogger(__name__)
 
 
-class VectorStepper:
+class Stepper(ABC):
     """Steps a vector environment and hides how it starts new episodes.
 
     After `step`, `observations` is what the policy acts on next, and the other attributes tell of the step just made.
 
     Attributes:
+        takes_tensors: Whether actions are tensors and everything below is one, too; else all are NumPy arrays.
         observations: (N, ...), current observations without their action masks; valid until the next step.
         action_masks: (N, M) bool, choices that are legal now; None where the environment has no masks.
         starts: (N,) bool, the current observation is the first of an episode.
         filler: (N,) bool; this step only reset the environment (NEXT_STEP) or replaced it, it is no transition.
-        any_filler: Whether there is such an environment.
-        final_observations: True last observations by environment index, where they differ from what follows.
+        any_filler: Whether there may be such an environment.
+        final_observations: Last observations of ended episodes, where they differ from what follows.
         num_steps: Steps made, for error messages.
         failed: Set it after a fault: the state of the environments is then not worth saving.
+
+    Args:
+        env: The vector environment.
+
+    Raises:
+        EnvironmentFault: If the environment's autoreset mode is unknown.
+    """
+
+    takes_tensors = False
+    action_masks: Any
+    starts: Any
+    filler: Any
+    final_observations: Any
+
+    def __init__(self, env: VectorEnv) -> None:
+        self.env = env
+        self.mode = autoreset_mode(env)
+        self.observations: Any = None
+        self.any_filler = False
+        self.num_steps = 0
+        self.failed = False
+        leaves = list(space_leaves(env.observation_space).values())
+        self._spaces = tree_map(leaves.__getitem__, space_structure(env.observation_space))
+
+    @abstractmethod
+    def begin(self, observations: Any, infos: dict[str, Any]) -> None:
+        """Take in what a reset returned."""
+
+    @abstractmethod
+    def step(self, actions: Any) -> tuple[Any, Any, Any]:
+        """Step with the environment's actions (N, ...); return rewards, terminations and truncations, each (N,)."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on exactly here; `env` is None where the environment's state cannot be had."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; the environment must have been reset once before."""
+
+    def reset(self, seeds: list[int]) -> None:
+        """Start all episodes anew, environment i from `seeds[i]`."""
+        self.begin(*self._call("reset", seed=seed_argument(self.env, seeds)))
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return call(self.env, method, self.num_steps, *args, **kwargs)
+
+    def _check_shape(self, space: gymnasium.Space, observations: Any) -> None:
+        if observations.shape != space.shape:
+            raise EnvironmentFault(
+                f"the environment returned observations of shape {tuple(observations.shape)} at step {self.num_steps}, "
+                f"expected {space.shape}"
+            )
+
+
+def call(env: VectorEnv, method: str, num_steps: int, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of a vector environment that has made `num_steps` steps.
+
+    Raises:
+        EnvironmentFault: If it raises anything.
+    """
+    try:
+        return getattr(env, method)(*args, **kwargs)
+    except EnvironmentFault:
+        raise
+    except Exception as error:
+        raise EnvironmentFault(
+            f"the environment raised in {method} after {num_steps} steps: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def seed_argument(env: VectorEnv, seeds: list[int]) -> list[int] | int:
+    """Return what a vector environment's reset takes as its seed: one for each copy where it can, else the first."""
+    per_copy = hasattr(env.unwrapped, "env_fns") or getattr(env.unwrapped, "seeded_by_copy", False)
+    return list(seeds) if per_copy else seeds[0]
+
+
+class VectorStepper(Stepper):
+    """Steps a vector environment of NumPy arrays, whatever its autoreset mode.
+
+    Attributes:
+        final_observations: By the index of the environment.
 
     Args:
         env: The vector environment.
@@ -44,25 +129,16 @@ class VectorStepper:
     """
 
     def __init__(self, env: VectorEnv, action_mask: str = "auto") -> None:
-        self.env = env
-        self.mode = autoreset_mode(env)
-        self.observations: Any = None
-        self.num_steps = 0
+        super().__init__(env)
         self.final_observations: dict[int, Any] = {}
         self.starts = np.ones(env.num_envs, dtype=np.bool_)
         self._every_row = np.ones(env.num_envs, dtype=np.bool_)
         self._masks = ActionMasks(env, action_mask)
-        leaves = list(space_leaves(env.observation_space).values())
-        self._spaces = tree_map(leaves.__getitem__, space_structure(env.observation_space))
         self.filler = np.zeros(env.num_envs, dtype=np.bool_)
-        self.any_filler = False
         self._ended, self._any_ended = np.zeros(env.num_envs, dtype=np.bool_), False
-        self.failed = False
 
-    def reset(self, seeds: list[int]) -> None:
-        """Start all episodes anew, environment i from `seeds[i]`."""
-        per_copy = hasattr(self.env.unwrapped, "env_fns") or getattr(self.env.unwrapped, "seeded_by_copy", False)
-        observations, infos = self._call("reset", seed=list(seeds) if per_copy else seeds[0])
+    def begin(self, observations: Any, infos: dict[str, Any]) -> None:
+        """Take in what a reset returned."""
         self._replaced(infos)
         self._set_observations(observations, infos, self._every_row)
         self.starts = np.ones(self.env.num_envs, dtype=np.bool_)
@@ -141,24 +217,6 @@ class VectorStepper:
     def _set_observations(self, observations: Any, infos: dict[str, Any], rows: np.ndarray) -> None:
         tree_map(self._check_shape, self._spaces, observations)
         self.observations = self._masks.read(observations, infos, rows, self.num_steps)
-
-    def _check_shape(self, space: gymnasium.Space, observations: np.ndarray) -> None:
-        if observations.shape != space.shape:
-            raise EnvironmentFault(
-                f"the environment returned observations of shape {observations.shape} at step {self.num_steps}, "
-                f"expected {space.shape}"
-            )
-
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return getattr(self.env, method)(*args, **kwargs)
-        except EnvironmentFault:
-            raise
-        except Exception as error:
-            raise EnvironmentFault(
-                f"the environment raised in {method} after {self.num_steps} steps: {type(error).__name__}: "
-                f"{' '.join(str(error).split())}"
-            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on exactly here; `env` is None where the environment's state cannot be had."""
