@@ -8,6 +8,7 @@ such as `observations` or `observations.camera`; then, with masks, `action_masks
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,11 @@ def export(deployed: Deployed, path: str | os.PathLike[str], kind: str) -> Funct
 
 
 def _write_onnx(program: Any, deployed: Deployed, path: Path) -> Function:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'lightning-ppo[export]'") from None
+    for package in ("onnxruntime", "onnxscript"):
+        if find_spec(package) is None:
+            raise UserError(f"ONNX needs {package}: pip install 'lightning-ppo[export]'")
+    import onnxruntime
+
     converted = torch.onnx.export(
         program, (), dynamo=True, verbose=False, input_names=deployed.inputs, output_names=deployed.outputs
     )

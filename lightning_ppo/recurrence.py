@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ppo.gru import gru
+
 
 class RecurrentCore(nn.Module):
     """An LSTM or GRU.
@@ -43,6 +45,8 @@ class RecurrentCore(nn.Module):
             if single:
                 hidden = torch.gru_cell(x[0], states, *weights)
                 return hidden.unsqueeze(0), hidden
+            if x.device.type == "cpu":
+                return gru(x, states, weights)
             output, hidden = self.cell(x, states.unsqueeze(0))
             return output, hidden[0]
         hidden, cell = states.chunk(2, -1)
