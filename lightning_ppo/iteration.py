@@ -7,14 +7,22 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.distributed import mean_over_ranks, world_size
-from lightning_ppo.objectives import explained_variance
+from lightning_ppo.objectives import Scalar, explained_variance, kl_k3, outside_clip_range
 from lightning_ppo.rollout import Minibatch, Rollout
 
-STATISTICS = (
-    *("loss/policy", "loss/value", "loss/entropy"),
-    *("update/kl", "update/approximate_kl", "update/clip_fraction", "update/grad_norm"),
-)
-"""What every minibatch reports, in this order, by the names under which it is logged; loss terms before the last."""
+LOSSES = ("loss/policy", "loss/value", "loss/entropy")
+"""The means that every minibatch reports, by the names under which they are logged; those of loss terms follow."""
+MEASURES = ("update/grad_norm", "update/approximate_kl", "update/clip_fraction")
+"""What is measured of every minibatch besides."""
+
+
+class MinibatchReport(NamedTuple):
+    """What a minibatch tells of itself, without gradients."""
+
+    means: tuple[Tensor, ...]
+    """Scalars: policy loss, value loss, entropy, loss terms."""
+    log_ratios: Tensor
+    """(B,), log pi(a|s) - log pi_old(a|s), 0 in rows that are no transitions."""
 
 
 class IterationReport(NamedTuple):
@@ -31,6 +39,29 @@ class IterationReport(NamedTuple):
     """What is logged, by name."""
 
 
+def epoch_statistics(
+    reports: Sequence[MinibatchReport],
+    grad_norms: Sequence[Tensor],
+    weights: Tensor,
+    clip_range: Scalar,
+    clip_range_high: Scalar | None = None,
+) -> Tensor:
+    """Return an epoch's statistics (M, S): means, then MEASURES, of each of M minibatches.
+
+    Args:
+        reports: Of the minibatches.
+        grad_norms: Of the minibatches, before clipping.
+        weights: (M, B), of the minibatches' rows.
+        clip_range: See `outside_clip_range`.
+        clip_range_high: See `outside_clip_range`.
+    """
+    log_ratios = torch.stack([report.log_ratios for report in reports])
+    clipped = outside_clip_range(log_ratios, clip_range, clip_range_high)
+    columns = (*zip(*(report.means for report in reports), strict=True), tuple(grad_norms))
+    scalars = [torch.stack(column) for column in columns]
+    return torch.stack([*scalars, (kl_k3(log_ratios) * weights).sum(1), (clipped * weights).sum(1)], 1)
+
+
 def report_iteration(
     rollout: Rollout,
     batch: Minibatch,
@@ -45,7 +76,7 @@ def report_iteration(
     Args:
         rollout: What was learnt from.
         batch: Its rows.
-        epochs: (E, M, S), S statistics of M minibatches in each of E epochs; the last is the gradient norm.
+        epochs: (E, M, S), S statistics of M minibatches in each of E epochs.
         names: Under which the statistics are logged.
         divergence: (), mean KL divergence over this rank's rows.
         window: Sum of the latest episodes' returns, sum of their lengths, and their number.
@@ -53,7 +84,10 @@ def report_iteration(
     """
     valid = batch.weights > 0
     explained = explained_variance(batch.values[valid], batch.returns[valid])
-    checked = epochs if check_gradients else epochs[..., :-1]
+    checked = epochs
+    if not check_gradients:
+        measured_norm = names.index("update/grad_norm")
+        checked = torch.cat((epochs[..., :measured_norm], epochs[..., measured_norm + 1 :]), -1)
     measured = (divergence, explained, (~torch.isfinite(checked)).any(), valid.sum())
     counted = torch.tensor([len(epochs), *window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device)
     local = torch.cat((epochs.mean((0, 1)).double(), torch.stack([x.double() for x in measured]), counted))

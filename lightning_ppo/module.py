@@ -22,21 +22,15 @@ from lightning_ppo.config import (
     resolve_sequence_length,
     to_container,
 )
-from lightning_ppo.distributed import leave_at_exit, mean_over_ranks, sum_over_ranks, world_size
-from lightning_ppo.iteration import STATISTICS, report_iteration
+from lightning_ppo.distributed import leave_at_exit, mean_over_ranks, sum_over_ranks
+from lightning_ppo.flat import FlatAdam
+from lightning_ppo.iteration import LOSSES, MEASURES, MinibatchReport, epoch_statistics, report_iteration
 from lightning_ppo.loss_terms import make_loss_terms
-from lightning_ppo.objectives import (
-    kl_k3,
-    masked_log_ratios,
-    outside_clip_range,
-    value_loss,
-    weighted_sum,
-)
+from lightning_ppo.objectives import masked_log_ratios, value_loss, weighted_sum
 from lightning_ppo.optimization import (
-    CompiledGradients,
+    MinibatchUpdate,
     Snapshot,
     SteeredLearningRate,
-    clip_gradients,
     step_schedulers,
     update_settings,
 )
@@ -114,7 +108,7 @@ class PPO(TrainingState):
         )
         self.total_env_steps = total_env_steps
         self.compile_update = compile
-        self._compiled: CompiledGradients | None = None
+        self.minibatch_update: MinibatchUpdate | None = None
         self.objective = make_objective(objective, self.update_settings)
         self._trust_region: TrustRegion | None = None
         if self.objective.trust_region:
@@ -123,7 +117,7 @@ class PPO(TrainingState):
             self._trust_region = TrustRegion(self.policy.parameters(), **region, average=mean_over_ranks)
         terms, term_weights = make_loss_terms(loss_terms, self.policy)
         self.loss_terms = nn.ModuleDict(terms)
-        self.statistics = (*STATISTICS[:-1], *(f"loss/{name}" for name in terms), STATISTICS[-1])
+        self.statistics = (*LOSSES, *(f"loss/{name}" for name in terms), *MEASURES)
         self.coefficients = self.update_settings.schedules()
         self.coefficients |= {f"{name}_weight": weight for name, weight in term_weights.items()}
         self.learning_rate = self.optimizer_settings.schedule()
@@ -149,9 +143,9 @@ class PPO(TrainingState):
         size, length = rollout.num_steps * rollout.num_envs, self.sequence_length(rollout.num_steps)
         batch = rollout.flatten(length)
         self._apply_schedules()
+        update = self._update()
+        update.prepare(batch, settings.minibatch_size)
         before = Snapshot(self.parameters(), optimizer.optimizer)
-        if self._compiled is not None and not self._compiled.prepare(batch, settings.minibatch_size):
-            self._compiled = None
         if self._trust_region is not None:
             whole = batch._replace(weights=batch.weights / mean_over_ranks(batch.weights.sum()))
             with eval_mode(self.policy):
@@ -163,14 +157,15 @@ class PPO(TrainingState):
                 batch = self._estimate_again(rollout)
             indices = shuffled_indices(size, settings.minibatch_size, shuffle, length)
             # a loss is a mean over the valid rows of a minibatch on all ranks
-            counts = mean_over_ranks(batch.weights[indices].sum(1))
-            scales = counts.clamp(min=1.0).reciprocal().unbind()
-            statistics: list[Tensor] = []
-            for rows, scale in zip(indices.unbind(0), scales, strict=True):
-                reported = self._backward(batch, rows, scale)
-                optimizer.step()
-                statistics += [*reported, self._grad_norm]
-            epochs.append(torch.stack(statistics).view(len(scales), -1))
+            weights = batch.weights[indices]
+            scales = mean_over_ranks(weights.sum(1)).clamp(min=1.0).reciprocal()
+            reports, grad_norms = [], []
+            for rows, scale in zip(indices.unbind(), scales.unbind(), strict=True):
+                reports.append(self._backward(batch, rows, scale))
+                update.step()
+                grad_norms.append(self._grad_norm)
+            bounds = self._current["clip_range"], self._current.get("clip_range_high")
+            epochs.append(epoch_statistics(reports, grad_norms, weights * scales.unsqueeze(1), *bounds))
             if settings.target_kl is not None:
                 divergence = mean_over_ranks(self._divergence(batch))
                 if divergence > settings.target_kl:
@@ -195,29 +190,28 @@ class PPO(TrainingState):
         advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)
         return replace(rollout, advantages=advantages, returns=returns).flatten(length)
 
-    def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        """Set the gradients of the minibatch `rows` (B,), its weights scaled, and return its statistics."""
-        if self._compiled is not None:
-            reported = self._compiled(batch, rows, scale).unbind()
-            if world_size() > 1:
-                self._compiled.flat.copy_(mean_over_ranks(self._compiled.flat))
-            return reported
+    def _update(self) -> MinibatchUpdate:
+        if self.minibatch_update is None:
+            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, self._optimizer(), self.compile_update)
+        return self.minibatch_update
+
+    def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
+        """Set the gradients of the minibatch `rows` (B,), its weights scaled, and return what it reports."""
+        if self._trust_region is None:
+            return self._update().backward(batch, rows, scale)
         self._optimizer().zero_grad()
         loss, reported = self.minibatch_loss(select(batch, rows, scale))
-        if self._trust_region is None:
-            self.manual_backward(loss)
-        else:
-            set_gradients(loss, self._trust_region.unmoved, mean_over_ranks)
+        set_gradients(loss, self._trust_region.unmoved, mean_over_ranks)
         return reported
 
-    def minibatch_loss(self, minibatch: Minibatch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def minibatch_loss(self, minibatch: Minibatch) -> tuple[Tensor, MinibatchReport]:
         """Return the loss to minimise, policy + c1 value - c2 entropy (PPO paper, eq. 9), and what to report.
 
         Args:
             minibatch: B transitions whose weights sum to 1 over all ranks, on average over the ranks.
 
         Returns:
-            The scalar loss, and the detached scalars named by `statistics`, without the last.
+            The scalar loss, and what to report.
         """
         now = self.policy.evaluate(minibatch)
         weights = minibatch.weights
@@ -231,14 +225,8 @@ class PPO(TrainingState):
         extra = [weighted_sum(term(self.policy, minibatch, now), weights) for term in self.loss_terms.values()]
         for name, value in zip(self.loss_terms, extra, strict=True):
             loss = loss + self._current[f"{name}_weight"] * value
-        with torch.no_grad():
-            kl = weighted_sum(terms.kl, weights)
-            approximate_kl = weighted_sum(kl_k3(terms.log_ratios), weights)
-            low, high = self._current["clip_range"], self._current.get("clip_range_high")
-            clipped = outside_clip_range(terms.log_ratios, low, high)
-            clip_fraction = weighted_sum(clipped.to(weights.dtype), weights)
-        means = (policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, approximate_kl, clip_fraction)
-        return loss, (*means, *(value.detach() for value in extra))
+        means = tuple(mean.detach() for mean in (policy_loss, critic_loss, entropy, *extra))
+        return loss, MinibatchReport(means, terms.log_ratios.detach())
 
     def constrained_loss(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Return the policy's loss over a whole rollout and the mean KL divergence that a trust region bounds."""
@@ -246,13 +234,13 @@ class PPO(TrainingState):
         terms = self._terms(now, batch)
         loss = weighted_sum(self.policy_loss(terms), batch.weights)
         entropy = weighted_sum(now.entropies, batch.weights)
-        return loss - self._current["entropy_coefficient"] * entropy, weighted_sum(terms.kl, batch.weights)
+        divergences = self.policy.head.kl(batch.distribution, now.distribution)
+        return loss - self._current["entropy_coefficient"] * entropy, weighted_sum(divergences, batch.weights)
 
     def _terms(self, now: Evaluation, minibatch: Minibatch) -> PolicyTerms:
         log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, minibatch.weights)
-        with torch.set_grad_enabled(self.objective.needs_kl):
-            divergence = self.policy.head.kl(minibatch.distribution, now.distribution)
-        return PolicyTerms(now.log_probs, log_ratios, minibatch.advantages, divergence)
+        kl = self.policy.head.kl(minibatch.distribution, now.distribution) if self.objective.needs_kl else None
+        return PolicyTerms(now.log_probs, log_ratios, minibatch.advantages, kl)
 
     def policy_loss(self, terms: PolicyTerms) -> Tensor:
         """Return the policy loss of each transition, (B,)."""
@@ -264,8 +252,7 @@ class PPO(TrainingState):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient norm, here because gradients are unscaled by now in every precision."""
-        flat = None if self._compiled is None else self._compiled.flat
-        self._grad_norm = clip_gradients(self.parameters(), flat, self.update_settings.max_grad_norm)
+        self._grad_norm = self._update().clip(self.update_settings.max_grad_norm)
 
     def _optimizer(self) -> LightningOptimizer:
         optimizer = self.optimizers()
@@ -276,7 +263,7 @@ class PPO(TrainingState):
         """Return Adam and the scheduler through which PPO sets the learning rate."""
         settings = self.optimizer_settings
         rate, betas = self.learning_rate(0.0), (settings.betas[0], settings.betas[1])
-        optimizer = torch.optim.Adam(self.parameters(), rate, betas, settings.epsilon, fused=True)
+        optimizer = FlatAdam(self.parameters(), rate, betas, settings.epsilon)
         return {"optimizer": optimizer, "lr_scheduler": SteeredLearningRate(optimizer, rate)}
 
     def _apply_schedules(self) -> None:
@@ -314,8 +301,8 @@ class PPO(TrainingState):
         elif self.learning_rate.adaptive and self._trust_region is None:
             scheduler.set(self.learning_rate.steer(learning_rate, report.kl, self.progress))
         update_seconds = time.perf_counter() - started
-        if self._compiled is not None and self.compile_seconds == 0.0:
-            self.compile_seconds = self._compiled.compile_seconds or 0.0
+        if self.compile_seconds == 0.0:
+            self.compile_seconds = self._update().compile_seconds
             update_seconds -= self.compile_seconds
         self.collect_seconds, self.update_seconds = report.collect_seconds, update_seconds
         seconds = self.collect_seconds + update_seconds
@@ -346,10 +333,14 @@ class PPO(TrainingState):
         return []
 
     def on_fit_start(self) -> None:
-        """Check what can only be checked once data and callbacks are known, and compile if asked to."""
+        """Check what can only be checked once data and callbacks are known."""
         leave_at_exit()
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
-        self._compiled = CompiledGradients(self, self.minibatch_loss) if self.compile_update else None
+        self.minibatch_update = None
+
+    def on_fit_end(self) -> None:
+        """Let go of the optimizer, which belongs to the fit."""
+        self.minibatch_update = None
 
     def on_train_start(self) -> None:
         """Apply optimizer settings that changed on resuming; end a run at once if its budget is used up."""

@@ -133,7 +133,7 @@ def kl_k3(log_ratios: Tensor) -> Tensor:
 def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
     """Return the sum of x (B,) times weights (B,); with weights that sum to 1 it is a mean."""
     _same_shape(x, weights)
-    return (x * weights).sum()
+    return torch.dot(x, weights)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:

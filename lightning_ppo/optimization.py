@@ -1,4 +1,4 @@
-"""How gradients are made and applied: the compiled minibatch, gradient clipping, the steered learning rate."""
+"""How gradients are made and applied: eager and compiled minibatches, clipping, steps, the steered learning rate."""
 
 import math
 import textwrap
@@ -6,17 +6,23 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_ppo.distributed import max_over_ranks
+from lightning_ppo.distributed import max_over_ranks, mean_over_ranks, world_size
 from lightning_ppo.errors import ConfigError
+from lightning_ppo.flat import FlatAdam, FlatParameters
+from lightning_ppo.iteration import MinibatchReport
 from lightning_ppo.rollout import Minibatch, select
 
-Loss = Callable[[Minibatch], tuple[Tensor, tuple[Tensor, ...]]]
+Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
 
 
 class SteeredLearningRate(LRScheduler):
@@ -46,77 +52,53 @@ class _LossModule(nn.Module):
         self.policy = policy
         self.loss = loss
 
-    def forward(self, minibatch: Minibatch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, minibatch: Minibatch) -> tuple[Tensor, MinibatchReport]:
         return self.loss(minibatch)
 
 
 class CompiledGradients:
-    """Forward and backward of the minibatch loss as one compiled graph, written into the parameters' `grad`.
-
-    All gradients live in one flat buffer, so that clipping and averaging over ranks are single operations.
-
-    Attributes:
-        flat: The buffer, (number of parameters,).
-        compile_seconds: Time that compiling took, None before.
+    """Forward and backward of the minibatch loss as one compiled graph.
 
     Args:
-        policy: Its trainable parameters get the gradients.
+        policy: A module that holds the trained parameters.
+        flat: These parameters; they get the gradients.
         loss: Computes loss and statistics of a minibatch from `policy`.
     """
 
-    def __init__(self, policy: nn.Module, loss: Loss) -> None:
+    def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss) -> None:
         module = _LossModule(policy, loss)
-        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._parameters = {name: p.detach() for name, p in named.items()}
-        self.flat = torch.zeros(sum(p.numel() for p in named.values()), device=next(iter(named.values())).device)
-        pieces = self.flat.split([p.numel() for p in named.values()])
-        self._views = [(p, piece.view_as(p)) for p, piece in zip(named.values(), pieces, strict=True)]
-        self.compile_seconds: float | None = None
+        self._parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        self._flat = flat
 
         def gradients(
             parameters: dict[str, Tensor], batch: Minibatch, rows: Tensor, scale: Tensor
-        ) -> tuple[Tensor, Tensor]:
+        ) -> tuple[Tensor, MinibatchReport]:
             minibatch = select(batch, rows, scale)
 
-            def of_parameters(values: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            def of_parameters(values: dict[str, Tensor]) -> tuple[Tensor, MinibatchReport]:
                 return functional_call(module, values, (minibatch,))
 
             grads, (_, reported) = grad_and_value(of_parameters, has_aux=True)(parameters)
-            return torch.cat([grads[name].reshape(-1) for name in parameters]), torch.stack(reported)
+            return flat.join([grads[name] for name in parameters]), reported
 
         # the compiler counts recompilations per code object, so each instance, with its own sizes, brings its own
         gradients.__code__ = gradients.__code__.replace()
         self._gradients = torch.compile(gradients, fullgraph=True, dynamic=False)
 
-    def prepare(self, batch: Minibatch, minibatch_size: int) -> bool:
-        """Get ready for an iteration, the first time by compiling; return False, with a warning, if a rank cannot.
+    def compile(self, batch: Minibatch, minibatch_size: int) -> str | None:
+        """Compile for minibatches of one size; return why that failed, if it did.
 
-        Compiling leaves the random state as it is: a resumed run compiles again, and has to draw the same numbers.
+        The random state stays as it is: a resumed run compiles again, and has to draw the same numbers.
 
         Args:
             batch: The rows of a rollout.
             minibatch_size: B, of every minibatch to come.
         """
-        if self.compile_seconds is None:
-            started = time.perf_counter()
-            failure = self._compile(batch, minibatch_size)
-            self.compile_seconds = time.perf_counter() - started
-            failed = torch.tensor([failure is not None], dtype=torch.float32, device=self.flat.device)
-            if max_over_ranks(failed):
-                reason = failure or "another rank cannot compile"
-                rank_zero_warn(f"compile: {reason}; training goes on uncompiled")
-                return False
-        for parameter, view in self._views:
-            parameter.grad = view  # Lightning sets gradients to None now and then
-        return True
-
-    def _compile(self, batch: Minibatch, minibatch_size: int) -> str | None:
-        """Compile for minibatches of one size; return why that failed."""
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 
-        device = self.flat.device
+        device = batch.weights.device
         try:
             if device.type == "cpu":
                 get_cpp_compiler()
@@ -128,11 +110,134 @@ class CompiledGradients:
             return f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
         return None
 
-    def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> Tensor:
-        """Set the gradients of the minibatch `rows` (B,) of a flat batch and return its statistics, stacked."""
-        flat, reported = self._gradients(self._parameters, batch, rows, scale)
-        self.flat.copy_(flat)
+    def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
+        """Set the gradients of the minibatch `rows` (B,) of a flat batch and return what it reports."""
+        gradients, reported = self._gradients(self._parameters, batch, rows, scale)
+        self._flat.gradients.copy_(gradients)
         return reported
+
+
+class MinibatchUpdate:
+    """Makes gradients of minibatches and applies them, in the shortest way that a fit allows.
+
+    Lightning's hooks around each of the hundreds of backward passes and steps of an iteration cost a fifth of an eager
+    update of a small network, also where nobody listens to them. They are left out where module and callbacks override
+    none of them, the strategy is one device or DDP, whose averaging is done here, and gradients are not scaled.
+    Parameters and gradients then lie in one buffer each (see `flat`), as they do where the update is compiled.
+
+    Attributes:
+        compile_seconds: Time that compiling took.
+
+    Args:
+        module: Its parameters are updated.
+        loss: Computes loss and statistics of a minibatch.
+        optimizer: The optimizer.
+        compile: Compile forward and backward of the loss into one graph.
+    """
+
+    def __init__(self, module: pl.LightningModule, loss: Loss, optimizer: LightningOptimizer, compile: bool) -> None:
+        self.module = module
+        self.loss = loss
+        self.optimizer = optimizer
+        self.compile = compile
+        self.compile_seconds = 0.0
+        self._plain_backward = _is_plain(module, "on_before_backward", "on_after_backward", "backward")
+        self._plain_step = _is_plain(module, "on_before_optimizer_step")
+        self._trained: list[nn.Parameter] = []
+        self._flat: FlatParameters | None = None
+        self._compiled: CompiledGradients | None = None
+
+    def prepare(self, batch: Minibatch, minibatch_size: int) -> None:
+        """Get ready for an iteration over the rows of a rollout, in minibatches of B."""
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        if [*map(id, trained)] != [*map(id, self._trained)]:  # the first time, or some were frozen or freed
+            self._trained, self._flat, self._compiled = trained, None, None
+            if FlatParameters.suits(trained) and (self._plain_backward or self.compile):
+                self._flat = FlatParameters(trained)
+                self._compile(batch, minibatch_size)
+        if self._flat is not None:
+            self._flat.attach()
+            if isinstance(self.optimizer.optimizer, FlatAdam):
+                self.optimizer.optimizer.lay_out(self._flat)
+
+    def _compile(self, batch: Minibatch, minibatch_size: int) -> None:
+        """Compile if that was asked for; leave it, with a warning, if a rank cannot."""
+        if not self.compile or self._flat is None:
+            return
+        started = time.perf_counter()
+        self._flat.attach()
+        self._compiled = CompiledGradients(self.module, self._flat, self.loss)
+        failure = self._compiled.compile(batch, minibatch_size)
+        self.compile_seconds += time.perf_counter() - started
+        failed = torch.tensor([failure is not None], dtype=torch.float32, device=batch.weights.device)
+        if max_over_ranks(failed):
+            self._compiled, self.compile = None, False
+            reason = failure or "another rank cannot compile"
+            rank_zero_warn(f"compile: {reason}; training goes on uncompiled")
+
+    def backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
+        """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""
+        if self._compiled is not None:
+            reported = self._compiled(batch, rows, scale)
+        elif self._plain_backward and self._flat is not None:
+            self._flat.gradients.zero_()
+            loss, reported = self.loss(select(batch, rows, scale))
+            loss.backward()
+        else:
+            self.optimizer.zero_grad()
+            loss, reported = self.loss(select(batch, rows, scale))
+            self.module.manual_backward(loss)
+            return reported
+        if self._flat is not None and world_size() > 1:
+            self._flat.gradients.copy_(mean_over_ranks(self._flat.gradients))
+        return reported
+
+    def step(self) -> None:
+        """Take a step of the optimizer, with the module's hook before it."""
+        if not self._plain_step:
+            self.optimizer.step()
+            return
+        # as LightningOptimizer.step does; the calls around the step advance Lightning's `global_step`
+        self.optimizer._on_before_step()
+        self.module.on_before_optimizer_step(self.optimizer.optimizer)
+        self.optimizer.optimizer.step()
+        self.optimizer._on_after_step()
+
+    def clip(self, bound: float | None) -> Tensor:
+        """Scale the gradients to a global norm of at most `bound`, in place, and return the norm they had.
+
+        Args:
+            bound: None only measures.
+        """
+        if self._flat is None or not self._flat.holds_gradients:
+            return nn.utils.clip_grad_norm_(self.module.parameters(), math.inf if bound is None else bound)
+        norm = torch.linalg.vector_norm(self._flat.gradients)
+        if bound is not None:
+            self._flat.gradients.mul_((bound / (norm + 1e-6)).clamp_(max=1.0))
+        return norm
+
+
+def _is_plain(module: pl.LightningModule, *hooks: str) -> bool:
+    """Return whether Lightning would add nothing but calls of hooks that nobody overrides.
+
+    What the module does in `on_before_optimizer_step` is called in any case.
+    """
+    trainer: Any = module.trainer
+    precision = trainer.precision_plugin
+    return (
+        type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
+        and type(precision) in (Precision, MixedPrecision)
+        and getattr(precision, "scaler", None) is None
+        and not any(_overrides(callback, pl.Callback, hook) for hook in hooks for callback in trainer.callbacks)
+        and not any(
+            _overrides(module, pl.LightningModule, hook) for hook in hooks if hook != "on_before_optimizer_step"
+        )
+    )
+
+
+def _overrides(instance: Any, base: type, method: str) -> bool:
+    inherited = getattr(base, method, None)
+    return inherited is not None and getattr(getattr(instance, method), "__func__", None) is not inherited
 
 
 class Snapshot:
@@ -179,19 +284,3 @@ def step_schedulers(schedulers: Any) -> None:
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise ConfigError("configure_optimizers: ReduceLROnPlateau is not stepped here; step it in a callback")
         scheduler.step()
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], flat: Tensor | None, bound: float | None) -> Tensor:
-    """Scale gradients to a global norm of at most `bound`, in place, and return the norm they had.
-
-    Args:
-        parameters: Their gradients are clipped.
-        flat: The one buffer in which all of them lie, where there is one.
-        bound: None only measures.
-    """
-    if flat is None:
-        return nn.utils.clip_grad_norm_(parameters, math.inf if bound is None else bound)
-    norm = torch.linalg.vector_norm(flat)
-    if bound is not None:
-        flat.mul_((bound / (norm + 1e-6)).clamp(max=1.0))
-    return norm

@@ -29,15 +29,15 @@ class PolicyTerms(NamedTuple):
     log_ratios: Tensor
     """log pi(a|s) - log pi_old(a|s)."""
     advantages: Tensor
-    kl: Tensor
-    """Exact KL(pi_old || pi) in each state; without a graph unless the objective `needs_kl`."""
+    kl: Tensor | None
+    """Exact KL(pi_old || pi) in each state where the objective `needs_kl`, else None."""
 
 
 class PolicyObjective(nn.Module, ABC):
     """Base of the policy objectives.
 
     Attributes:
-        needs_kl: Whether gradients flow through the exact KL divergence.
+        needs_kl: Whether it takes the exact KL divergence.
         trust_region: Whether the policy takes one step within a trust region per iteration (see `trust_region`), and
             the minibatches are the critic's alone.
 
@@ -100,6 +100,7 @@ class KLPenalty(PolicyObjective):
 
     def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
         """Return the penalised surrogate loss."""
+        assert terms.kl is not None
         return kl_penalty_loss(terms.log_ratios, terms.advantages, terms.kl, coefficients["kl_coefficient"])
 
 
@@ -116,6 +117,7 @@ class AdaptiveKL(PolicyObjective):
 
     def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
         """Return the penalised surrogate loss."""
+        assert terms.kl is not None
         return kl_penalty_loss(terms.log_ratios, terms.advantages, terms.kl, self.coefficient)
 
     def coefficients(self) -> dict[str, float]:
@@ -130,7 +132,6 @@ class AdaptiveKL(PolicyObjective):
 class TrustRegionSurrogate(Surrogate):
     """The surrogate subject to a bound on the exact KL divergence (TRPO)."""
 
-    needs_kl = True
     trust_region = True
 
 
