@@ -5,7 +5,7 @@ import difflib
 import importlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -36,7 +36,7 @@ class EnvPoolVectorEnv(VectorEnv):
         EnvironmentFault: If EnvPool is missing or has no such task.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
     seeded_by_copy = True
 
     def __init__(self, task_id: str, num_envs: int, kwargs: dict[str, Any]) -> None:
