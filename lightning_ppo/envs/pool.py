@@ -5,7 +5,7 @@ import difflib
 import importlib
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -36,10 +36,10 @@ class EnvPoolVectorEnv(VectorEnv):
         EnvironmentFault: If EnvPool is missing or has no such task.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
     seeded_by_copy = True
 
     def __init__(self, task_id: str, num_envs: int, kwargs: dict[str, Any]) -> None:
+        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         for name in OURS:
             if name in kwargs:
                 raise ConfigError(f"env.kwargs.{name}: set by env.num_envs and seed; leave it out")
