@@ -33,6 +33,45 @@ def _require(condition: bool, message: str) -> None:
 
 
 @dataclass
+class AtariConfig:
+    """How Atari games (`env.id=ALE/...`) are shown and learnt from, whatever the backend.
+
+    Scores are always those of whole games, unclipped, in training and evaluation alike.
+    """
+
+    noop_max: int = 30
+    """Bound on the random number of idle frames at the start of a game."""
+    fire_reset: bool = True
+    """Press FIRE for one frame at the start of a game that has it."""
+    frame_skip: int = 4
+    """Frames per step; an observation shows the maximum of the last two."""
+    screen_size: int = 84
+    """Height and width to which the grey picture is scaled."""
+    frame_stack: int = 4
+    """Pictures per observation, the latest last."""
+    repeat_action_probability: float = 0.0
+    """Sticky actions: how likely a frame repeats the action before it, 0.25 in Machado et al. 2018."""
+    full_action_space: bool = False
+    """All 18 actions instead of those that the game uses."""
+    max_frames: int = 108_000
+    """Frames after which a game is cut off, half an hour of play."""
+    clip_rewards: bool = True
+    """Learn from the sign of rewards."""
+    terminate_on_life_loss: bool = True
+    """Learn from a lost life as from the end of the game, which goes on."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("noop_max", 0), ("frame_skip", 1), ("frame_stack", 1), ("max_frames", 1)):
+            value = getattr(self, name)
+            _require(value >= least, f"env.atari.{name}: must be at least {least}, got {value}")
+        _require(self.screen_size >= 36, f"env.atari.screen_size: must be at least 36, got {self.screen_size}")
+        probability = self.repeat_action_probability
+        _require(
+            0.0 <= probability <= 1.0, f"env.atari.repeat_action_probability: must lie in [0, 1], got {probability:g}"
+        )
+
+
+@dataclass
 class EnvConfig:
     """Which environment, and how many copies of it step together."""
 
@@ -58,6 +97,7 @@ class EnvConfig:
     action_mask: str = "auto"
     """Where legal actions are told: `auto` (info["action_mask"], if it is there), `none`, `info`, `observation:KEY`
     (an entry of a Dict observation, which the networks then do not see) or `method:NAME` of the environment."""
+    atari: AtariConfig = field(default_factory=AtariConfig)
 
     def __post_init__(self) -> None:
         _require(self.num_envs >= 1, f"env.num_envs: must be at least 1, got {self.num_envs}")

@@ -15,6 +15,7 @@ from lightning_ppo.collector import Collector
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
 from lightning_ppo.distributed import gather_objects, raise_together, rank, world_size
 from lightning_ppo.envs import make_vector_env
+from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.masks import observed_space
 from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.envs.tensors import make_stepper
@@ -119,7 +120,7 @@ class RolloutDataModule(pl.LightningDataModule):
         """The training environments of this rank, built on first use."""
         if self._env is None:
             settings = self.env_settings
-            self._env = self._given_env or self._make(settings.num_envs, settings.stagger)
+            self._env = self._given_env or with_lessons(self._make(settings.num_envs, settings.stagger), settings)
         return self._env
 
     @property
@@ -153,6 +154,7 @@ class RolloutDataModule(pl.LightningDataModule):
             timeout=settings.timeout,
             max_restarts=settings.max_restarts if settings.on_error == "restart" else 0,
             stagger=stagger,
+            atari=settings.atari,
         )
 
     def _base_seed(self) -> int:

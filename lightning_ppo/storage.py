@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ppo.envs.lessons import Lesson
 from lightning_ppo.envs.stepper import Stepper, check_finite, check_rollout
 from lightning_ppo.envs.tensors import TensorStepper, to_host
 from lightning_ppo.errors import EnvironmentFault
@@ -26,6 +27,9 @@ class Steps(NamedTuple):
     rewards: Tensor
     terminations: Tensor
     truncations: Tensor
+    learn_rewards: Tensor
+    """What to learn from, where the environment told it apart from the rewards that make the score."""
+    learn_terminations: Tensor
     valid: Tensor
     starts: Tensor
     action_masks: Tensor | None
@@ -96,6 +100,7 @@ class HostStorage:
         self._truncations = np.empty(self._shape, dtype=np.bool_)
         self._valid = np.ones(self._shape, dtype=np.bool_)
         self._finals: list[tuple[int, int, Any]] = []
+        self._lessons: list[Lesson] = []
         self._first_step = stepper.num_steps
 
     def _empty(self, x: np.ndarray) -> Tensor:
@@ -123,6 +128,8 @@ class HostStorage:
         """Keep what came of a step."""
         stepper = self.stepper
         self._rewards[step], self._terminations[step], self._truncations[step] = rewards, terminations, truncations
+        if stepper.lesson is not None:
+            self._lessons.append(stepper.lesson)
         if stepper.any_filler:
             self._valid[step] = ~stepper.filler
         if stepper.final_observations:
@@ -142,6 +149,10 @@ class HostStorage:
             return torch.from_numpy(x).to(self.device)
 
         observations, starts, masks = self._seen if self._there is None else self._there
+        learn_rewards, learn_terminations = self._rewards, self._terminations
+        if self._lessons:
+            learn_rewards = np.stack([rewards for rewards, _ in self._lessons])
+            learn_terminations = np.stack([terminations for _, terminations in self._lessons])
         return Steps(
             observations,
             tree_map(tensor, boundary),
@@ -149,6 +160,8 @@ class HostStorage:
             torch.from_numpy(self._rewards),
             torch.from_numpy(self._terminations),
             torch.from_numpy(self._truncations),
+            torch.from_numpy(learn_rewards),
+            torch.from_numpy(learn_terminations),
             torch.from_numpy(self._valid),
             starts,
             masks,
@@ -244,6 +257,8 @@ class DeviceStorage:
             self._rewards,
             terminations,
             truncations,
+            self._rewards,
+            terminations,
             self._valid,
             self._starts,
             self._masks,

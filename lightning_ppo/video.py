@@ -149,7 +149,7 @@ class Stage:
             raise UserError("there is no display to open a window on; write a file instead, with --video out.mp4")
         _render_without_display()
         kwargs = {**env.kwargs, "render_mode": render_mode}
-        vector_env = make_vector_env(env.id, 1, backend="sync", kwargs=kwargs, wrappers=env.wrappers)
+        vector_env = make_vector_env(env.id, 1, backend="sync", kwargs=kwargs, wrappers=env.wrappers, atari=env.atari)
         assert isinstance(vector_env, SyncVectorEnv)
         self.env, self.action_mask = vector_env, env.action_mask
         self.copy = vector_env.envs[0]

@@ -110,6 +110,7 @@ def evaluate(
             backend=env_settings.backend,
             kwargs=env_settings.kwargs,
             wrappers=env_settings.wrappers,
+            atari=env_settings.atari,
         )
         try:
             seeds = derive_seeds(seed, 0, copies, "evaluation")

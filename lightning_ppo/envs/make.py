@@ -12,7 +12,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from lightning_ppo.class_path import instantiate
-from lightning_ppo.config import BACKENDS
+from lightning_ppo.config import BACKENDS, AtariConfig
+from lightning_ppo.envs import atari as ale
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.envs.stagger import FirstEpisodeLimit
@@ -20,7 +21,7 @@ from lightning_ppo.errors import ConfigError, EnvironmentFault
 
 _log = logging.getLogger(__name__)
 
-EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "envpool": "envpool"}
+EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "opencv": "atari", "envpool": "envpool"}
 """Extra of this package that provides a module."""
 
 
@@ -34,6 +35,7 @@ def make_vector_env(
     timeout: float | None = None,
     max_restarts: int = 0,
     stagger: bool = False,
+    atari: AtariConfig | None = None,
 ) -> VectorEnv:
     """Return a vector environment of `num_envs` copies.
 
@@ -51,6 +53,7 @@ def make_vector_env(
         max_restarts: How often a copy that fails is replaced.
         stagger: Cut the first episode of each copy off at another time; see `FirstEpisodeLimit`. Vector environments of
             their own kind do so if they have an attribute `stagger` to set.
+        atari: How games of the Arcade Learning Environment are shown.
 
     Raises:
         ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
@@ -66,7 +69,12 @@ def make_vector_env(
         raise ConfigError(
             f"env.timeout, env.on_error: {backend} steps all copies at once; set env.backend to sync or async"
         )
+    atari = atari or AtariConfig()
+    if ale.is_atari(env_id):
+        ale.check_kwargs(kwargs)
     if backend == "envpool":
+        if ale.is_atari(env_id):
+            env_id, kwargs = env_id.removeprefix(ale.NAMESPACE), ale.pool_settings(atari) | kwargs
         return _make_pool(env_id, num_envs, kwargs)
     spec = _find_spec(env_id)
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
@@ -77,6 +85,12 @@ def make_vector_env(
             f"env.backend: {env_id} is a vector environment and steps its copies itself; set env.backend=vector, and "
             "no env.wrappers, env.timeout or env.on_error"
         )
+    if ale.is_atari(env_id):
+        if backend == "vector":
+            spec = ale.native_spec(spec, atari)
+        else:
+            protocol, preprocessing = ale.copy_settings(atari)
+            kwargs, wrappers = protocol | kwargs, [*preprocessing, *wrappers]
     try:
         if backend == "vector":
             if not native:
@@ -174,7 +188,9 @@ def _register_optional(env_id: str) -> None:
     """Import the package that registers a namespace of ids, such as ale_py for `ALE/`."""
     if env_id.startswith("ALE/"):
         try:
-            gymnasium.register_envs(importlib.import_module("ale_py"))
+            ale_py = importlib.import_module("ale_py")
+            ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+            gymnasium.register_envs(ale_py)
         except ImportError:
             raise _needs(env_id, "ale_py", EXTRAS["ale_py"]) from None
 

@@ -38,22 +38,12 @@ class _Opaque(Exception):
 
 def get_env_state(env: VectorEnv) -> tuple[dict[str, Any] | None, str]:
     """Return the state of a vector environment as plain data, or None and the reason why it cannot be had."""
-    if isinstance(env, ProcessVectorEnv):
-        if env.closed:
-            return None, "environments in other processes keep their state to themselves once they are closed"
-        states, reasons = zip(*env.get_attr("exact_state"), strict=True)
-        return ({"processes": list(states)}, "") if all(states) else (None, max(reasons))
-    if isinstance(env, AsyncVectorEnv):
-        return None, "environments in other processes keep their state to themselves"
     return read_layer(env)
 
 
 def set_env_state(env: VectorEnv, state: dict[str, Any]) -> None:
     """Put a vector environment, built and reset like the saved one, into the state `get_env_state` returned."""
-    if isinstance(env, ProcessVectorEnv):
-        env.set_attr("exact_state", state["processes"])
-    else:
-        write_layer(env, state)
+    write_layer(env, state)
 
 
 def read_layer(layer: Any) -> tuple[dict[str, Any] | None, str]:
@@ -78,6 +68,8 @@ class _Reader:
 
     def layer(self, layer: Any, path: str) -> dict[str, Any]:
         """Return the state of an environment or wrapper and of what it wraps."""
+        if isinstance(layer, AsyncVectorEnv):
+            return {"processes": _ask_processes(layer)}
         own = getattr(type(layer), "get_state", None)
         if callable(own) and callable(getattr(type(layer), "set_state", None)) and not _is_mujoco(layer):
             return {"own": self.encode(layer.get_state(), f"{path}.get_state()")}
@@ -90,6 +82,8 @@ class _Reader:
                 continue
             elif _is_mujoco_data(value):
                 attributes[name] = {"mujoco": _get_mujoco(layer.model, value)}
+            elif _is_ale(value):
+                attributes[name] = {"ale": _get_ale(layer)}
             else:
                 attributes[name] = self.encode(value, f"{path}.{name}")
         for name in children:  # after the attributes, as they are restored
@@ -100,6 +94,8 @@ class _Reader:
 
     def encode(self, value: Any, where: str) -> Any:
         """Return a value as plain data; `where` names it in the reason if that cannot be done."""
+        if isinstance(value, _CONSTANT):
+            return {"constant": True}
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, np.bool_ | np.integer | np.floating):
@@ -120,8 +116,6 @@ class _Reader:
             return [self.encode(v, where) for v in value]
         if isinstance(value, dict) and all(isinstance(k, str) for k in value):
             return {"dict": {k: self.encode(v, f"{where}[{k!r}]") for k, v in value.items()}}
-        if isinstance(value, _CONSTANT):
-            return {"constant": True}
         raise _Opaque(f"{where} is a {type(value).__name__}, which is not plain data")
 
     def _array(self, value: np.ndarray, where: str) -> dict[str, Any]:
@@ -152,12 +146,18 @@ class _Writer:
 
     def layer(self, layer: Any, state: dict[str, Any]) -> None:
         """Set the state of an environment or wrapper and of what it wraps."""
+        if "processes" in state:
+            layer.set_attr("exact_state", state["processes"])
+            return
         if "own" in state:
             layer.set_state(self.decode(state["own"], None))
             return
         for name, value in state["attributes"].items():
             if isinstance(value, dict) and "mujoco" in value:
                 _set_mujoco(layer.model, getattr(layer, name), value["mujoco"])
+                continue
+            if isinstance(value, dict) and "ale" in value:
+                layer.restore_state(type(layer.clone_state())(value["ale"].numpy().tobytes()))
                 continue
             current = vars(layer).get(name)
             decoded = self.decode(value, current)
@@ -216,6 +216,27 @@ class _Writer:
         present = list(current) if isinstance(current, list | tuple | deque) else []
         present += [None] * (len(values) - len(present))
         return [self.decode(value, now) for value, now in zip(values, present, strict=False)]
+
+
+def _ask_processes(env: AsyncVectorEnv) -> list[Any]:
+    if not isinstance(env, ProcessVectorEnv):
+        raise _Opaque("environments in other processes keep their state to themselves")
+    if env.closed:
+        raise _Opaque("environments in other processes keep their state to themselves once they are closed")
+    states, reasons = zip(*env.get_attr("exact_state"), strict=True)
+    if not all(states):
+        raise _Opaque(max(reasons))
+    return list(states)
+
+
+def _is_ale(value: Any) -> bool:
+    return type(value).__module__.startswith("ale_py") and type(value).__name__ == "ALEInterface"
+
+
+def _get_ale(layer: Any) -> torch.Tensor:
+    if layer.ale.getFloat("repeat_action_probability") > 0.0:
+        raise _Opaque("with sticky actions the state of ALE lacks the action that the next frame may repeat")
+    return torch.frombuffer(bytearray(layer.clone_state(include_rng=True).serialize()), dtype=torch.uint8)
 
 
 def _is_mujoco(layer: Any) -> bool:

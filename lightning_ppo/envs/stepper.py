@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS, Lesson
 from lightning_ppo.envs.make import autoreset_mode
 from lightning_ppo.envs.masks import ActionMasks
 from lightning_ppo.envs.processes import FAULT, REPLACED
@@ -33,6 +34,7 @@ class Stepper(ABC):
         filler: (N,) bool; this step only reset the environment (NEXT_STEP) or replaced it, it is no transition.
         any_filler: Whether there may be such an environment.
         final_observations: Last observations of ended episodes, where they differ from what follows.
+        lesson: Rewards and terminations, each (N,), to learn from instead of the step's own, or None.
         num_steps: Steps made, for error messages.
         failed: Set it after a fault: the state of the environments is then not worth saving.
 
@@ -54,6 +56,7 @@ class Stepper(ABC):
         self.mode = autoreset_mode(env)
         self.observations: Any = None
         self.any_filler = False
+        self.lesson: Lesson | None = None
         self.num_steps = 0
         self.failed = False
         leaves = list(space_leaves(env.observation_space).values())
@@ -154,6 +157,7 @@ class VectorStepper(Stepper):
         """Step with the environment's actions (N, ...); return rewards, terminations and truncations, each (N,)."""
         observations, rewards, terminations, truncations, infos = self._call("step", actions)
         self.num_steps += 1
+        self.lesson = (infos[REWARDS], infos[TERMINATIONS]) if REWARDS in infos else None
         if self.final_observations:
             self.final_observations = {}
         if terminations.dtype != np.bool_ or truncations.dtype != np.bool_:
