@@ -242,7 +242,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     timing = Timing()
     resume_step = 0 if config.resume else None
     trainer = build_trainer(
-        config, run_dir, timing, model, resumed["ppo"]["env_steps"] if resumed else resume_step, callbacks
+        config, run_dir, timing, model, resumed["ppo"]["env_steps"] if resumed else resume_step, callbacks, data.env
     )
     check_launch(trainer)
     check_trainer(trainer)
@@ -346,8 +346,11 @@ def build_trainer(
     model: Any,
     resume_step: int | None,
     extra_callbacks: Sequence[Any] = (),
+    env: Any = None,
 ) -> Any:
     """Return the Trainer with callbacks and loggers; `trainer.*` settings win over the defaults here.
+
+    Without `trainer.accelerator`, or with `auto`, a GPU is used where it pays.
 
     Raises:
         ConfigError: If a Trainer setting is unknown, or a class path cannot be built.
@@ -355,6 +358,7 @@ def build_trainer(
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import Callback
 
+    from lightning_ppo.accelerator import choose_accelerator
     from lightning_ppo.callbacks import (
         EnvStepsProgressBar,
         GracefulStop,
@@ -368,6 +372,8 @@ def build_trainer(
 
     given = dict(config.trainer)
     check_trainer_settings(given)
+    if given.get("accelerator") == "auto":
+        del given["accelerator"]
     writes = not given.get("fast_dev_run")
     callbacks: list[Any] = [timing, RecordConfig(to_container(replace(config, resume=None, run_dir=None)))]
     saves = writes and given.get("enable_checkpointing", True)
@@ -390,7 +396,7 @@ def build_trainer(
         ]
     loggers += make_loggers(config.loggers, run_dir)
     defaults: dict[str, Any] = {
-        "accelerator": "cpu",
+        "accelerator": choose_accelerator(model.policy, env),
         "devices": 1,
         "max_epochs": -1,
         "check_val_every_n_epoch": config.evaluation.every_n_epochs,

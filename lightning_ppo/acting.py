@@ -5,6 +5,8 @@ parameter memory in a third of the time. It decides actions only: distributions,
 rollout are always the policy's own.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ppo.distributions import MASKED, CategoricalHead, GaussianHead
+from lightning_ppo.graphs import Recorded
 from lightning_ppo.inputs import AsFloat
 from lightning_ppo.networks import MLP, ActorCriticNetwork, Encoder
 from lightning_ppo.normalization import ObservationNormalizer
 from lightning_ppo.policy import ActorCritic
+from lightning_ppo.rollout import Observations
 from lightning_ppo.tree import tree_map
 
 Arrays = Any
@@ -52,6 +56,7 @@ def make_actor(
     generator: torch.Generator,
     state: Tensor | None = None,
     as_tensors: bool = False,
+    recorded: Recorded | None = None,
 ) -> Actor:
     """Return the fastest actor for a rollout of shape (T, N), with its noise drawn from `generator`.
 
@@ -61,11 +66,30 @@ def make_actor(
         generator: Source of the noise, on the policy's device.
         state: (N, H), recurrent states before the first step, or None for a policy without memory.
         as_tensors: Whether the environment takes its actions as tensors instead of NumPy arrays.
+        recorded: What `record_acting` returned, if anything.
     """
     on_cpu = generator.device.type == "cpu" and not as_tensors
     if on_cpu and not torch.is_autocast_enabled("cpu") and NumpyActor.suits(policy):
         return NumpyActor(policy, shape, generator)
-    return TorchActor(policy, shape, generator, state, as_tensors)
+    return TorchActor(policy, shape, generator, state, as_tensors, recorded)
+
+
+def record_acting(policy: ActorCritic) -> Recorded:
+    """Return `act_for` of a policy, to be recorded as a CUDA graph."""
+    return Recorded(partial(act_for, policy), lambda: (*policy.parameters(), *policy.buffers()))
+
+
+def act_for(
+    policy: ActorCritic,
+    observations: Observations,
+    noise: Tensor,
+    masks: Tensor | None,
+    states: Tensor | None,
+    starts: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Any]:
+    """Return what `policy.act` returns, and the actions as the environment takes them."""
+    actions, after = policy.act(observations, noise, masks, states, starts)
+    return actions, after, policy.head.to_env(actions)
 
 
 class TorchActor:
@@ -77,6 +101,7 @@ class TorchActor:
         generator: Source of the noise, on the policy's device.
         state: (N, H), recurrent states before the first step, or None for a policy without memory.
         as_tensors: Whether the environment takes its actions as tensors instead of NumPy arrays.
+        recorded: Acts instead of the policy, see `record_acting`.
     """
 
     def __init__(
@@ -86,9 +111,13 @@ class TorchActor:
         generator: torch.Generator,
         state: Tensor | None = None,
         as_tensors: bool = False,
+        recorded: Recorded | None = None,
     ) -> None:
         head, self.device = policy.head, generator.device
-        self.policy, self.as_tensors = policy, as_tensors
+        self.as_tensors = as_tensors
+        self.act: Callable[..., Any] = recorded or partial(act_for, policy)
+        if recorded is not None:
+            recorded.refresh()
         self.noise = head.noise(shape, generator).unbind(0)
         self.actions = torch.empty((*shape, *head.action_shape), dtype=head.action_dtype, device=self.device)
         self.state = state
@@ -98,12 +127,10 @@ class TorchActor:
         """Return the environment's actions for a step."""
         seen, begun, masks = tree_map(self._there, (observations, starts, action_masks))
         if self.states is None or self.state is None:
-            actions, _ = self.policy.act(seen, self.noise[step], masks)
+            begun = None
         else:
             self.states[step] = self.state
-            actions, self.state = self.policy.act(seen, self.noise[step], masks, self.state, begun)
-        self.actions[step] = actions
-        taken = self.policy.head.to_env(actions)
+        self.actions[step], self.state, taken = self.act(seen, self.noise[step], masks, self.state, begun)
         return taken if self.as_tensors else tree_map(lambda x: x.cpu().numpy(), taken)
 
     def _there(self, x: Any) -> Tensor | None:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.acting import make_actor
+from lightning_ppo.acting import make_actor, record_acting
 from lightning_ppo.advantages import following_values
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
+from lightning_ppo.graphs import can_record
 from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.rollout import Rollout
 from lightning_ppo.storage import make_storage
@@ -30,6 +31,7 @@ class Collector:
         seeds: One seed per environment for the first reset.
         action_mask: Where action masks come from, see `EnvConfig.action_mask`.
         skip_first: Do not report the first episode of each environment, which may have been cut short.
+        compile: Replay acting as a CUDA graph where the policy is on a GPU.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Collector:
         seeds: list[int],
         action_mask: str = "auto",
         skip_first: bool = False,
+        compile: bool = False,
     ) -> None:
         self.policy = policy
         self.num_steps = num_steps
@@ -48,6 +51,7 @@ class Collector:
         self.stepper = make_stepper(env, action_mask, seeds)
         self.episodes = EpisodeRecorder(env.num_envs, skip_first)
         self.state = policy.initial_states(env.num_envs)
+        self.recorded = record_acting(policy) if compile and can_record(generator.device) else None
 
     @torch.no_grad()
     def collect(self) -> Rollout:
@@ -64,7 +68,7 @@ class Collector:
         stepper, device = self.stepper, self.generator.device
         shape = self.num_steps, stepper.env.num_envs
         storage = make_storage(stepper, self.num_steps, device)
-        actor = make_actor(self.policy, shape, self.generator, self.state, stepper.takes_tensors)
+        actor = make_actor(self.policy, shape, self.generator, self.state, stepper.takes_tensors, self.recorded)
         step = 0
         try:
             for step in range(self.num_steps):

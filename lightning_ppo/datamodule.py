@@ -182,6 +182,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 derive_seeds(self._base_seed(), rank() * self.num_envs, self.num_envs, "training"),
                 self.env_settings.action_mask,
                 is_staggered(self.env),
+                module.compile_update,
             )
             self._stream = RolloutStream(
                 collector,

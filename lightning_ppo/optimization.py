@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_ppo.distributed import max_over_ranks, mean_over_ranks, world_size
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.flat import FlatAdam, FlatParameters
+from lightning_ppo.graphs import Recorded, can_record
 from lightning_ppo.iteration import MinibatchReport
 from lightning_ppo.rollout import Minibatch, select
 
@@ -57,7 +58,7 @@ class _LossModule(nn.Module):
 
 
 class CompiledGradients:
-    """Forward and backward of the minibatch loss as one compiled graph.
+    """Forward and backward of the minibatch loss as one compiled graph, replayed as one CUDA graph on a GPU.
 
     Args:
         policy: A module that holds the trained parameters.
@@ -68,7 +69,6 @@ class CompiledGradients:
     def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss) -> None:
         module = _LossModule(policy, loss)
         self._parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-        self._flat = flat
 
         def gradients(
             parameters: dict[str, Tensor], batch: Minibatch, rows: Tensor, scale: Tensor
@@ -83,7 +83,14 @@ class CompiledGradients:
 
         # the compiler counts recompilations per code object, so each instance, with its own sizes, brings its own
         gradients.__code__ = gradients.__code__.replace()
-        self._gradients = torch.compile(gradients, fullgraph=True, dynamic=False)
+        compiled = torch.compile(gradients, fullgraph=True, dynamic=False)
+
+        def set_gradients(batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
+            found, reported = compiled(self._parameters, batch, rows, scale)
+            flat.gradients.copy_(found)
+            return reported
+
+        self._set_gradients = Recorded(set_gradients) if can_record(flat.gradients.device) else set_gradients
 
     def compile(self, batch: Minibatch, minibatch_size: int) -> str | None:
         """Compile for minibatches of one size; return why that failed, if it did.
@@ -108,13 +115,15 @@ class CompiledGradients:
             return "no C++ compiler was found, install g++"
         except TorchDynamoException as error:
             return f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
+        except RuntimeError as error:
+            if not isinstance(self._set_gradients, Recorded):
+                raise
+            return f"the update cannot be recorded as a CUDA graph ({textwrap.shorten(str(error), 200)})"
         return None
 
     def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a flat batch and return what it reports."""
-        gradients, reported = self._gradients(self._parameters, batch, rows, scale)
-        self._flat.gradients.copy_(gradients)
-        return reported
+        return self._set_gradients(batch, rows, scale)
 
 
 class MinibatchUpdate:

@@ -1,0 +1,99 @@
+"""Functions of tensors recorded once as a CUDA graph and replayed: one launch instead of one for every kernel."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+WARM_UPS = 3
+"""Calls before recording, in which libraries allocate and choose what must not change afterwards."""
+
+
+def can_record(device: torch.device) -> bool:
+    """Return whether functions on a device can be recorded."""
+    return device.type == "cuda"
+
+
+def record(function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Callable[[], None], Any]:
+    """Record a call of a function, and return what replays it and the outputs that each replay writes over.
+
+    Args:
+        function: Waits for nothing on the device, and reads and writes only tensors that stay where they are.
+        inputs: Its arguments, in memory that each replay reads again.
+    """
+    # a weight cast before recording would be read, and never cast again, by every replay
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        stream, device = torch.cuda.Stream(), torch.cuda.current_device()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), torch.random.fork_rng([device]):
+            for _ in range(WARM_UPS):
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # NCCL's watchdog, a thread of its own, may ask CUDA for something meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = function(*inputs)
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+    return graph.replay, outputs
+
+
+class Recorded:
+    """A function whose first call records it and whose later calls replay that, with arguments of the same shapes.
+
+    Arguments are copied to where the recording reads them, except those that are the very objects of the call before,
+    which must not have changed. Results are the caller's own.
+
+    Args:
+        function: See `record`.
+        reads: Tensors that it reads besides its arguments; where one of them has moved, it is recorded anew.
+    """
+
+    def __init__(self, function: Callable[..., Any], reads: Callable[[], Iterable[Tensor]] = tuple) -> None:
+        self.function = function
+        self.reads = reads
+        self._places: list[int] = []
+        self._replay: Any = None
+        self._inputs: tuple[Any, ...] = ()
+        self._latest: tuple[Any, ...] = ()
+        self._outputs: Any = None
+
+    def refresh(self) -> None:
+        """Forget the recording if it reads memory that was given up; call it whenever that may have happened."""
+        places = [tensor.data_ptr() for tensor in self.reads()]
+        if places != self._places:
+            self._places, self._replay = places, None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what the function returns."""
+        if self._replay is None:
+            self._inputs = tree_map(_own, arguments)
+            self._replay, self._outputs = record(self.function, self._inputs)
+        else:
+            for place, value, before in zip(self._inputs, arguments, self._latest, strict=True):
+                if value is not before:
+                    _copy(place, value)
+        self._latest = arguments
+        self._replay()
+        return tree_map(_own, self._outputs)
+
+
+def _own(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
+
+
+def _copy(place: Any, value: Any) -> None:
+    """Copy the tensors of nested containers to those of others."""
+    leaves, structure = tree_flatten(value)
+    places, expected = tree_flatten(place)
+    if structure != expected:
+        raise ValueError(f"recorded with {expected}, called with {structure}")
+    for there, here in zip(places, leaves, strict=True):
+        if isinstance(there, Tensor):
+            if there.shape != here.shape:
+                raise ValueError(f"recorded with a tensor {tuple(there.shape)}, called with {tuple(here.shape)}")
+            there.copy_(here, non_blocking=True)

@@ -1,0 +1,43 @@
+"""A GPU that is there is used where it pays, and can be asked for or refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from lightning_ppo.accelerator import choose_accelerator
+from lightning_ppo.config import load
+
+SMALL, LARGE, IMAGES = nn.Linear(64, 64), nn.Linear(1024, 1024), nn.Conv2d(4, 32, 8)
+HOST, DEVICE = SimpleNamespace(), SimpleNamespace(device=torch.device("cuda:1"))
+
+
+@pytest.mark.parametrize(
+    ("network", "env", "expected"),
+    [
+        (SMALL, HOST, "cpu"),
+        (SMALL, SimpleNamespace(device="cpu"), "cpu"),
+        (SMALL, DEVICE, "cuda"),
+        (LARGE, HOST, "cuda"),
+        (IMAGES, HOST, "cuda"),
+    ],
+)
+def test_a_gpu_is_for_large_networks_images_and_environments_on_it(monkeypatch, network, env, expected):
+    assert choose_accelerator(network, env) == "cpu"  # there is none
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_accelerator(network, env) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [([], "chosen"), (["trainer.accelerator=auto"], "chosen"), (["trainer.accelerator=gpu"], "gpu")],
+)
+def test_settings_win_over_what_is_chosen(monkeypatch, tmp_path, settings, expected):
+    monkeypatch.setattr("lightning_ppo.accelerator.choose_accelerator", lambda *_: "chosen")
+    monkeypatch.setattr("lightning_ppo.checks.check_trainer_settings", lambda _: None)
+    monkeypatch.setattr("pytorch_lightning.Trainer", lambda **given: given["accelerator"])
+    config = load([], settings)
+    model = SimpleNamespace(policy=None, env_steps=0)
+    assert train.build_trainer(config, tmp_path, None, model, None) == expected
