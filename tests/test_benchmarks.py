@@ -7,9 +7,10 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
-from benchmarks import learning, recurrent, speed, table1, where_time_goes
+from benchmarks import gpu, learning, recurrent, speed, table1, where_time_goes
 from lightning_ppo.config import OptimizerConfig, RolloutConfig, UpdateConfig, load
 
 
@@ -222,3 +223,15 @@ def test_the_cost_of_memory_is_measured(monkeypatch, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if " env steps/s" in line]
     assert [line[1] for line in lines] == ["MLP", "LSTM", "GRU"]
     assert lines[0][5] == "1.00" and all(float(line[2]) > 0 for line in lines)
+
+
+def test_everything_that_is_timed_on_a_gpu_runs_on_the_cpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--smoke"])
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    gpu.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[1] for row in rows[1:]] == [
+        *("lightning_ppo, eager", "lightning_ppo, compile=true", "eager loop, CleanRL-style"),
+        *("lightning_ppo, eager", "lightning_ppo, compile=true"),
+    ]
+    assert all("x of 1,000" in row for row in rows[1:4])
