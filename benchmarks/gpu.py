@@ -1,7 +1,7 @@
 """Time training on a GPU, or on the CPU, and print one table.
 
     python benchmarks/gpu.py                                  everything on the GPU
-    python benchmarks/gpu.py --device cpu --threads 2 --workloads 3    1,024 CartPoles in torch on two cores
+    python benchmarks/gpu.py --device cpu --threads 2 --workloads 3 4    1,024 CartPoles in torch on two cores
     python benchmarks/gpu.py --device cpu --smoke             does everything work? tiny sizes, figures mean nothing
 
 lightning_ppo runs through `train.py` with its logging on, eager and with compile=true (on a GPU: CUDA graphs). Beside
@@ -64,15 +64,18 @@ class Workload:
     def label(self) -> str:
         """As the table names it."""
         sizes = f"{self.num_envs:,} x {self.num_steps:,}, {self.epochs} epochs x {self.minibatches} minibatches"
-        return f"{self.env_id.rpartition(':')[2]}, {sizes}"
+        lean = "; one ReLU trunk for actor and critic" if self.settings == LEAN else ""
+        return f"{self.env_id.rpartition(':')[2]}, {sizes}{lean}"
 
 
 IMAGES = ("normalize.observations=false", "policy.hidden_sizes=[]", "policy.shared_trunk=true")
+LEAN = ("policy.activation=relu", "policy.shared_trunk=true")
 WORKLOADS = [
     Workload("HalfCheetah-v5", 1, 2048, 10, 32, 5, 1774),
     Workload("ALE/Breakout-v5", 8, 128, 4, 4, 20, 6809, IMAGES),
     Workload(CARTPOLE, 4096, 32, 4, 4, 30),
     Workload(CARTPOLE, 1024, 32, 4, 4, 30),
+    Workload(CARTPOLE, 1024, 32, 4, 4, 30, None, LEAN),
 ]
 TINY = [Workload("Pendulum-v1", 2, 16, 2, 2, 1, 1000), Workload(CARTPOLE, 8, 16, 2, 2, 1)]
 
@@ -103,7 +106,7 @@ def ours(workload: Workload, device: str, seed: int, compiled: bool) -> list[flo
         overrides = [
             *(f"env.id={workload.env_id}", f"env.num_envs={workload.num_envs}"),
             *(f"rollout.num_steps={workload.num_steps}", f"update.epochs={workload.epochs}", f"seed={seed}"),
-            *(f"update.minibatch_size={workload.size // workload.minibatches}", "optimizer.learning_rate=1e-3"),
+            *(f"update.minibatch_size={workload.size // workload.minibatches}", "optimizer.learning_rate=2e-3"),
             *(f"total_env_steps={workload.size * (WARM_UP + workload.iterations)}", f"compile={compiled}"),
             *("evaluation.episodes=0", "evaluation.final_episodes=0", "trainer.enable_checkpointing=false"),
             *("trainer.enable_progress_bar=false", f"trainer.accelerator={device}", f"run_dir={folder}/run"),
@@ -157,7 +160,7 @@ def loop(workload: Workload, device: str, seed: int) -> list[float]:
     agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
     seen = torch.as_tensor(observation, device=device)
     agent(seen)
-    optimizer = torch.optim.Adam(agent.parameters(), 1e-3, eps=1e-5)
+    optimizer = torch.optim.Adam(agent.parameters(), 2e-3, eps=1e-5)
     times = []
     for _ in range(WARM_UP + workload.iterations):
         steps: list[tuple[torch.Tensor, ...]] = []
