@@ -1,8 +1,13 @@
 """Race lightning_ppo against other libraries on equal terms, and report the ratios.
 
     python benchmarks/speed.py                  all of it: race, tables, bar chart in docs/speed.md (about 45 minutes)
+    python benchmarks/speed.py --workloads 1 2  some of it (--runs, --systems); the page shows what has been raced
+    python benchmarks/speed.py --anew           throws the rows of what is to be raced away first
     python benchmarks/speed.py --report-only    from the rows of the last race
     python benchmarks/speed.py --smoke          does everything work? tiny budgets, no figures kept
+
+A row is kept in benchmarks/results/speed.csv as each run ends. The same command goes on where a race was stopped, and
+`--runs 7` adds two runs of each to a race of five.
 
 Same rollout size, minibatch size, epochs and network shapes (SheepRL excepted, see peers/race_sheeprl.py), one core for
 each run. Runs are interleaved: every system once, then every system again. Speed is that of the training loop after two
@@ -75,14 +80,14 @@ TINY = {
 }
 
 
-def speed(times: Sequence[float], env_steps_per_iteration: int) -> float:
+def speed(times: Sequence[float], env_steps: Sequence[int]) -> float:
     """Return environment steps per second between the end of the warm-up and the end of the last iteration.
 
     Args:
         times: When each iteration ended, in seconds.
-        env_steps_per_iteration: Environment steps of one iteration.
+        env_steps: How many environment steps there had been by then.
     """
-    return (len(times) - WARM_UP) * env_steps_per_iteration / (times[-1] - times[WARM_UP - 1])
+    return (env_steps[-1] - env_steps[WARM_UP - 1]) / (times[-1] - times[WARM_UP - 1])
 
 
 def race(workload: str, task: Race, name: str, repeat: int) -> dict[str, Any]:
@@ -114,7 +119,7 @@ def race(workload: str, task: Race, name: str, repeat: int) -> dict[str, Any]:
         "workload": workload,
         "system": name,
         "repeat": repeat,
-        "env_steps_per_second": speed(result["times"], task.num_envs * task.num_steps),
+        "env_steps_per_second": speed(result["times"], result["env_steps"]),
         "start_seconds": result["times"][0] - started,
         "compile_seconds": result["compile_seconds"],
         "peak_memory_mb": result["peak_memory_mb"],
@@ -129,20 +134,32 @@ def race(workload: str, task: Race, name: str, repeat: int) -> dict[str, Any]:
     }
 
 
-def race_all(results: Path, workloads: dict[str, Race], systems: Sequence[str], repeats: int) -> None:
-    """Race interleaved, and write a row per run as it ends."""
+def race_all(results: Path, workloads: dict[str, Race], systems: Sequence[str], runs: int) -> None:
+    """Race interleaved, and write a row per run as it ends; runs that have a row are over."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    with open(results, "w", newline="") as file:
+    if not results.exists():
+        write_rows(results, [])
+    done = {(row["workload"], row["system"], int(row["repeat"])) for row in read_rows(results)}
+    with open(results, "a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
         for workload, task in workloads.items():
-            for repeat in range(1, repeats + 1):
+            for repeat in range(1, runs + 1):
                 for name in systems:
+                    if (workload, name, repeat) in done:
+                        continue
                     row = race(workload, task, name, repeat)
                     writer.writerow(row)
                     file.flush()
                     rate = f"{row['env_steps_per_second']:,.0f} steps/s"
-                    print(f"{workload} | {name} | {repeat} of {repeats}: {rate}", flush=True)
+                    print(f"{workload} | {name} | {repeat} of {runs}: {rate}", flush=True)
+
+
+def write_rows(results: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write a file of results anew."""
+    with open(results, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def medians(rows: Sequence[dict[str, str]], column: str) -> dict[str, dict[str, float]]:
@@ -155,6 +172,8 @@ def medians(rows: Sequence[dict[str, str]], column: str) -> dict[str, dict[str, 
 
 def table(rows: Sequence[dict[str, str]]) -> list[str]:
     """Return the tables of a race as lines of Markdown."""
+    order = {name: number for number, name in enumerate((*WORKLOADS, *SYSTEMS))}
+    rows = sorted(rows, key=lambda row: (order.get(row["workload"], -1), order.get(row["system"], -1)))
     rates, starts, compiles, memory = (
         medians(rows, column)
         for column in ("env_steps_per_second", "start_seconds", "compile_seconds", "peak_memory_mb")
@@ -191,10 +210,12 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
     for row in rows:
         versions |= json.loads(row["versions"])
     listed = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
-    first = rows[0]
+    found = {
+        name: " and ".join(dict.fromkeys(row[name] for row in rows)) for name in ("date", "commit", "cpu", "cores")
+    }
     lines.append(
-        f"{repeats} runs each, interleaved, one core each, {first['cpu']} ({first['cores']} cores), {first['date']}, "
-        f"commit {first['commit']}; {listed}."
+        f"At least {repeats} runs each, interleaved, one core each, {found['cpu']} ({found['cores']} cores), "
+        f"{found['date']}, commit {found['commit']}; {listed}."
     )
     return lines
 
@@ -242,10 +263,11 @@ def smoke(systems: Sequence[str]) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=5, help="of each system on each workload")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=[*SYSTEMS])
     parser.add_argument("--workloads", nargs="+", type=int, choices=range(len(WORKLOADS)), help="numbers, from 0")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "speed.md")
+    parser.add_argument("--anew", action="store_true")
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
@@ -255,8 +277,11 @@ def main() -> None:
     results = RESULTS / "speed.csv"
     names = [*WORKLOADS]
     chosen = [names[n] for n in options.workloads] if options.workloads else names
+    if options.anew and results.exists():
+        kept = [r for r in read_rows(results) if r["workload"] not in chosen or r["system"] not in options.systems]
+        write_rows(results, kept)
     if not options.report_only:
-        race_all(results, {name: WORKLOADS[name] for name in chosen}, options.systems, options.repeats)
+        race_all(results, {name: WORKLOADS[name] for name in chosen}, options.systems, options.runs)
     report(options.page, read_rows(results))
 
 

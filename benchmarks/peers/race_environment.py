@@ -8,7 +8,8 @@ from stopwatch import Stopwatch, read_race
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lightning_ppo.envs import make_vector_env
 
-race, stopwatch = read_race(), Stopwatch()
+race = read_race()
+stopwatch = Stopwatch(race.env_steps_per_iteration)
 env = make_vector_env(race.env_id, race.num_envs)
 env.reset(seed=race.seed)
 env.action_space.seed(race.seed)

@@ -4,14 +4,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lightning_laps import stopwatch
-from stopwatch import read_race
+from lightning_laps import race, stopwatch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lightning_ppo.config import load
 from train import train
 
-race = read_race()
 summary = train(
     load(
         [],
@@ -19,7 +17,7 @@ summary = train(
             *(f"env.id={race.env_id}", f"env.num_envs={race.num_envs}", f"rollout.num_steps={race.num_steps}"),
             *(f"update.epochs={race.epochs}", f"update.minibatch_size={race.minibatch_size}", f"seed={race.seed}"),
             *(f"normalize.observations={race.normalize}", f"normalize.rewards={race.normalize}"),
-            *(f"total_env_steps={race.total_env_steps}", "optimizer.learning_rate=3e-4", "env.backend=auto"),
+            *(f"total_env_steps={2 * race.total_env_steps}", "optimizer.learning_rate=3e-4", "env.backend=auto"),
             *("evaluation.episodes=0", "evaluation.final_episodes=0", "trainer.enable_checkpointing=false"),
             *("trainer.enable_progress_bar=false", f"compile={race.system.endswith('compiled')}"),
             *("callbacks=[lightning_laps.Laps]", f"run_dir={tempfile.mkdtemp()}"),

@@ -30,7 +30,7 @@ class Laps(BaseCallback):
 
 
 race = read_race()
-stopwatch = Stopwatch()
+stopwatch = Stopwatch(race.env_steps_per_iteration)
 torch.set_num_threads(1)
 package = {"sb3": "stable_baselines3", "sbx": "sbx"}[race.system]
 env: Any = make_vec_env(race.env_id, race.num_envs, seed=race.seed)

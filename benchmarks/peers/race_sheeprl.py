@@ -13,7 +13,7 @@ from sheeprl.cli import run
 from stopwatch import Stopwatch, read_race
 
 race = read_race()
-stopwatch = Stopwatch()
+stopwatch = Stopwatch(race.env_steps_per_iteration)
 train = sheeprl_ppo.train
 
 

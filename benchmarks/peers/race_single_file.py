@@ -56,7 +56,8 @@ class Agent(nn.Module):
 
 def main() -> None:
     """Train and report."""
-    race, stopwatch = read_race(), Stopwatch()
+    race = read_race()
+    stopwatch = Stopwatch(race.env_steps_per_iteration)
     torch.set_num_threads(1)
     torch.manual_seed(race.seed)
     np.random.seed(race.seed)

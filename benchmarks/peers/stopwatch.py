@@ -33,7 +33,12 @@ class Race:
     @property
     def total_env_steps(self) -> int:
         """Environment steps of all iterations."""
-        return self.iterations * self.num_envs * self.num_steps
+        return self.iterations * self.env_steps_per_iteration
+
+    @property
+    def env_steps_per_iteration(self) -> int:
+        """Environment steps of one iteration."""
+        return self.num_envs * self.num_steps
 
 
 def read_race() -> Race:
@@ -42,20 +47,28 @@ def read_race() -> Race:
 
 
 class Stopwatch:
-    """Notes when each iteration ended."""
+    """Notes when each iteration ended, and after how many environment steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, env_steps_per_lap: int) -> None:
+        self.env_steps_per_lap = env_steps_per_lap
         self.times: list[float] = []
+        self.env_steps: list[int] = []
 
-    def lap(self) -> None:
-        """Note the end of an iteration."""
+    def lap(self, env_steps: int | None = None) -> None:
+        """Note the end of an iteration.
+
+        Args:
+            env_steps: All that were made, where it is less than what fits into the rollouts so far.
+        """
         self.times.append(time.time())
+        self.env_steps.append(len(self.times) * self.env_steps_per_lap if env_steps is None else env_steps)
 
     def report(self, *packages: str, compile_seconds: float = 0.0) -> None:
         """Print times, peak memory and the versions of `packages`."""
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
         result = {
             "times": self.times,
+            "env_steps": self.env_steps,
             "compile_seconds": compile_seconds,
             "peak_memory_mb": memory / 2 ** (20 if sys.platform == "darwin" else 10),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
