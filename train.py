@@ -211,8 +211,8 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     from lightning_ppo.checks import check_fit, check_launch, check_trainer
     from lightning_ppo.datamodule import RolloutDataModule
     from lightning_ppo.files import replacing
+    from lightning_ppo.hardware import limit_threads, use_cores
     from lightning_ppo.module import PPO
-    from lightning_ppo.threads import limit_threads
 
     _quiet()
     limit_threads()
@@ -244,6 +244,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     trainer = build_trainer(
         config, run_dir, timing, model, resumed["ppo"]["env_steps"] if resumed else resume_step, callbacks, data.env
     )
+    use_cores(model.policy, trainer.num_devices)
     check_launch(trainer)
     check_trainer(trainer)
     check_fit(model, data, trainer)
@@ -368,6 +369,7 @@ def build_trainer(
     )
     from lightning_ppo.checkpoint import AtomicCheckpointIO
     from lightning_ppo.checks import check_trainer_settings, cluster_environment
+    from lightning_ppo.hardware import fastest_precision
     from lightning_ppo.loggers import MetricsCSV, TensorBoardEvents, make_loggers
 
     given = dict(config.trainer)
@@ -406,6 +408,8 @@ def build_trainer(
         "default_root_dir": str(run_dir),
         "plugins": [AtomicCheckpointIO(config.checkpoint.keep), *cluster_environment()],
     }
+    if not model.objective.trust_region:
+        defaults["precision"] = fastest_precision(model.policy, given.get("accelerator", "cpu"))
     if not config.evaluation.episodes:
         defaults["limit_val_batches"] = 0
     try:
@@ -434,12 +438,13 @@ def _headline(config: Config, model: Any, trainer: Any, run_dir: Path) -> str:
     batch = config.env.num_envs * config.rollout.num_steps * trainer.world_size
     threads = torch.get_num_threads()
     device = trainer.strategy.root_device.type
+    chosen = "" if "precision" in config.trainer or trainer.precision == "32-true" else " (faster on this CPU)"
     idle = " (a GPU is idle: small networks are faster on the CPU; trainer.accelerator=gpu overrides)"
     return (
         f"{config.env.id}: {config.total_env_steps:,} steps, {trainer.world_size} x {config.env.num_envs} envs x "
         f"{config.rollout.num_steps} steps = {batch:,} per iteration, {parameters:,} parameters, seed {config.seed}\n"
         f"on {device}{idle if device == 'cpu' and torch.cuda.is_available() else ''}, "
-        f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}; writing to {run_dir}"
+        f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}{chosen}; writing to {run_dir}"
     )
 
 

@@ -16,6 +16,7 @@ from lightning_ppo.schedules import Schedule
 ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
 DISTRIBUTIONS = ("gaussian", "state_gaussian", "tanh_gaussian", "beta", "gsde")
 CORES = ("lstm", "gru")
+ENCODERS = ("impala",)
 BACKENDS = ("auto", "vector", "sync", "async", "envpool")
 ON_ERROR = ("stop", "restart")
 OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl", "trpo")
@@ -270,7 +271,8 @@ class PolicyConfig:
     core_size: int = 64
     """Hidden units of an LSTM or GRU."""
     encoder: Any = None
-    """Class path of what turns observations into features instead of the built-in encoder."""
+    """What turns observations into features: null (images through the Nature CNN), `impala` (images through the
+    residual network of IMPALA), or a class path of your own."""
     network: Any = None
     """Class path of a whole actor-critic instead of the built-in one."""
     critic_observation_keys: list[str] | None = None
@@ -289,6 +291,10 @@ class PolicyConfig:
         _require(
             not isinstance(self.core, str) or self.core in CORES or "." in self.core,
             f"policy.core: expected null, {', '.join(CORES)} or a class path, got {self.core!r}",
+        )
+        _require(
+            not isinstance(self.encoder, str) or self.encoder in ENCODERS or "." in self.encoder,
+            f"policy.encoder: expected null, {', '.join(ENCODERS)} or a class path, got {self.encoder!r}",
         )
         _require(self.core_size >= 1, f"policy.core_size: must be at least 1, got {self.core_size}")
         _require(

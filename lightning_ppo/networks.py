@@ -53,30 +53,79 @@ class MLP(nn.Sequential):
         return super().forward(x)
 
 
-class NatureCNN(nn.Sequential):
-    """The convolutional network of Mnih et al. 2015, "Human-level control through deep reinforcement learning".
+class ImageEncoder(nn.Sequential):
+    """Layers that turn images into features, and the way of uint8 pixels into them.
 
     Args:
         shape: Of one image, (H, W, C) or (C, H, W); the smallest dimension is taken for the channels.
     """
 
-    num_features = 512
+    num_features: int
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.channels_last = shape[2] <= min(shape[:2])
-        channels, height, width = (shape[2], shape[0], shape[1]) if self.channels_last else shape
+        super().__init__(*self.layers(*((shape[2], shape[0], shape[1]) if self.channels_last else shape)))
+
+    def layers(self, channels: int, height: int, width: int) -> list[nn.Module]:
+        """Return the layers for images of a size."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, num_features) of uint8 images (B, *shape)."""
+        if self.channels_last:
+            images = images.movedim(-1, -3)
+        device = images.device.type
+        # whole numbers up to 255 are exact in half precision; channels_last is rearranged while it is still bytes
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        pixels = images.contiguous(memory_format=torch.channels_last).to(dtype)
+        return super().forward(pixels / 255.0)
+
+
+class NatureCNN(ImageEncoder):
+    """The convolutional network of Mnih et al. 2015, "Human-level control through deep reinforcement learning"."""
+
+    num_features = 512
+
+    def layers(self, channels: int, height: int, width: int) -> list[nn.Module]:
+        """Return three convolutions and a linear layer."""
         layers: list[nn.Module] = []
         for outputs, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
             layers += [orthogonal_(nn.Conv2d(channels, outputs, kernel, stride), math.sqrt(2.0)), nn.ReLU()]
             channels, height, width = outputs, (height - kernel) // stride + 1, (width - kernel) // stride + 1
         flat = orthogonal_(nn.Linear(channels * height * width, self.num_features), math.sqrt(2.0))
-        super().__init__(*layers, nn.Flatten(), flat, nn.ReLU())
+        return [*layers, nn.Flatten(), flat, nn.ReLU()]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features (B, 512) of uint8 images (B, *shape)."""
-        if self.channels_last:
-            images = images.movedim(-1, -3)
-        return super().forward(images.float() / 255.0)
+
+class Residual(nn.Sequential):
+    """Adds to its input (B, C, H, W) what two convolutions make of it.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        convolutions = (orthogonal_(nn.Conv2d(channels, channels, 3, padding=1), 1.0) for _ in range(2))
+        super().__init__(*(layer for convolution in convolutions for layer in (nn.ReLU(), convolution)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, H, W)."""
+        return x + super().forward(x)
+
+
+class ImpalaCNN(ImageEncoder):
+    """The residual network of Espeholt et al. 2018, "IMPALA", figure 3 (right), without its LSTM."""
+
+    num_features = 256
+
+    def layers(self, channels: int, height: int, width: int) -> list[nn.Module]:
+        """Return three sections of a convolution and two residual blocks, and a linear layer."""
+        layers: list[nn.Module] = []
+        for outputs in (16, 32, 32):
+            layers += [orthogonal_(nn.Conv2d(channels, outputs, 3, padding=1), 1.0), nn.MaxPool2d(3, 2, 1)]
+            layers += [Residual(outputs), Residual(outputs)]
+            channels, height, width = outputs, (height + 1) // 2, (width + 1) // 2
+        flat = orthogonal_(nn.Linear(channels * height * width, self.num_features), math.sqrt(2.0))
+        return [*layers, nn.ReLU(), nn.Flatten(), flat, nn.ReLU()]
 
 
 class Encoder(nn.Module):
@@ -85,11 +134,14 @@ class Encoder(nn.Module):
     Args:
         shapes: Shape of each part.
         images: Whether each part is an image.
+        cnn: Encoder of images.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], images: Sequence[bool]) -> None:
+    def __init__(
+        self, shapes: Sequence[Sequence[int]], images: Sequence[bool], cnn: type[ImageEncoder] = NatureCNN
+    ) -> None:
         super().__init__()
-        cnns = [NatureCNN(shape) if image else None for shape, image in zip(shapes, images, strict=True)]
+        cnns = [cnn(shape) if image else None for shape, image in zip(shapes, images, strict=True)]
         self.cnns = nn.ModuleList([cnn for cnn in cnns if cnn is not None])
         self._cnns = cnns
         sizes = [cnn.num_features if cnn else math.prod(s) for s, cnn in zip(shapes, cnns, strict=True)]

@@ -12,11 +12,11 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo.class_path import instantiate
-from lightning_ppo.config import CORES, NormalizeConfig, PolicyConfig
+from lightning_ppo.config import CORES, ENCODERS, NormalizeConfig, PolicyConfig
 from lightning_ppo.distributions import make_action_head
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.inputs import Inputs, is_image
-from lightning_ppo.networks import MLP, ActorCriticNetwork, CustomNetwork, Encoder, Trunk
+from lightning_ppo.networks import MLP, ActorCriticNetwork, CustomNetwork, Encoder, ImpalaCNN, NatureCNN, Trunk
 from lightning_ppo.normalization import Reduce, RewardScaler
 from lightning_ppo.recurrence import RecurrentCore
 from lightning_ppo.rollout import Minibatch, Observations, Rollout, split
@@ -100,7 +100,7 @@ class ActorCritic(nn.Module):
             self.network = ActorCriticNetwork(actor_trunk, critic_trunk, self.head.num_outputs, repeats)
         self.state_size: int = self.network.state_size
         self.version = 0
-        if policy.network or policy.encoder or policy.core not in (None, *CORES):
+        if policy.network or policy.encoder not in (None, *ENCODERS) or policy.core not in (None, *CORES):
             self._try_out(observation_space)
 
     def act(
@@ -308,7 +308,7 @@ def _without(space: gymnasium.Space, keys: list[str] | None) -> tuple[gymnasium.
 
 def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, policy: PolicyConfig) -> Trunk:
     encoder: Any
-    if policy.encoder is not None:
+    if policy.encoder not in (None, *ENCODERS):
         encoder = instantiate(policy.encoder, "policy.encoder", nn.Module, space)
         _require_sizes(encoder, "policy.encoder", "num_features")
     else:
@@ -316,7 +316,7 @@ def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, 
         leaves = list(inputs.leaves.values())
         chosen = [leaves[number] for number in tree_leaves(wanted)]
         sizes = [_input_shape(leaf) for leaf in chosen]
-        encoder = Encoder(sizes, [is_image(leaf) for leaf in chosen])
+        encoder = Encoder(sizes, [is_image(leaf) for leaf in chosen], ImpalaCNN if policy.encoder else NatureCNN)
     mlp = MLP(encoder.num_features, policy.hidden_sizes, policy.activation, policy.dropout)
     core: Any = policy.core
     if isinstance(core, str) and core in ("lstm", "gru"):

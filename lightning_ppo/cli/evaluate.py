@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Play and print."""
-    from lightning_ppo.threads import limit_threads
+    from lightning_ppo.hardware import limit_threads
 
     limit_threads()
     result = evaluate(

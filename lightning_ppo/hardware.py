@@ -1,0 +1,40 @@
+"""What suits the processor: how many threads torch uses, and in which precision it trains."""
+
+import os
+
+import torch
+from torch import nn
+
+
+def limit_threads() -> None:
+    """Let torch use one thread unless OMP_NUM_THREADS is set: a second one slows small networks down."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def use_cores(network: nn.Module, processes: int = 1) -> None:
+    """Let torch use this process's share of the cores if a network has convolutions and OMP_NUM_THREADS is not set.
+
+    Args:
+        network: What is trained.
+        processes: How many of them share this machine's cores.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and has_convolutions(network):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // processes))
+
+
+def fastest_precision(network: nn.Module, accelerator: str) -> str:
+    """Return the precision of Lightning's Trainer in which a network trains fastest, `32-true` or `bf16-mixed`.
+
+    Args:
+        network: What is trained.
+        accelerator: Of the Trainer.
+    """
+    supported = accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if supported and has_convolutions(network) else "32-true"
+
+
+def has_convolutions(network: nn.Module) -> bool:
+    """Return whether a network has convolutions over images, which have work for more than one core."""
+    return any(isinstance(module, nn.Conv2d) for module in network.modules())

@@ -1,0 +1,143 @@
+"""Images: encoders, bytes until they are inside the network, and precision and threads by the processor."""
+
+import os
+
+import gymnasium
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from gymnasium import spaces
+
+from lightning_ppo import PPO
+from lightning_ppo.callbacks import Timing
+from lightning_ppo.config import PolicyConfig, load
+from lightning_ppo.errors import ConfigError
+from lightning_ppo.evaluation import play
+from lightning_ppo.hardware import fastest_precision, limit_threads, use_cores
+from lightning_ppo.networks import ImpalaCNN, NatureCNN
+from lightning_ppo.policy import ActorCritic
+from lightning_ppo.rollout import Minibatch
+from tests.helpers import transitions, vector
+from tests.test_learning import learn
+from train import build_trainer
+
+IMAGE = spaces.Box(0, 255, (4, 40, 44), np.uint8)
+
+
+class Lights(gymnasium.Env):
+    """Shows which of three places is lit; reward 1 for naming it, 20 times."""
+
+    def __init__(self):
+        self.observation_space, self.action_space = spaces.Box(0, 255, (36, 36, 1), np.uint8), spaces.Discrete(3)
+
+    def _observation(self):
+        picture = np.zeros((36, 36, 1), np.uint8)
+        self.lit = int(self.np_random.integers(3))
+        picture[12 * self.lit : 12 * self.lit + 8, 10:30] = 200
+        return picture
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.t += 1
+        reward = float(action == self.lit)
+        return self._observation(), reward, self.t == 20, False, {}
+
+
+def test_pictures_are_learnt_from():
+    pl.seed_everything(1, verbose=False)
+    model = learn(
+        vector([Lights] * 8),
+        32,
+        10,
+        gamma=0.0,
+        update={"epochs": 2, "minibatch_size": 64},
+        optimizer={"learning_rate": 1e-3},
+        policy={"hidden_sizes": [], "shared_trunk": True},
+    )
+    episodes = play(model.policy, vector([Lights]), 5, seeds=[7])
+    assert episodes.returns.mean() > 18.0  # at random: 6.7
+
+
+@pytest.mark.parametrize(("encoder", "features"), [(NatureCNN, 512), (ImpalaCNN, 256)])
+def test_encoders_take_channels_first_and_last(encoder, features):
+    torch.manual_seed(1)
+    images = torch.randint(0, 256, (3, *IMAGE.shape), dtype=torch.uint8)
+    first, last = encoder((4, 40, 44)), encoder((40, 44, 4))
+    last.load_state_dict(first.state_dict())
+    shown = first(images)
+    assert shown.shape == (3, features) == (3, first.num_features)
+    torch.testing.assert_close(last(images.movedim(1, -1)), shown)
+    assert not torch.equal(shown[0], shown[1])
+
+
+def agent(encoder):
+    torch.manual_seed(1)
+    settings = PolicyConfig(encoder=encoder, hidden_sizes=[], shared_trunk=True)
+    return ActorCritic(IMAGE, spaces.Discrete(5), settings)
+
+
+def test_impala_is_a_name_in_the_settings():
+    (cnn,) = agent("impala").network.actor_trunk.encoder.cnns
+    assert isinstance(cnn, ImpalaCNN)
+    # 16, 32 and 32 channels of 3 x 3 after 4, and four convolutions more in each of the three sections
+    convolutions = [m for m in cnn.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [16] * 5 + [32] * 10
+    with pytest.raises(ConfigError, match=r"policy.encoder: expected null, impala or a class path, got 'resnet'"):
+        PolicyConfig(encoder="resnet")
+
+
+def gradients(encoder, dtype):
+    policy = agent(encoder)
+    images = torch.randint(0, 256, (64, *IMAGE.shape), dtype=torch.uint8)
+    batch: Minibatch = transitions(images, torch.arange(64) % 5)
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32, cache_enabled=False):
+        now = policy.evaluate(batch)
+        loss = (now.log_probs * torch.linspace(-1.0, 1.0, 64)).mean() + (now.values - 1.0).square().mean()
+    loss.backward()
+    assert now.values.dtype == now.log_probs.dtype == torch.float32
+    return torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+
+@pytest.mark.parametrize("encoder", [None, "impala"])
+def test_gradients_in_half_precision_point_the_same_way(encoder):
+    exact, half = gradients(encoder, torch.float32), gradients(encoder, torch.bfloat16)
+    assert torch.cosine_similarity(exact, half, dim=0) > 0.995
+    assert half.norm() / exact.norm() == pytest.approx(1.0, abs=0.03)
+
+
+def test_convolutions_get_the_cores_and_small_networks_one_thread(monkeypatch):
+    pixels, numbers = agent(None), ActorCritic(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    use_cores(pixels)
+    limit_threads()
+    assert told == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    limit_threads()
+    use_cores(numbers)
+    assert told == [1]
+    use_cores(pixels)
+    use_cores(pixels, processes=4)
+    assert told == [1, 6, 1]
+
+
+def test_precision_follows_the_processor_and_the_person(monkeypatch, tmp_path):
+    def precision(*overrides, space=IMAGE, **settings):
+        model = PPO(space, spaces.Discrete(2), **settings)
+        return build_trainer(load([], ["evaluation.episodes=0", *overrides]), tmp_path, Timing(), model, None).precision
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert precision() == "32-true"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert precision() == "bf16-mixed"
+    assert precision("trainer.precision=32-true") == "32-true"
+    assert precision(space=spaces.Box(-1, 1, (3,))) == "32-true"
+    assert precision(objective="trpo") == "32-true"
+    assert fastest_precision(agent(None), "gpu") == "32-true"
