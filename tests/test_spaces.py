@@ -1,5 +1,6 @@
 """Every kind of observation with every kind of action: against slow references, through rollouts, and compiled."""
 
+import functools
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from lightning_ppo.policy import ActorCritic
 from lightning_ppo.rollout import Minibatch, Rollout, select
 from lightning_ppo.spaces import space_from_spec, space_to_spec
 from lightning_ppo.tree import tree_leaves, tree_map
+from tests.helpers import transitions
 from tests.test_module import make_trainer
 
 VECTOR = spaces.Box(-3.0, 5.0, (3,), np.float32)
@@ -170,7 +172,7 @@ def reference_log_prob(space: Space, name: str, distributions: list[Any], action
 
 
 def reference_entropy(space: Space, name: str, distributions: list[Any]) -> Tensor:
-    grid = torch.linspace(-8.0, 8.0, 20_001, dtype=torch.float64)
+    grid = torch.linspace(-8.0, 8.0, 2_001, dtype=torch.float64)
     weights = torch.softmax(-0.5 * grid.square(), 0)
     total = torch.zeros((), dtype=torch.float64)
     for distribution, tanh in zip(distributions, squashed(space, name), strict=True):
@@ -249,22 +251,25 @@ def chosen(space: Space, action: Any) -> list[int]:
     return [int(offset + value) for offset, value in zip(offsets, values, strict=False)]
 
 
-def agent_of(observation: Space, action: Space, name: str, gain: float = 300.0, **settings: Any) -> ActorCritic:
-    """An agent whose normalisers have seen data and whose decisions are sharp."""
+def agent_of(
+    observation: Space, action: Space, name: str, gain: float = 300.0, seen: Any = None, **settings: Any
+) -> ActorCritic:
+    """An agent whose normalisers have seen data (B, ...) and whose decisions are sharp."""
     torch.manual_seed(0)
     agent = ActorCritic(observation, action, PolicyConfig([8], distribution=name, **settings))
     with torch.no_grad():
         agent.network.actor_output.weight.mul_(gain)
-    agent.inputs.update(observed(observation, 20, (20, 1)), torch.ones(20, 1, dtype=torch.bool), lambda x: x)
+    seen = tree_map(lambda x: x.unsqueeze(1), observed(observation, 20) if seen is None else seen)
+    agent.inputs.update(seen, torch.ones(len(tree_leaves(seen)[0]), 1, dtype=torch.bool), lambda x: x)
     return agent
 
 
-def observed(space: Space, count: int, shape: tuple[int, ...] | None = None) -> Any:
-    """Random observations (count, ...) as tensors, or with leading dimensions `shape`."""
+def observed(space: Space, count: int) -> Any:
+    """Random observations (count, ...) as tensors."""
     space.seed(1)
     batch = batch_space(space, count)
     batch.seed(1)
-    return tree_map(lambda x: torch.as_tensor(x).reshape(*(shape or (count,)), *x.shape[1:]), batch.sample())
+    return tree_map(torch.as_tensor, batch.sample())
 
 
 def collected(agent: ActorCritic, observation: Space, action: Space, masked: bool = False, steps: int = 5) -> Rollout:
@@ -277,67 +282,137 @@ def flattened(rollout: Rollout) -> Minibatch:
     return rollout.flatten()
 
 
-PAIRS = [
-    (observation, action, masked)
-    for observation in OBSERVATIONS
-    for action, (space, _) in ACTIONS.items()
-    for masked in (False, True)
-    if not masked or choices_of(space)
-]
+STEPS, COPIES = 4, 3
+CORES = (None, "lstm", "gru")
+KINDS = ("discrete", "multi-discrete", "multi-binary", "dict", "tuple")
+"""Kinds of action without a choice of distribution, or with one in the table above; `tuple` holds a Box."""
 
 
-@pytest.mark.parametrize(
-    ("observation", "action", "masked"), PAIRS, ids=[f"{o}-{a}{'-masked' * m}" for o, a, m in PAIRS]
-)
-def test_every_pair(observation: str, action: str, masked: bool) -> None:
+@functools.cache
+def shown(observation: str) -> Any:
+    """Random observations (COPIES x STEPS, ...), the steps of a copy one after the other."""
+    return observed(OBSERVATIONS[observation], COPIES * STEPS)
+
+
+def at(step: int, *trees: Any) -> list[Any]:
+    """Rows of one step of each of (COPIES x STEPS, ...), or None."""
+    return [None if tree is None else tree_map(lambda x: x[step::STEPS], tree) for tree in trees]
+
+
+def played(agent: ActorCritic, observations: Any, masks: Tensor | None) -> Minibatch:
+    """What an agent does in rows (COPIES x STEPS, ...), one step at a time, as sequences of STEPS rows."""
+    generator = torch.Generator().manual_seed(0)
+    noise = agent.head.noise((STEPS, COPIES), generator)
+    states = first = starts = None
+    if agent.state_size:
+        states = first = torch.randn(COPIES, agent.state_size, generator=generator)
+        starts = torch.rand(COPIES * STEPS, generator=generator) < 0.3
+    done: list[Any] = []
+    with torch.no_grad():
+        for t in range(STEPS):
+            seen, legal, begun = at(t, observations, masks, starts)
+            one = transitions(seen, noise[t], action_masks=legal, starts=begun, states=states)
+            actions, states = agent.act(seen, noise[t], legal, states, begun)
+            said = agent.evaluate(one._replace(actions=actions))
+            done.append((actions, said.distribution, said.log_probs))
+    actions, distribution, log_probs = (torch.stack(parts, 1).flatten(0, 1) for parts in zip(*done, strict=True))
+    fields = {"distribution": distribution, "log_probs": log_probs, "starts": starts, "states": first}
+    return transitions(observations, actions, action_masks=masks, **fields)
+
+
+def pairs() -> Iterator[tuple[str, str, str | None, bool]]:
+    """Every kind of observation with every kind of action, core, and with masks where there are choices.
+
+    The distributions of a Box take turns: each meets every core, and `test_samples_are_distributed_as_claimed` all.
+    """
+    for number, observation in enumerate(OBSERVATIONS):
+        box = [*BOXES, "unbounded"][number % 6]
+        for action in (*KINDS, box, f"mixed {BOXES[number % 5]}"):
+            for core in CORES:
+                yield observation, action, core, False
+                if choices_of(ACTIONS[action][0]):
+                    yield observation, action, core, True
+
+
+def every(cases: Iterator[tuple[str, str, str | None, bool]]) -> pytest.MarkDecorator:
+    found = list(cases)
+    names = [f"{o}-{a}-{c or 'mlp'}{'-masked' * m}" for o, a, c, m in found]
+    return pytest.mark.parametrize(("observation", "action", "core", "masked"), found, ids=names)
+
+
+@every(pairs())
+def test_every_pair(observation: str, action: str, core: str | None, masked: bool) -> None:
     observation_space, (action_space, name) = OBSERVATIONS[observation], ACTIONS[action]
-    agent = agent_of(observation_space, action_space, name)
-    head, size = agent.head, 15
-    rollout = collected(agent, observation_space, action_space, masked)
-    batch = flattened(rollout)
-    assert rollout.actions.shape == (5, 3, *head.action_shape)
-    assert (batch.action_masks is None) == (not masked)
+    settings = {"core": core, "core_size": 4}
+    agent = agent_of(observation_space, action_space, name, seen=shown(observation), **settings)
+    head, rows = agent.head, COPIES * STEPS
+    masks = random_masks(choices_of(action_space), rows, np.random.default_rng(0)) if masked else None
+    batch = played(agent, shown(observation), None if masks is None else torch.from_numpy(masks))
+    assert batch.actions.shape == (rows, *head.action_shape)
 
-    # the first ratio is 1, whatever the order of rows
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:7]
-    minibatch = select(batch, order)
-    now = agent.evaluate(minibatch)
-    assert {x.shape for x in (now.log_probs, now.entropies, now.values)} == {(7,)}
-    assert torch.isfinite(minibatch.log_probs).all()
-    assert ((now.log_probs - minibatch.log_probs).exp() - 1.0).abs().max() <= 1e-5
-    assert agent.divergences(minibatch).abs().max() <= 1e-5
+    # whole sequences say what single steps said: the first ratio is 1
+    now = agent.evaluate(batch)
+    assert {x.shape for x in (now.log_probs, now.entropies, now.values)} == {(rows,)}
+    assert torch.isfinite(batch.log_probs).all()
+    assert ((now.log_probs - batch.log_probs).exp() - 1.0).abs().max() <= 2e-5
+    assert agent.divergences(batch).abs().max() <= 1e-5
 
-    # what the policy says of the rollout is what a slow reference says
-    other = agent_of(observation_space, action_space, name, gain=200.0)
-    outputs, others = (a.network.actor(a.inputs(batch.observations), None, None).detach() for a in (agent, other))
+    # and what a slow reference says
+    outputs = agent.network.actor(agent.inputs(batch.observations), batch.states, batch.starts).detach()
+    others = outputs.roll(1, 0)
     references, other_references = (
         marginals(action_space, name, head, x, batch.action_masks) for x in (outputs, others)
     )
     close: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-4, "check_dtype": False}
-    expected = reference_log_prob(action_space, name, references, batch.actions)
-    torch.testing.assert_close(rollout.log_probs.flatten(), expected, **close)
-    evaluation = agent.evaluate(batch)
-    torch.testing.assert_close(evaluation.entropies, reference_entropy(action_space, name, references), **close)
-    parameters = head.parameters_of(others, batch.action_masks)
     torch.testing.assert_close(
-        head.kl(evaluation.distribution, parameters), reference_kl(references, other_references), **close
+        batch.log_probs, reference_log_prob(action_space, name, references, batch.actions), **close
     )
+    torch.testing.assert_close(now.entropies, reference_entropy(action_space, name, references), **close)
+    divergences = head.kl(now.distribution, head.parameters_of(others, batch.action_masks))
+    torch.testing.assert_close(divergences, reference_kl(references, other_references), **close)
 
-    # every parameter of the actor gets a finite gradient
+    # every parameter gets a finite gradient
     agent.zero_grad(set_to_none=True)
     (now.log_probs.sum() + now.entropies.sum() + now.values.sum()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in agent.parameters())
 
-    # another agent made from the files acts as this one does
+    # what the environment gets is legal
+    given = tree_map(lambda x: x.numpy(), head.to_env(batch.actions))
+    for row, one in enumerate(iterate(batch_space(action_space, rows), given)):
+        assert action_space.contains(one)
+        assert masks is None or masks[row, chosen(action_space, one)].all()
+
+    # another agent made from the files acts and judges as this one does
     file = io.BytesIO()
     torch.save([space_to_spec(observation_space), space_to_spec(action_space), agent.state_dict()], file)
     *specs, weights = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-    again = ActorCritic(*map(space_from_spec, specs), PolicyConfig([8], distribution=name))
+    again = ActorCritic(*map(space_from_spec, specs), PolicyConfig([8], distribution=name, **settings))
     again.load_state_dict(weights)
-    taken, repeated = (a.predict(batch.observations, action_masks=batch.action_masks) for a in (agent, again))
+    assert torch.equal(again.evaluate(batch).log_probs, now.log_probs)
+    seen, legal, starts = at(0, batch.observations, batch.action_masks, batch.starts)
+    taken, repeated = (a.step(seen, batch.states, starts, action_masks=legal)[0] for a in (agent, again))
     assert all(map(torch.equal, tree_leaves(taken), tree_leaves(repeated)))
-    legal = iterate(batch_space(action_space, size), tree_map(lambda x: x.numpy(), taken))
-    assert all(action_space.contains(one) for one in legal)
+
+
+def through_environments() -> Iterator[tuple[str, str, str | None, bool]]:
+    """Every kind of observation, every action and every core at least once, with masks where there are choices."""
+    for number, (action, (space, _)) in enumerate(ACTIONS.items()):
+        yield [*OBSERVATIONS][number % len(OBSERVATIONS)], action, CORES[number % 3], bool(choices_of(space))
+
+
+@every(through_environments())
+def test_rollouts(observation: str, action: str, core: str | None, masked: bool) -> None:
+    observation_space, (action_space, name) = OBSERVATIONS[observation], ACTIONS[action]
+    agent = agent_of(observation_space, action_space, name, core=core, core_size=4)
+    rollout = collected(agent, observation_space, action_space, masked)  # the environment refuses what is illegal
+    assert rollout.actions.shape == (5, 3, *agent.head.action_shape)
+    assert (rollout.action_masks is None) == (not masked)
+    batch = flattened(rollout)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(0))[:7]
+    minibatch = select(batch, order)
+    now = agent.evaluate(minibatch)
+    assert ((now.log_probs - minibatch.log_probs).exp() - 1.0).abs().max() <= 2e-5
+    assert agent.divergences(minibatch).abs().max() <= 1e-5
 
 
 # ---------------------------------------------------------------- samples
