@@ -10,9 +10,9 @@ A row is kept in benchmarks/results/speed.csv as each run ends. The same command
 `--runs 7` adds two runs of each to a race of five.
 
 Same rollout size, minibatch size, epochs and network shapes (SheepRL excepted, see peers/race_sheeprl.py), one core for
-each run. Runs are interleaved: every system once, then every system again. Speed is that of the training loop after two
-iterations of warm-up; importing, compiling and warming up are reported on their own. Peers live in virtual environments
-of their own, which are made on the way.
+each run unless the workload's name says otherwise. Runs are interleaved: every system once, then every system again.
+Speed is that of the training loop after two iterations of warm-up; importing, compiling and warming up are reported on
+their own. Peers live in virtual environments of their own, which are made on the way.
 """
 
 import argparse
@@ -73,10 +73,16 @@ WORKLOADS = {
         Race("", "HalfCheetah-v5", 8, 256, 10, 64, 10, True, 1)
     ),
     "CartPole-v1, 64 envs x 128, 4 epochs x 4 minibatches": Race("", "CartPole-v1", 64, 128, 4, 2048, 50, False, 1),
+    "Pong, 8 envs x 128, 4 epochs x 4 minibatches, 2 cores": (
+        Race("", "ALE/Pong-v5", 8, 128, 4, 256, 10, False, 1, cores=2)
+    ),
 }
+ATARI = (*OURS, "sb3", "environment")
+"""Who races on Atari: the others have no convolutions here."""
 TINY = {
     "CartPole-v1, tiny": Race("", "CartPole-v1", 2, 16, 2, 16, WARM_UP + 1, False, 1),
     "Pendulum-v1, tiny": Race("", "Pendulum-v1", 2, 16, 2, 16, WARM_UP + 1, True, 1),
+    "Pong, tiny": Race("", "ALE/Pong-v5", 2, 16, 1, 16, WARM_UP + 1, False, 1, cores=2),
 }
 
 
@@ -99,12 +105,15 @@ def race(workload: str, task: Race, name: str, repeat: int) -> dict[str, Any]:
     system = SYSTEMS[name]
     python = str(peer_python(system.venv)) if system.venv else sys.executable
     script = PEERS / f"{system.script}.py"
-    # one core: JAX would take as many as there are
-    pin = ["taskset", "-c", str(max(os.sched_getaffinity(0)))] if hasattr(os, "sched_getaffinity") else []
+    # JAX would take as many cores as there are
+    cores = (
+        ",".join(map(str, sorted(os.sched_getaffinity(0))[-task.cores :])) if hasattr(os, "sched_getaffinity") else ""
+    )
+    pin = ["taskset", "-c", cores] if cores else []
     started = time.time()
     finished = subprocess.run(
         [*pin, python, script, json.dumps(asdict(replace(task, system=name, seed=repeat)))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(task.cores)},
         capture_output=True,
         text=True,
         check=False,
@@ -145,7 +154,7 @@ def race_all(results: Path, workloads: dict[str, Race], systems: Sequence[str], 
         for workload, task in workloads.items():
             for repeat in range(1, runs + 1):
                 for name in systems:
-                    if (workload, name, repeat) in done:
+                    if (workload, name, repeat) in done or (task.is_atari and name not in ATARI):
                         continue
                     row = race(workload, task, name, repeat)
                     writer.writerow(row)
@@ -214,7 +223,8 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
         name: " and ".join(dict.fromkeys(row[name] for row in rows)) for name in ("date", "commit", "cpu", "cores")
     }
     lines.append(
-        f"At least {repeats} runs each, interleaved, one core each, {found['cpu']} ({found['cores']} cores), "
+        f"At least {repeats} runs each, interleaved, one core each unless its title says otherwise, "
+        f"{found['cpu']} ({found['cores']} cores), "
         f"{found['date']}, commit {found['commit']}; {listed}."
     )
     return lines

@@ -12,7 +12,7 @@ from train import train
 
 summary = train(
     load(
-        [],
+        [Path(__file__).resolve().parents[2] / "configs" / "atari.yaml"] if race.is_atari else [],
         [
             *(f"env.id={race.env_id}", f"env.num_envs={race.num_envs}", f"rollout.num_steps={race.num_steps}"),
             *(f"update.epochs={race.epochs}", f"update.minibatch_size={race.minibatch_size}", f"seed={race.seed}"),

@@ -1,4 +1,4 @@
-"""Race Stable-Baselines3, or its JAX version SBX: default networks, logging to CSV on."""
+"""Race Stable-Baselines3, or its JAX version SBX: default networks, its Atari wrappers, logging to CSV on."""
 
 import importlib
 import tempfile
@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from stopwatch import Stopwatch, read_race
 
 
@@ -31,13 +31,20 @@ class Laps(BaseCallback):
 
 race = read_race()
 stopwatch = Stopwatch(race.env_steps_per_iteration)
-torch.set_num_threads(1)
+torch.set_num_threads(race.cores)
 package = {"sb3": "stable_baselines3", "sbx": "sbx"}[race.system]
-env: Any = make_vec_env(race.env_id, race.num_envs, seed=race.seed)
+env: Any
+if race.is_atari:
+    importlib.import_module("ale_py")
+    # the identifiers of v5 repeat actions at random, of which the protocol raced here knows nothing
+    settings = {"frameskip": 1, "repeat_action_probability": 0.0}
+    env = VecFrameStack(make_atari_env(race.env_id, race.num_envs, seed=race.seed, env_kwargs=settings), 4)
+else:
+    env = make_vec_env(race.env_id, race.num_envs, seed=race.seed)
 if race.normalize:
     env = VecNormalize(env)
 model = importlib.import_module(package).PPO(
-    "MlpPolicy",
+    "CnnPolicy" if race.is_atari else "MlpPolicy",
     env,
     n_steps=race.num_steps,
     batch_size=race.minibatch_size,

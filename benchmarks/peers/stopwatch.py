@@ -29,6 +29,13 @@ class Race:
     normalize: bool
     """Normalise observations and scale rewards."""
     seed: int
+    cores: int = 1
+    """Cores, and threads of torch."""
+
+    @property
+    def is_atari(self) -> bool:
+        """Whether the task is a game of the Arcade Learning Environment, seen as pictures."""
+        return self.env_id.startswith("ALE/")
 
     @property
     def total_env_steps(self) -> int:
