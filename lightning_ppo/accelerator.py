@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_ppo.hardware import has_convolutions
+
 MANY_WEIGHTS = 1_000_000
 """Trained parameters from which a GPU pays. Not measured: small MLPs are known to be slower there, and CNNs faster."""
 
@@ -21,6 +23,5 @@ def choose_accelerator(network: nn.Module, env: Any) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     weights = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    convolutions = any(isinstance(module, nn.Conv2d) for module in network.modules())
     on_device = str(getattr(env, "device", "cpu")).startswith("cuda")
-    return "cuda" if on_device or convolutions or weights >= MANY_WEIGHTS else "cpu"
+    return "cuda" if on_device or has_convolutions(network) or weights >= MANY_WEIGHTS else "cpu"
