@@ -409,7 +409,7 @@ def build_trainer(
         "plugins": [AtomicCheckpointIO(config.checkpoint.keep), *cluster_environment()],
     }
     if not model.objective.trust_region:
-        defaults["precision"] = fastest_precision(model.policy, given.get("accelerator", "cpu"))
+        defaults["precision"] = fastest_precision(model.policy, given.get("accelerator", defaults["accelerator"]))
     if not config.evaluation.episodes:
         defaults["limit_val_batches"] = 0
     try:

@@ -39,5 +39,5 @@ def test_settings_win_over_what_is_chosen(monkeypatch, tmp_path, settings, expec
     monkeypatch.setattr("lightning_ppo.checks.check_trainer_settings", lambda _: None)
     monkeypatch.setattr("pytorch_lightning.Trainer", lambda **given: given["accelerator"])
     config = load([], settings)
-    model = SimpleNamespace(policy=None, env_steps=0)
+    model = SimpleNamespace(policy=SMALL, env_steps=0, objective=SimpleNamespace(trust_region=False))
     assert train.build_trainer(config, tmp_path, None, model, None) == expected
