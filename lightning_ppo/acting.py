@@ -121,7 +121,7 @@ class TorchActor:
         self.noise = head.noise(shape, generator).unbind(0)
         self.actions = torch.empty((*shape, *head.action_shape), dtype=head.action_dtype, device=self.device)
         self.state = state
-        self.states = None if state is None else torch.empty((*shape, state.shape[-1]), device=self.device)
+        self.states = None if state is None else state.new_empty(*shape, state.shape[-1])
 
     def __call__(self, step: int, observations: Arrays, starts: Any, action_masks: Any = None) -> Arrays:
         """Return the environment's actions for a step."""

@@ -17,7 +17,7 @@ from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size,
 from lightning_ppo.distributed import gather_objects
 from lightning_ppo.errors import CheckpointError, ConfigError, NonFiniteError
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 def check_trust_region(update: UpdateConfig, policy: PolicyConfig, compile: bool, loss_terms: Sequence[Any]) -> None:

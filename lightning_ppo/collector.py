@@ -67,7 +67,7 @@ class Collector:
         started = time.perf_counter()
         stepper, device = self.stepper, self.generator.device
         shape = self.num_steps, stepper.env.num_envs
-        storage = make_storage(stepper, self.num_steps, device)
+        storage = make_storage(stepper, self.num_steps, device, self.policy.dtype)
         actor = make_actor(self.policy, shape, self.generator, self.state, stepper.takes_tensors, self.recorded)
         step = 0
         try:
@@ -91,7 +91,7 @@ class Collector:
             next_values=torch.empty(0),
             boundary_observations=steps.boundary_observations,
             boundary_rows=steps.boundary_rows,
-            rewards=steps.learn_rewards.to(device, torch.float32),
+            rewards=steps.learn_rewards.to(device, self.policy.dtype),
             terminations=steps.learn_terminations.to(device),
             truncations=steps.truncations.to(device),
             valid=steps.valid.to(device),

@@ -20,7 +20,21 @@ SMALLEST_IMAGE = 36
 """Height and width from which a uint8 Box of three dimensions is taken for an image."""
 
 
-class OneHot(nn.Module):
+class AsFloat(nn.Module):
+    """Observations as they are, in the dtype of the module they live in."""
+
+    like: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.empty(0), persistent=False)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return the observations as floating-point numbers."""
+        return observations.to(self.like.dtype)
+
+
+class OneHot(AsFloat):
     """Discrete and MultiDiscrete observations (B, ...) as one-hot vectors, (B, sum of n)."""
 
     columns: Tensor
@@ -36,17 +50,9 @@ class OneHot(nn.Module):
             self.register_buffer(name, torch.from_numpy(value.astype(np.int64)), persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Return one-hot vectors, float32."""
+        """Return one-hot vectors."""
         components = observations.reshape(observations.shape[0], -1).index_select(1, self.columns)
-        return (components == self.values).float()
-
-
-class AsFloat(nn.Module):
-    """Observations as they are, in float32."""
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Return float32 observations."""
-        return observations.float()
+        return super().forward(components == self.values)
 
 
 def is_image(space: gymnasium.Space) -> bool:
@@ -62,7 +68,7 @@ def is_image(space: gymnasium.Space) -> bool:
 class Inputs(nn.Module):
     """Turns observations into what networks take, in the structure of the space.
 
-    Box becomes normalised float32 (B, *shape), Discrete and MultiDiscrete one-hot vectors, MultiBinary 0.0 and 1.0;
+    Box becomes normalised floats (B, *shape), Discrete and MultiDiscrete one-hot vectors, MultiBinary 0.0 and 1.0;
     images stay uint8.
 
     Args:

@@ -78,7 +78,7 @@ def report_iteration(
         batch: Its rows.
         epochs: (E, M, S), S statistics of M minibatches in each of E epochs.
         names: Under which the statistics are logged.
-        divergence: (), mean KL divergence over this rank's rows.
+        divergence: (), KL divergence summed over this rank's rows.
         window: Sum of the latest episodes' returns, sum of their lengths, and their number.
         check_gradients: Whether an infinite gradient counts as not finite.
     """
@@ -93,7 +93,8 @@ def report_iteration(
     local = torch.cat((epochs.mean((0, 1)).double(), torch.stack([x.double() for x in measured]), counted))
     total = mean_over_ranks(local).tolist()
     metrics = dict(zip(names, total, strict=False))
-    kl, explained_mean, bad, steps, count, returns, lengths, ended, collect_seconds = total[len(names) :]
+    divergence_sum, explained_mean, bad, steps, count, returns, lengths, ended, collect_seconds = total[len(names) :]
+    kl = divergence_sum / max(steps, 1.0 / world_size())
     metrics |= {"update/kl": kl, "update/epochs": count, "update/explained_variance": explained_mean}
     if ended:
         metrics |= {"rollout/return_mean": returns / ended, "rollout/length_mean": lengths / ended}

@@ -167,8 +167,8 @@ class PPO(TrainingState):
             bounds = self._current["clip_range"], self._current.get("clip_range_high")
             epochs.append(epoch_statistics(reports, grad_norms, weights * scales.unsqueeze(1), *bounds))
             if settings.target_kl is not None:
-                divergence = mean_over_ranks(self._divergence(batch))
-                if divergence > settings.target_kl:
+                divergence, rows = mean_over_ranks(torch.stack((self._divergence(batch), batch.weights.sum())))
+                if divergence > settings.target_kl * rows:
                     break
         self._finish(rollout, batch, torch.stack(epochs), before, started)
 
@@ -177,8 +177,8 @@ class PPO(TrainingState):
         return resolve_sequence_length(num_steps, self.update_settings, self.policy.state_size > 0)
 
     def _divergence(self, batch: Minibatch) -> Tensor:
-        """Return the mean exact KL divergence of the behaviour policy from the current one, over this rank's rows."""
-        return weighted_sum(self.policy.divergences(batch), batch.weights / batch.weights.sum())
+        """Return the exact KL divergence of the behaviour policy from the current one, summed over this rank's rows."""
+        return weighted_sum(self.policy.divergences(batch), batch.weights)
 
     @torch.no_grad()
     def _estimate_again(self, rollout: Rollout) -> Minibatch:

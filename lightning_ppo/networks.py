@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ppo.recurrence import run_core
+from lightning_ppo.recurrence import full_precision, run_core
 from lightning_ppo.tree import tree_leaves
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -76,7 +76,8 @@ class ImageEncoder(nn.Sequential):
             images = images.movedim(-1, -3)
         device = images.device.type
         # whole numbers up to 255 are exact in half precision; channels_last is rearranged while it is still bytes
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        own = next(self.parameters()).dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
         pixels = images.contiguous(memory_format=torch.channels_last).to(dtype)
         return super().forward(pixels / 255.0)
 
@@ -190,7 +191,7 @@ class Trunk(nn.Module):
 
 
 class ActorCriticNetwork(nn.Module):
-    """Actor and critic with a trunk each or one for both; the output layers are computed in float32.
+    """Actor and critic with a trunk each or one for both; the output layers are never computed in half precision.
 
     Args:
         actor_trunk: Trunk of the actor.
@@ -215,13 +216,13 @@ class ActorCriticNetwork(nn.Module):
         return states[:, : self.actor_trunk.state_size], states[:, self.actor_trunk.state_size :]
 
     def _outputs(self, features: Tensor) -> Tensor:
-        outputs = _full_precision(self.actor_output, features)
+        outputs = _output(self.actor_output, features)
         if not self.append_features:
             return outputs
-        return torch.cat((outputs, *[features.float()] * self.append_features), -1)
+        return torch.cat((outputs, *[full_precision(features)] * self.append_features), -1)
 
     def _values(self, features: Tensor) -> Tensor:
-        return _full_precision(self.critic_output, features).squeeze(-1)
+        return _output(self.critic_output, features).squeeze(-1)
 
     def actor(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> Tensor:
         """Return the actor's outputs (B, num_outputs) alone."""
@@ -264,12 +265,12 @@ class CustomNetwork(nn.Module):
     def forward(
         self, inputs: Any, states: Tensor | None = None, starts: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return outputs (B, num_outputs), values (B,) and states in float32."""
+        """Return outputs (B, num_outputs), values (B,) and states, none in half precision."""
         if self.state_size:
             outputs, values, states = self.network(inputs, states, starts)
-            return outputs.float(), values.float(), None if states is None else states.float()
+            return full_precision(outputs), full_precision(values), None if states is None else full_precision(states)
         outputs, values = self.network(inputs)
-        return outputs.float(), values.float(), None
+        return full_precision(outputs), full_precision(values), None
 
     def actor(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> Tensor:
         """Return the outputs alone."""
@@ -280,8 +281,9 @@ class CustomNetwork(nn.Module):
         return self(inputs, states, starts)[1]
 
 
-def _full_precision(layer: nn.Linear, features: Tensor) -> Tensor:
-    if features.dtype == torch.float32 and not torch.is_autocast_enabled(features.device.type):
+def _output(layer: nn.Linear, features: Tensor) -> Tensor:
+    features = full_precision(features)
+    if features.dtype == layer.weight.dtype and not torch.is_autocast_enabled(features.device.type):
         return layer(features)
     with torch.autocast(features.device.type, enabled=False):
-        return nn.functional.linear(features.float(), layer.weight.float(), layer.bias.float())
+        return nn.functional.linear(features, full_precision(layer.weight), full_precision(layer.bias))

@@ -90,7 +90,11 @@ class ObservationNormalizer(RunningMoments):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ObservationNormalizer":
         super()._apply(fn, recurse)
-        self.scale, self.shift = self.scale.to(self.mean.device), self.shift.to(self.mean.device)
+        dtype = torch.promote_types(fn(self.scale.new_empty(0)).dtype, torch.float32)
+        changed = dtype != self.scale.dtype
+        self.scale, self.shift = (value.to(self.mean.device, dtype) for value in (self.scale, self.shift))
+        if changed:
+            self._refresh()
         return self
 
     @torch.no_grad()
@@ -106,8 +110,8 @@ class ObservationNormalizer(RunningMoments):
             self._refresh()
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Return normalised float32 observations (B, *shape)."""
-        return torch.addcmul(self.shift, observations.float(), self.scale).clamp_(-self.clip, self.clip)
+        """Return normalised observations (B, *shape), float32 or, in a module of float64, that."""
+        return torch.addcmul(self.shift, observations.to(self.scale.dtype), self.scale).clamp_(-self.clip, self.clip)
 
     def inverse(self, normalized: Tensor) -> Tensor:
         """Return the observations (B, *shape) that `forward` would map to `normalized`, if none was clipped."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -235,7 +235,7 @@ def _is_plain(module: pl.LightningModule, *hooks: str) -> bool:
     precision = trainer.precision_plugin
     return (
         type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
-        and type(precision) in (Precision, MixedPrecision)
+        and type(precision) in (Precision, DoublePrecision, MixedPrecision)
         and getattr(precision, "scaler", None) is None
         and not any(_overrides(callback, pl.Callback, hook) for hook in hooks for callback in trainer.callbacks)
         and not any(

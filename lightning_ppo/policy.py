@@ -50,7 +50,7 @@ class Evaluation(NamedTuple):
 class ActorCritic(nn.Module):
     """Policy and value function of one agent, with the statistics that normalise its inputs.
 
-    Whatever the precision of the trunks, output layers and distribution are computed in float32.
+    Whatever the precision of the trunks, output layers and distribution are computed in that of the parameters.
 
     Attributes:
         inputs: What networks see of observations.
@@ -102,6 +102,11 @@ class ActorCritic(nn.Module):
         self.version = 0
         if policy.network or policy.encoder not in (None, *ENCODERS) or policy.core not in (None, *CORES):
             self._try_out(observation_space)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters, and of everything that is computed with them."""
+        return next(self.parameters()).dtype
 
     def act(
         self,
@@ -213,7 +218,7 @@ class ActorCritic(nn.Module):
         """Return the recurrent states (N, H) before the first step, or None for a policy without memory."""
         if not self.state_size:
             return None
-        return torch.zeros(num_envs, self.state_size, device=next(self.parameters()).device)
+        return next(self.parameters()).new_zeros(num_envs, self.state_size)
 
     @torch.no_grad()
     def step(

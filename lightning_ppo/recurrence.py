@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from lightning_ppo.gru import gru
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Return a tensor of half precision in float32, and any other as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RecurrentCore(nn.Module):
     """An LSTM or GRU.
 
@@ -76,7 +81,7 @@ def run_core(core: Any, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tens
     length = x.shape[0] // states.shape[0]
     if length == 1:
         outputs, states = core(x.unsqueeze(0), torch.where(starts.unsqueeze(-1), 0.0, states))
-        return outputs[0], states.float()
+        return outputs[0], full_precision(states)
     begins = starts.clone()
     begins[::length] = True
     first = begins.nonzero().squeeze(1)

@@ -55,17 +55,18 @@ class Storage(Protocol):
         """
 
 
-def make_storage(stepper: Stepper, num_steps: int, device: torch.device) -> Storage:
+def make_storage(stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype) -> Storage:
     """Return the storage of a rollout of T steps.
 
     Args:
         stepper: What will be stepped.
         num_steps: T.
         device: The policy's.
+        dtype: The policy's; float64 is stored as that.
     """
     if isinstance(stepper, TensorStepper):
-        return DeviceStorage(stepper, num_steps, device)
-    return HostStorage(stepper, num_steps, device)
+        return DeviceStorage(stepper, num_steps, device, dtype)
+    return HostStorage(stepper, num_steps, device, dtype)
 
 
 def resides_elsewhere(device: torch.device) -> bool:
@@ -83,10 +84,11 @@ class HostStorage:
         stepper: What is stepped.
         num_steps: T.
         device: The policy's.
+        dtype: The policy's; float64 is stored as that.
     """
 
-    def __init__(self, stepper: Stepper, num_steps: int, device: torch.device) -> None:
-        self.stepper, self.device = stepper, device
+    def __init__(self, stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.stepper, self.device, self.dtype = stepper, device, dtype
         self._shape = num_steps, stepper.env.num_envs
         self._pinned = device.type == "cuda"
         seen = stepper.observations, stepper.starts, stepper.action_masks
@@ -104,8 +106,8 @@ class HostStorage:
         self._first_step = stepper.num_steps
 
     def _empty(self, x: np.ndarray) -> Tensor:
-        """Return room for T of such arrays; float64 is stored as float32."""
-        dtype = torch.from_numpy(np.empty(0, np.float32 if x.dtype == np.float64 else x.dtype)).dtype
+        """Return room for T of such arrays."""
+        dtype = self.dtype if x.dtype == np.float64 else torch.from_numpy(np.empty(0, x.dtype)).dtype
         return torch.empty((self._shape[0], *x.shape), dtype=dtype, pin_memory=self._pinned)
 
     def before(self, step: int) -> tuple[Any, Any, Any]:
@@ -197,23 +199,24 @@ class DeviceStorage:
         stepper: What is stepped.
         num_steps: T.
         device: The policy's.
+        dtype: The policy's; float64 is stored as that.
     """
 
-    def __init__(self, stepper: TensorStepper, num_steps: int, device: torch.device) -> None:
-        self.stepper, self.device = stepper, device
+    def __init__(self, stepper: TensorStepper, num_steps: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.stepper, self.device, self.dtype = stepper, device, dtype
         self._shape = num_steps, stepper.env.num_envs
         self._observations = tree_map(self._empty, stepper.observations)
         self._starts = self._empty(stepper.starts)
         self._masks = None if stepper.action_masks is None else self._empty(stepper.action_masks)
         self._ends = torch.empty((num_steps, 2, self._shape[1]), dtype=torch.bool, device=device)
         self._valid = torch.ones(self._shape, dtype=torch.bool, device=device)
-        self._rewards = torch.empty(self._shape, device=device)
+        self._rewards = torch.empty(self._shape, dtype=dtype, device=device)
         self._finals: Any = None
         self._first_step = stepper.num_steps
 
     def _empty(self, x: Tensor) -> Tensor:
-        """Return room for T of such tensors; float64 is stored as float32."""
-        dtype = torch.float32 if x.dtype == torch.float64 else x.dtype
+        """Return room for T of such tensors."""
+        dtype = self.dtype if x.dtype == torch.float64 else x.dtype
         return torch.empty((self._shape[0], *x.shape), dtype=dtype, device=self.device)
 
     def before(self, step: int) -> tuple[Any, Any, Any]:

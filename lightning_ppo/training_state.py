@@ -73,6 +73,8 @@ class TrainingState(EvaluationSteps):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take counters, episode records and, inside `fit`, random states from a checkpoint."""
         state = checkpoint["ppo"]
+        if self._trainer is not None and self._trainer.precision == "64-true":
+            self.double()  # as Lightning does, but only after it has restored, and rounded, the weights
         self.env_steps, self.iterations = state["env_steps"], state["iterations"]
         self.recent_returns.clear()
         self.recent_lengths.clear()

@@ -7,14 +7,17 @@ the ranks together are the minibatches of one process. What is left is what the 
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
+import gymnasium
 import pytorch_lightning as pl
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lightning_ppo import PPO, RolloutDataModule, module, stream
+from lightning_ppo import PPO, RolloutDataModule, distributed, module, optimization, stream
 from lightning_ppo.collector import Collector
 from lightning_ppo.policy import ActorCritic
 
@@ -64,7 +67,7 @@ class Shared(RolloutDataModule):
         return loader
 
 
-def main(out: str, env: str, control: str = "") -> None:
+def main(out: str, env: str, control: str = "", precision: str = "32-true") -> None:
     torch.set_num_threads(1)
     pl.seed_everything(5, verbose=False)
     compiled, trpo, lstm = control == "compiled", control == "trpo", control == "lstm"
@@ -75,9 +78,27 @@ def main(out: str, env: str, control: str = "") -> None:
     if control == "own statistics":
         merged = ActorCritic.update_statistics
         ActorCritic.update_statistics = lambda self, *rollout: merged(self, *rollout[:2], lambda tensor: tensor)
+    if control == "gradient sum":
+        optimization.mean_over_ranks = distributed.sum_over_ranks
+    if control == "own rows":
+        mean = module.mean_over_ranks
+        module.mean_over_ranks = lambda tensor: tensor if len(tensor) == MINIBATCHES else mean(tensor)
+    source: str | VectorEnv = env
+    if control in (
+        "filler rows",
+        "own rows",
+        "gradient sum",
+    ):  # as many as episodes end, so a number of its own on each rank
+        source = SyncVectorEnv([partial(gymnasium.make, env)] * OWN, autoreset_mode=AutoresetMode.NEXT_STEP)
     data_class = RolloutDataModule if control == "apart" else Shared
     data = data_class(
-        env, num_envs=OWN, num_steps=STEPS, backend="sync", rollouts_per_epoch=5, seed=5, evaluation={"episodes": 3}
+        source,
+        num_envs=OWN,
+        num_steps=STEPS,
+        backend="sync",
+        rollouts_per_epoch=5,
+        seed=5,
+        evaluation={"episodes": 3 if source is env else 0},
     )
     mirror = {"observation_indices": [0, 1, 2, 3], "observation_signs": [-1] * 4, "action_indices": [1, 0]}
     terms = {
@@ -109,7 +130,8 @@ def main(out: str, env: str, control: str = "") -> None:
             actions.append(batch.actions.clone())
 
     trainer = pl.Trainer(
-        max_epochs=4,
+        max_epochs=4 if control in ("", "lstm", "trpo", "apart") else 1,
+        precision=precision,
         accelerator="cpu",
         devices=WORLD,
         strategy="ddp" if WORLD > 1 else "auto",

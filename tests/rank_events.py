@@ -50,13 +50,13 @@ class Failing(Count):
 
 
 class Different(PPO):
-    """Sees another divergence, or another loss, on one of the ranks."""
+    """Sees another divergence, summed over the rows, or another loss, on one of the ranks."""
 
     event = ""
 
     def _divergence(self, batch):
         divergence = super()._divergence(batch)
-        return divergence + 10.0 * (self.event == "divergence on rank 0" and RANK == 0)
+        return divergence + 1000.0 * (self.event == "divergence on rank 0" and RANK == 0)
 
     def policy_loss(self, terms):
         loss = super().policy_loss(terms)

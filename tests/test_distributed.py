@@ -11,8 +11,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 
-def launch(out: Path, ranks: int, env: str, control: str = "") -> list[dict]:
-    arguments = [str(ROOT / "tests" / "ddp_worker.py"), str(out), env, *([control] if control else [])]
+def launch(out: Path, ranks: int, env: str, control: str = "", precision: str = "32-true") -> list[dict]:
+    arguments = [str(ROOT / "tests" / "ddp_worker.py"), str(out), env, control, precision]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     finished = subprocess.run(
         [sys.executable, *launcher, *arguments],
@@ -49,6 +49,30 @@ def test_two_ranks_equal_one(env, control, tmp_path):
             assert together[name] == pytest.approx(single[name], rel=2e-2, abs=2e-5), name
     assert pair[0]["metrics"] == pair[1]["metrics"]
     assert pair[0]["final"]["eval/episodes"] == 3  # shared out over the ranks
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_two_ranks_equal_one_in_float64_with_rows_that_are_no_transitions(env, tmp_path):
+    """Rounding hides nothing here, also where ranks have different numbers of valid rows."""
+    (alone,) = launch(tmp_path / "one", 1, env, "filler rows", "64-true")
+    pair = launch(tmp_path / "two", 2, env, "filler rows", "64-true")
+    assert {x.dtype for x in alone["states"][0].values()} == {torch.float64}
+    for iteration in range(5):
+        bound = 1e-12 if iteration == 0 else 1e-9
+        assert distance(pair[0]["states"][iteration], alone["states"][iteration]) <= bound  # the normalisers, too
+        for rank in pair:
+            together, single = rank["metrics"][iteration], alone["metrics"][iteration]
+            assert together["step"] == single["step"]
+            assert together.keys() == single.keys()
+            for name in single.keys() - {"update/explained_variance"}:  # a mean over ranks
+                assert together[name] == pytest.approx(single[name], rel=1e-7, abs=1e-9), name
+    if env == "CartPole-v1":
+        assert alone["metrics"][-1]["step"] < 5 * 8 * 16
+        sums = launch(tmp_path / "sum", 2, env, "gradient sum", "64-true")
+        assert distance(sums[0]["states"][0], alone["states"][0]) > 1e-6
+        assert sums[0]["metrics"][0]["update/grad_norm"] > 1.5 * alone["metrics"][0]["update/grad_norm"]
+        own = launch(tmp_path / "own", 2, env, "own rows", "64-true")
+        assert distance(own[0]["states"][0], alone["states"][0]) > 1e-6
 
 
 def test_two_ranks_take_the_trust_region_step_of_one(tmp_path):

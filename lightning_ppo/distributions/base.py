@@ -20,7 +20,6 @@ class ActionHead(nn.Module, ABC):
         num_noise: Random numbers that one sample takes.
         num_choices: M, choices that an action mask allows or forbids; 0 where there is nothing to forbid.
         action_shape: Shape of one action as the policy stores it.
-        action_dtype: Its dtype.
     """
 
     num_outputs: int
@@ -29,7 +28,11 @@ class ActionHead(nn.Module, ABC):
     num_noise: int
     num_choices = 0
     action_shape: tuple[int, ...]
-    action_dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def action_dtype(self) -> torch.dtype:
+        """Dtype of an action as the policy stores it."""
 
     @abstractmethod
     def parameters_of(self, outputs: Tensor, action_masks: Tensor | None = None) -> Tensor:

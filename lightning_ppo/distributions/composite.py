@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import gymnasium
@@ -32,8 +33,11 @@ class CompositeHead(ActionHead):
             setattr(self, name, sum(getattr(part, name) for part in parts))
         self._sizes = [math.prod(part.action_shape) for part in parts]
         self.action_shape = (sum(self._sizes),)
-        # integers up to 2^24 are exact in float32
-        self.action_dtype = torch.int64 if {p.action_dtype for p in parts} == {torch.int64} else torch.float32
+
+    @property
+    def action_dtype(self) -> torch.dtype:
+        """Dtype of an action as the policy stores it; integers up to 2^24 are exact in float32."""
+        return reduce(torch.promote_types, (part.action_dtype for part in self._heads))
 
     def _split(self, x: Tensor, name: str) -> tuple[Tensor, ...]:
         return x.split([getattr(part, name) for part in self._heads], -1)

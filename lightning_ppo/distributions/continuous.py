@@ -37,7 +37,6 @@ class BoxHead(ActionHead):
         self.size = int(np.prod(space.shape))
         """A, dimensions."""
         self.action_shape = (self.size,)
-        self.action_dtype = torch.float32
         low, high = space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
         bounded = np.isfinite(low) & np.isfinite(high)
         self.bounded = bool(bounded.all())
@@ -50,6 +49,11 @@ class BoxHead(ActionHead):
             self.register_buffer(name, torch.as_tensor(value, dtype=self.space_dtype), persistent=False)
         self.identity = bool(np.all(center == 0.0) and np.all(half_range == 1.0))
 
+    @property
+    def action_dtype(self) -> torch.dtype:
+        """Dtype of an action as the policy stores it."""
+        return self.center.dtype
+
     def _require_bounds(self, name: str) -> None:
         if not self.bounded:
             raise UnsupportedSpaceError(
@@ -60,7 +64,8 @@ class BoxHead(ActionHead):
         """Return actions (B, *space.shape) in the space's own units, clipped to its bounds."""
         if not self.identity:
             actions = torch.addcmul(self.center, actions, self.half_range)
-        return torch.clamp(actions.to(self.space_dtype), self.low, self.high).reshape(-1, *self.space_shape)
+        actions = torch.clamp(actions.to(self.space_dtype), self.low, self.high).to(self.space_dtype)
+        return actions.reshape(-1, *self.space_shape)
 
 
 class GaussianHead(BoxHead):

@@ -28,7 +28,11 @@ class CategoricalHead(ActionHead):
         self.num_outputs = self.num_parameters = self.num_noise = self.num_choices = int(space.n)
         self.start = int(space.start)
         self.action_shape = ()
-        self.action_dtype = torch.int64
+
+    @property
+    def action_dtype(self) -> torch.dtype:
+        """Dtype of an action as the policy stores it."""
+        return torch.int64
 
     def parameters_of(self, outputs: Tensor, action_masks: Tensor | None = None) -> Tensor:
         """Return the outputs as logits, MASKED where the choice is forbidden."""
@@ -85,7 +89,6 @@ class MultiCategoricalHead(ActionHead):
         self.space_dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
         self.num_outputs = self.num_parameters = self.num_noise = self.num_choices = int(sizes.sum())
         self.action_shape = (len(sizes),)
-        self.action_dtype = torch.int64
         # logits (B, sum of K_d) are laid out as (B, D, max of K_d), the rest of a shorter row being MASKED
         choices = np.arange(sizes.max())
         offsets = np.concatenate(([0], sizes.cumsum()[:-1]))
@@ -97,6 +100,11 @@ class MultiCategoricalHead(ActionHead):
     def _table(self, parameters: Tensor) -> Tensor:
         rows = parameters.index_select(-1, self.columns).unflatten(-1, self.present.shape)
         return torch.where(self.present, rows, MASKED)
+
+    @property
+    def action_dtype(self) -> torch.dtype:
+        """Dtype of an action as the policy stores it."""
+        return torch.int64
 
     def parameters_of(self, outputs: Tensor, action_masks: Tensor | None = None) -> Tensor:
         """Return the outputs as logits, MASKED where the choice is forbidden."""
