@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
-from tests.helpers import make_trainer
+from tests.test_module import make_trainer
 
 SETTINGS = {
     "mlp": ("CartPole-v1", {}),
@@ -29,15 +29,19 @@ class Mixed(gymnasium.Env):
         )
         self.action_space = spaces.Dict(force=spaces.Box(-0.5, 0.5, (2,), np.float32), choice=spaces.Discrete(2))
 
+    def observe(self):
+        draw = self.np_random
+        bits, image = draw.integers(0, 2, 2, np.int8), draw.integers(0, 256, (36, 36, 1), np.uint8)
+        return {"box": draw.uniform(-2.0, 2.0, 2), "choice": draw.integers(3), "bits": bits, "image": image}
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
+        return self.observe(), {}
 
     def step(self, action):
         assert self.action_space.contains(action)
         ended = bool(self.np_random.random() < 0.1)
-        return self.observation_space.sample(), float(action["force"].sum()), ended, False, {}
+        return self.observe(), float(action["force"].sum()), ended, False, {}
 
 
 class Watched(PPO):
@@ -64,7 +68,7 @@ def fit(name: str, epochs: int, resume: str | None = None):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_everything_is_float64_and_resumes_so(name, tmp_path):
-    first, trainer = fit(name, 1)
+    _, trainer = fit(name, 1)
     path = str(tmp_path / "first.ckpt")
     trainer.save_checkpoint(path)
     resumed, _ = fit(name, 2, path)
