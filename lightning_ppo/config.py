@@ -123,7 +123,7 @@ class EnvConfig:
 class RolloutConfig:
     """How much is collected per iteration, and how returns are estimated."""
 
-    num_steps: int = 32
+    num_steps: int = 64
     """T, steps per environment and iteration."""
     gamma: float = 0.99
     """Discount factor in [0, 1]."""
@@ -166,7 +166,7 @@ class UpdateConfig:
 
     epochs: int | None = None
     """Passes over the rollout, those of `trpo` for the critic alone; null takes 10, or 1 for `policy_gradient`."""
-    minibatch_size: int = 64
+    minibatch_size: int = 128
     """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
     sequence_length: int | None = None
     """L, consecutive steps through which a recurrent policy is trained, a divisor of num_steps and minibatch_size; null
@@ -264,7 +264,7 @@ class PolicyConfig:
     """Share of the hidden units left out at random in each pass of an update, in [0, 1); acting uses all units."""
     distribution: str = "gaussian"
     """Of Box actions: `gaussian` (free standard deviation), `state_gaussian`, `tanh_gaussian`, `beta` or `gsde`."""
-    log_std_init: float = 0.0
+    log_std_init: float = -0.5
     """Initial log standard deviation of Gaussian actions, in units of the half action range."""
     core: Any = None
     """Memory after the hidden layers: null, `lstm`, `gru`, or a class path of your own."""

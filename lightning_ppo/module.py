@@ -299,7 +299,7 @@ class PPO(TrainingState):
         if not isinstance(scheduler, SteeredLearningRate):
             step_schedulers(scheduler)
         elif self.learning_rate.adaptive and self._trust_region is None:
-            scheduler.set(self.learning_rate.steer(learning_rate, report.kl, self.progress))
+            scheduler.set(self.learning_rate.steer(learning_rate, report.kl))
         update_seconds = time.perf_counter() - started
         if self.compile_seconds == 0.0:
             self.compile_seconds = self._update().compile_seconds

@@ -16,7 +16,7 @@ _FIELDS = {
     "linear": {"start", "end", "until"},
     "cosine": {"start", "end", "until"},
     "piecewise": {"points"},
-    "adaptive_kl": {"start", "target_kl", "final_target_kl", "minimum", "maximum"},
+    "adaptive_kl": {"start", "target_kl", "minimum", "maximum"},
 }
 
 
@@ -31,7 +31,6 @@ class Schedule:
         until: Progress in (0, 1] at which `end` is reached.
         points: `(progress, value)` pairs in rising order; linear in between (piecewise).
         target_kl: KL divergence per iteration that `adaptive_kl` holds, in nats.
-        final_target_kl: What `target_kl` moves to linearly by the end of training; None leaves it as it is.
         minimum: Lower bound of `adaptive_kl`.
         maximum: Upper bound of `adaptive_kl`.
     """
@@ -42,7 +41,6 @@ class Schedule:
     until: float = 1.0
     points: tuple[tuple[float, float], ...] = ()
     target_kl: float = 0.01
-    final_target_kl: float | None = None
     minimum: float = 1e-5
     maximum: float = 1e-2
 
@@ -78,11 +76,9 @@ class Schedule:
         values = {name: getattr(self, name) for name in sorted(_FIELDS[self.kind])}
         if "points" in values:
             values["points"] = [list(point) for point in self.points]
-        if self.final_target_kl is None:
-            values.pop("final_target_kl", None)
         return {"kind": self.kind, **values}
 
-    def steer(self, value: float, kl: float, progress: float = 0.0) -> float:
+    def steer(self, value: float, kl: float) -> float:
         """Return the next value of an `adaptive_kl` schedule.
 
         Above twice the target the value is divided by 1.5, below half of it multiplied by 1.5: the rule of Rudin et al.
@@ -91,13 +87,10 @@ class Schedule:
         Args:
             value: The current value.
             kl: Exact KL divergence of the last update in nats.
-            progress: Share of the training budget used, in [0, 1].
         """
-        final = self.target_kl if self.final_target_kl is None else self.final_target_kl
-        target = self.target_kl + progress * (final - self.target_kl)
-        if kl > 2.0 * target:
+        if kl > 2.0 * self.target_kl:
             return max(value / 1.5, self.minimum)
-        if 0.0 < kl < 0.5 * target:
+        if 0.0 < kl < 0.5 * self.target_kl:
             return min(value * 1.5, self.maximum)
         return value
 
@@ -165,7 +158,6 @@ def _from_mapping(mapping: Mapping[Any, Any], key: str) -> Schedule:
     if "start" not in fields:
         raise ConfigError(f"{key}: the kind {kind} needs the field 'start'")
     bounds = (schedule.minimum, schedule.start, schedule.maximum)
-    targets = (schedule.target_kl, schedule.target_kl if schedule.final_target_kl is None else schedule.final_target_kl)
-    if schedule.adaptive and not (min(targets) > 0.0 and 0.0 < bounds[0] <= bounds[1] <= bounds[2]):
-        raise ConfigError(f"{key}: adaptive_kl needs positive targets and 0 < minimum <= start <= maximum")
+    if schedule.adaptive and not (schedule.target_kl > 0.0 and 0.0 < bounds[0] <= bounds[1] <= bounds[2]):
+        raise ConfigError(f"{key}: adaptive_kl needs a positive target_kl and 0 < minimum <= start <= maximum")
     return schedule

@@ -45,10 +45,10 @@ def test_no_arguments_give_the_defaults() -> None:
 
 
 def test_files_merge_in_order_and_overrides_win(tmp_path: Path) -> None:
-    first = write(tmp_path / "a.yaml", "env: {id: A-v0, num_envs: 2}\nrollout: {gamma: 0.9, num_steps: 32}\nseed: 3\n")
+    first = write(tmp_path / "a.yaml", "env: {id: A-v0, num_envs: 2}\nrollout: {gamma: 0.9, num_steps: 128}\nseed: 3\n")
     second = write(tmp_path / "b.yaml", "env:\n  num_envs: 4\nrollout:\n  gamma: 0.8\n")
     config = load([first, second], ["rollout.gamma=0.7", "seed=5", "seed=6"])
-    assert (config.env.id, config.env.num_envs, config.rollout.num_steps) == ("A-v0", 4, 32)
+    assert (config.env.id, config.env.num_envs, config.rollout.num_steps) == ("A-v0", 4, 128)
     assert (config.rollout.gamma, config.seed) == (0.7, 6)
     # the other order
     assert load([second, first]).env.num_envs == 2
