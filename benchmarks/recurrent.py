@@ -30,7 +30,7 @@ from lightning_ppo import PPO, RolloutDataModule
 WARM_UP = 2
 """Iterations of a run that do not count."""
 ROUNDS = 3
-SIZES = {"64 envs x 32 steps": (64, 32), "8 envs x 256 steps": (8, 256)}
+SIZES = {"64 envs x 64 steps": (64, 64), "8 envs x 256 steps": (8, 256)}
 CORES = {"MLP": None, "LSTM": "lstm", "GRU": "gru"}
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for label, (num_envs, num_steps) in {"tiny": (4, 16)}.items() if options.smoke else SIZES.items():
+    for label, (num_envs, num_steps) in {"tiny": (4, 32)}.items() if options.smoke else SIZES.items():
         seconds: dict[str, list[float]] = {name: [] for name in CORES}
         for _ in range(1 if options.smoke else ROUNDS):
             for name, core in CORES.items():

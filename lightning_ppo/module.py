@@ -264,7 +264,9 @@ class PPO(TrainingState):
         settings = self.optimizer_settings
         rate, betas = self.learning_rate(0.0), (settings.betas[0], settings.betas[1])
         optimizer = FlatAdam(self.parameters(), rate, betas, settings.epsilon)
-        return {"optimizer": optimizer, "lr_scheduler": SteeredLearningRate(optimizer, rate)}
+        # named as LearningRateMonitor names torch's Adam
+        scheduler = {"scheduler": SteeredLearningRate(optimizer, rate), "name": "lr-Adam"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _apply_schedules(self) -> None:
         progress = self.progress

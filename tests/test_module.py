@@ -356,7 +356,9 @@ class Untraceable(PPO):
 
 
 def weights_after_training(model_type=PPO, **kwargs):
-    model, data = make_pair(model=model_type, rollouts_per_epoch=2, update={"epochs": 1}, **kwargs)
+    model, data = make_pair(
+        model=model_type, rollouts_per_epoch=2, update={"epochs": 1, "minibatch_size": 64}, **kwargs
+    )
     make_trainer().fit(model, data)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
