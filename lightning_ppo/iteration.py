@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.distributed import mean_over_ranks, world_size
-from lightning_ppo.objectives import Scalar, explained_variance, kl_k3, outside_clip_range
+from lightning_ppo.objectives import Scalar, explained_variance, kl_k3, outside_clip_range, variance_sums
 from lightning_ppo.rollout import Minibatch, Rollout
 
 LOSSES = ("loss/policy", "loss/value", "loss/entropy")
@@ -83,19 +83,20 @@ def report_iteration(
         check_gradients: Whether an infinite gradient counts as not finite.
     """
     valid = batch.weights > 0
-    explained = explained_variance(batch.values[valid], batch.returns[valid])
     checked = epochs
     if not check_gradients:
         measured_norm = names.index("update/grad_norm")
         checked = torch.cat((epochs[..., :measured_norm], epochs[..., measured_norm + 1 :]), -1)
-    measured = (divergence, explained, (~torch.isfinite(checked)).any(), valid.sum())
+    measured = (divergence, (~torch.isfinite(checked)).any(), *variance_sums(batch.values[valid], batch.returns[valid]))
     counted = torch.tensor([len(epochs), *window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device)
     local = torch.cat((epochs.mean((0, 1)).double(), torch.stack([x.double() for x in measured]), counted))
     total = mean_over_ranks(local).tolist()
     metrics = dict(zip(names, total, strict=False))
-    divergence_sum, explained_mean, bad, steps, count, returns, lengths, ended, collect_seconds = total[len(names) :]
+    divergence_sum, bad, *sums = total[len(names) : -5]
+    count, returns, lengths, ended, collect_seconds = total[-5:]
+    steps = sums[0]
     kl = divergence_sum / max(steps, 1.0 / world_size())
-    metrics |= {"update/kl": kl, "update/epochs": count, "update/explained_variance": explained_mean}
+    metrics |= {"update/kl": kl, "update/epochs": count, "update/explained_variance": explained_variance(sums)}
     if ended:
         metrics |= {"rollout/return_mean": returns / ended, "rollout/length_mean": lengths / ended}
     return IterationReport(not bad, kl, round(steps * world_size()), collect_seconds, metrics)

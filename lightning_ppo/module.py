@@ -334,9 +334,12 @@ class PPO(TrainingState):
         check_trainer(self.trainer)
         return []
 
+    def setup(self, stage: str) -> None:
+        """End this process cleanly, whatever becomes of the run."""
+        leave_at_exit()
+
     def on_fit_start(self) -> None:
         """Check what can only be checked once data and callbacks are known."""
-        leave_at_exit()
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
         self.minibatch_update = None
 

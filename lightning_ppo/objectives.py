@@ -1,5 +1,6 @@
 """The arithmetic of the losses: pure functions of (B,) tensors, one number per transition."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -136,7 +137,16 @@ def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
     return torch.dot(x, weights)
 
 
-def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
-    """Return 1 - Var(returns - values) / Var(returns) of (B,) tensors; 1 is perfect, 0 no better than a constant."""
+def variance_sums(values: Tensor, returns: Tensor) -> Tensor:
+    """Return B and the four sums that `explained_variance` needs of (B,) tensors, (5,) in float64; ranks add theirs."""
     _same_shape(values, returns)
-    return 1.0 - (returns - values).var(correction=0) / returns.var(correction=0).clamp(min=1e-8)
+    returns, errors = returns.double(), returns.double() - values
+    columns = (torch.ones_like(errors), errors, errors.square(), returns, returns.square())
+    return torch.stack(columns).sum(1)
+
+
+def explained_variance(sums: Sequence[float]) -> float:
+    """Return 1 - Var(returns - values) / Var(returns) of `variance_sums`; 1 is perfect, 0 no better than a constant."""
+    count = max(sums[0], 1e-8)
+    error, squared_error, mean, square = (value / count for value in sums[1:])
+    return 1.0 - (squared_error - error * error) / max(square - mean * mean, 1e-8)

@@ -19,6 +19,7 @@ from lightning_ppo.objectives import (
     masked_log_ratios,
     outside_clip_range,
     value_loss,
+    variance_sums,
     weighted_sum,
 )
 
@@ -146,7 +147,7 @@ def test_value_clipping_needs_the_old_values() -> None:
         lambda x, y: masked_log_ratios(x, y, x),
         lambda x, y: masked_log_ratios(x, x, y),
         weighted_sum,
-        explained_variance,
+        variance_sums,
     ],
     ids=["surrogate", "value", "old values", "ratios", "weights", "weighted sum", "explained variance"],
 )
@@ -304,10 +305,14 @@ def test_weighted_sum() -> None:
     ],
 )
 def test_explained_variance(values: tuple[float, ...], expected: float) -> None:
-    assert explained_variance(vector(*values), vector(1, 2, 3, 6)).item() == pytest.approx(expected, abs=1e-12)
+    predicted, returns = vector(*values), vector(1, 2, 3, 6)
+    assert explained_variance(variance_sums(predicted, returns).tolist()) == pytest.approx(expected, abs=1e-12)
+    # sums of parts add up
+    parts = variance_sums(predicted[:3], returns[:3]) + variance_sums(predicted[3:], returns[3:])
+    assert explained_variance(parts.tolist()) == pytest.approx(expected, abs=1e-12)
 
 
 def test_explained_variance_of_constant_returns_is_finite() -> None:
     # nothing to explain and nothing missed: 1 - 0 / 1e-8
-    assert explained_variance(vector(3, 3), vector(2, 2)).item() == 1.0
-    assert math.isfinite(explained_variance(vector(1, 2), vector(2, 2)).item())
+    assert explained_variance(variance_sums(vector(3, 3), vector(2, 2)).tolist()) == 1.0
+    assert math.isfinite(explained_variance(variance_sums(vector(1, 2), vector(2, 2)).tolist()))
