@@ -130,7 +130,7 @@ def test_training_repeats_itself_and_resumes_with_new_episodes(pool, tmp_path, c
     def fit(checkpoint=None, epochs=1):
         data = RolloutDataModule("Hopper-v5", 2, 32, backend="envpool", env_kwargs={"num_threads": 1}, seed=1)
         pl.seed_everything(1, verbose=False)
-        model = PPO(data.observation_space, data.action_space, update={"epochs": 1})
+        model = PPO(data.observation_space, data.action_space, update={"epochs": 1, "minibatch_size": 64})
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=epochs,
