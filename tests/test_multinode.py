@@ -19,6 +19,6 @@ def test_two_hosts_train_together(tmp_path):
     if done.returncode == SKIPPED:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 x 4 envs x 32 steps = 256 per iteration" in done.stdout
+    assert "2 x 4 envs x 64 steps = 512 per iteration" in done.stdout
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["world_size"], summary["env_steps"], summary["eval_episodes"]) == (2, 1024, 2)
