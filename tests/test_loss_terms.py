@@ -39,7 +39,7 @@ def make_policy(
     policy = ActorCritic(
         spaces.Box(-9, 9, (observations,)),
         space,
-        PolicyConfig(hidden_sizes=list(hidden_sizes)),
+        PolicyConfig(hidden_sizes=list(hidden_sizes), log_std_init=0.0),
         NormalizeConfig(observations=normalize),
     )
     nn.init.orthogonal_(policy.network.actor_output.weight, 1.0)
@@ -128,7 +128,7 @@ def test_smoothness_counts_noise_in_normalised_units():
 def test_a_mirrored_box_policy_by_hand():
     # one action mirrored to minus itself, std 1: KL = (m(s) + m(mirror s))^2 / 2; with m(s) = w . s and a mirror that
     # swaps both observations, m + m' = (w0 + w1)(s0 + s1)
-    policy = make_policy(spaces.Box(-1, 1, (1,)), 2, hidden_sizes=(), log_std_init=0.0)
+    policy = make_policy(spaces.Box(-1, 1, (1,)), 2, hidden_sizes=())
     with torch.no_grad():
         policy.network.actor_output.weight.copy_(torch.tensor([[0.5, -0.2]]))
     minibatch = make_minibatch(policy, 2)._replace(observations=torch.tensor([[1.0, 2.0], [3.0, -3.0]]))
