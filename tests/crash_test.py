@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,8 +198,13 @@ def crash(settings: list[str], folder: Path, kills: list[str], seed: int = 0) ->
     return found, runs
 
 
-def test_killed_runs_end_like_undisturbed_ones(tmp_path):
-    found, _ = crash(["env.id=CartPole-v1", *SETTINGS], tmp_path, ["minibatch", "between renames", "random"])
+@pytest.mark.parametrize(
+    ("settings", "kills"),
+    [([], ["minibatch", "between renames", "random"]), (["policy.core=lstm", "env.backend=async"], ["minibatch"])],
+    ids=["plain", "memory and processes"],
+)
+def test_killed_runs_end_like_undisturbed_ones(settings, kills, tmp_path):
+    found, _ = crash(["env.id=CartPole-v1", *SETTINGS, *settings], tmp_path, kills)
     assert found == []
 
 
