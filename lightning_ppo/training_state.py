@@ -64,7 +64,7 @@ class TrainingState(EvaluationSteps):
                 {
                     "recent_returns": list(self.recent_returns),
                     "recent_lengths": list(self.recent_lengths),
-                    "shuffle": None if self._shuffle is None else self._shuffle.get_state(),
+                    "shuffle": self._restored_shuffle if self._shuffle is None else self._shuffle.get_state(),
                     "random": get_random_state(),
                 }
             ),

@@ -13,6 +13,7 @@ from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
 from lightning_ppo.iteration import MinibatchReport
 from lightning_ppo.rollout import Rollout
+from tests.crash_test import same
 from tests.helpers import Count, transitions
 
 
@@ -583,3 +584,14 @@ def test_resumed_training_is_the_same_bit_for_bit(settings, tmp_path):
     half.save_checkpoint(tmp_path / "half.ckpt")
     resumed, _ = run(2, str(tmp_path / "half.ckpt"))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_run_resumed_at_its_end_saves_what_it_loaded(tmp_path):
+    saved = []
+    for name, loaded in (("first", None), ("again", tmp_path / "first.ckpt")):
+        model, data = make_pair("Pendulum-v1", rollouts_per_epoch=2)
+        trainer = make_trainer(max_epochs=1)
+        trainer.fit(model, data, ckpt_path=loaded, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
+        saved.append(torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["ppo"])
+    assert saved[0]["ranks"][0]["shuffle"] is not None and same(*saved)
