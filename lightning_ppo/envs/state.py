@@ -252,10 +252,20 @@ def _is_mujoco_model(value: Any) -> bool:
     return (module.startswith("mujoco") and type(value).__name__ == "MjModel") or module.endswith("mujoco_rendering")
 
 
-def _derived(data: Any) -> dict[str, np.ndarray]:
-    """Return the arrays of MjData by name; a step's rewards and observations read some that lag behind the state."""
-    arrays = {name: getattr(data, name) for name in dir(data) if not name.startswith(("_", "efc_", "iefc_"))}
-    return {name: value for name, value in arrays.items() if isinstance(value, np.ndarray) and value.size}
+def _derived(model: Any, data: Any) -> dict[str, np.ndarray]:
+    """Return the quantities in MjData by name; a step's rewards and observations read some that lag behind the state.
+
+    Those of the constraints of the moment, empty in new data, and the indices into them are computed by the next step.
+    """
+    import mujoco
+
+    new = mujoco.MjData(model)
+    arrays = {name: getattr(new, name) for name in dir(new) if not name.startswith("_")}
+    return {
+        name: getattr(data, name)
+        for name, x in arrays.items()
+        if isinstance(x, np.ndarray) and x.size and np.issubdtype(x.dtype, np.floating)
+    }
 
 
 def _get_mujoco(model: Any, data: Any) -> dict[str, Any]:
@@ -264,7 +274,7 @@ def _get_mujoco(model: Any, data: Any) -> dict[str, Any]:
     # everything a step reads, warm start included (MuJoCo documentation, "Physics state")
     state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
     mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-    derived = {name: torch.from_numpy(value.copy()) for name, value in _derived(data).items()}
+    derived = {name: torch.from_numpy(value.copy()) for name, value in _derived(model, data).items()}
     return {"state": torch.from_numpy(state), "derived": derived}
 
 
@@ -273,7 +283,7 @@ def _set_mujoco(model: Any, data: Any, saved: dict[str, Any]) -> None:
 
     mujoco.mj_setState(model, data, saved["state"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
     mujoco.mj_forward(model, data)
-    for name, value in _derived(data).items():
+    for name, value in _derived(model, data).items():
         stored = saved["derived"].get(name)
         if stored is not None and tuple(stored.shape) == value.shape:
             value[...] = stored.numpy()
