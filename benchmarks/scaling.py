@@ -130,10 +130,10 @@ def main() -> None:
             print(f"| {int(size):,} | {1e3 * seconds:.3f} |")
         launch(2, __file__, "--count", str(folder / "count.json"))
         count = json.loads((folder / "count.json").read_text())
+        others = [size for _, size in count["calls"] if size < 4 * count["parameters"]]
         print(
             f"\nOne iteration (HalfCheetah-v5): {count['minibatches']} gradient all-reduces of "
-            f"{4 * count['parameters']:,} bytes, and {len(count['calls'])} others of "
-            f"{sum(size for _, size in count['calls']):,} bytes together"
+            f"{4 * count['parameters']:,} bytes, and {len(others)} others of {sum(others):,} bytes together"
         )
         print("\n| environment | 1 rank, steps/s | 2 ranks, steps/s | factor |\n|---|---|---|---|", flush=True)
         for env in options.envs:
