@@ -1,6 +1,7 @@
 """Encoders and the actor-critic network, with their initialisation."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ class MLP(nn.Sequential):
         return super().forward(x)
 
 
-class ImageEncoder(nn.Sequential):
+class ImageEncoder(nn.Sequential, ABC):
     """Layers that turn images into features, and the way of uint8 pixels into them.
 
     Args:
@@ -66,9 +67,9 @@ class ImageEncoder(nn.Sequential):
         self.channels_last = shape[2] <= min(shape[:2])
         super().__init__(*self.layers(*((shape[2], shape[0], shape[1]) if self.channels_last else shape)))
 
+    @abstractmethod
     def layers(self, channels: int, height: int, width: int) -> list[nn.Module]:
         """Return the layers for images of a size."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (B, num_features) of uint8 images (B, *shape)."""

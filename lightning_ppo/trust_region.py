@@ -1,7 +1,7 @@
 """One step of Trust Region Policy Optimization as an optimizer (Schulman et al. 2015, arXiv:1502.05477, appendix C)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,9 +123,17 @@ class TrustRegion(torch.optim.Optimizer):
         """Parameters that the divergence did not depend on in the latest step."""
 
     @torch.no_grad()
-    # the closure returns the divergence too, which the type of Optimizer.step has no place for
-    def step(self, closure: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:  # type: ignore[override]
-        """Take one step and return the loss before it."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step and return the loss before it.
+
+        Args:
+            closure: Returns loss and divergence, as the class says.
+
+        Raises:
+            TypeError: Without a closure.
+        """
+        if closure is None:
+            raise TypeError("TrustRegion.step needs a closure that returns the loss and the divergence")
         # cuDNN's recurrent layers have no second derivative, nor a first one in eval mode
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
             loss, divergence = closure()

@@ -148,9 +148,8 @@ BREAKOUT = EnvConfig(id="ALE/Breakout-v5")
 class Scripted(VectorEnv):
     """One copy that plays a script of (reward, terminated, truncated, lives), SAME_STEP."""
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
-
     def __init__(self, script):
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.script, self.num_envs, self.t = script, 1, 0
         self.single_observation_space, self.single_action_space = spaces.Box(0, 9, (1,)), spaces.Discrete(2)
         self.observation_space, self.action_space = spaces.Box(0, 9, (1, 1)), spaces.MultiDiscrete([2])

@@ -112,7 +112,7 @@ class FireReset(gymnasium.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start a game."""
         observation, info = self.env.reset(seed=seed, options=options)
-        meanings = self.env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
+        meanings = self.env.get_wrapper_attr("get_action_meanings")()
         if "FIRE" in meanings:
             observation, _, _, _, info = self.env.step(meanings.index("FIRE"))
         return observation, info

@@ -50,6 +50,7 @@ class Stepper(ABC):
     starts: Any
     filler: Any
     final_observations: Any
+    _ended: Any
 
     def __init__(self, env: VectorEnv) -> None:
         self.env = env
@@ -70,9 +71,19 @@ class Stepper(ABC):
     def step(self, actions: Any) -> tuple[Any, Any, Any]:
         """Step with the environment's actions (N, ...); return rewards, terminations and truncations, each (N,)."""
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on exactly here; `env` is None where the environment's state cannot be had."""
+        env_state, reason = (None, "one of them failed") if self.failed else get_env_state(self.env)
+        return {
+            "kind": type(self.env.unwrapped).__name__,
+            "env": env_state,
+            "reason": reason,
+            "observations": tree_map(_saved, self.observations),
+            "action_masks": None if self.action_masks is None else _saved(self.action_masks),
+            "starts": _saved(self.starts),
+            "ended": _saved(self._ended),
+            "num_steps": self.num_steps,
+        }
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -91,6 +102,10 @@ class Stepper(ABC):
                 f"the environment returned observations of shape {tuple(observations.shape)} at step {self.num_steps}, "
                 f"expected {space.shape}"
             )
+
+
+def _saved(x: Any) -> torch.Tensor:
+    return x.detach().to("cpu", copy=True) if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
 
 
 def call(env: VectorEnv, method: str, num_steps: int, *args: Any, **kwargs: Any) -> Any:
@@ -221,20 +236,6 @@ class VectorStepper(Stepper):
     def _set_observations(self, observations: Any, infos: dict[str, Any], rows: np.ndarray) -> None:
         tree_map(self._check_shape, self._spaces, observations)
         self.observations = self._masks.read(observations, infos, rows, self.num_steps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on exactly here; `env` is None where the environment's state cannot be had."""
-        env_state, reason = (None, "one of them failed") if self.failed else get_env_state(self.env)
-        return {
-            "kind": type(self.env.unwrapped).__name__,
-            "env": env_state,
-            "reason": reason,
-            "observations": tree_map(lambda x: torch.from_numpy(np.array(x)), self.observations),
-            "action_masks": None if self.action_masks is None else torch.from_numpy(self.action_masks.copy()),
-            "starts": torch.from_numpy(self.starts.copy()),
-            "ended": torch.from_numpy(self._ended.copy()),
-            "num_steps": self.num_steps,
-        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; the environment must have been reset once before."""

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from lightning_ppo.envs.masks import masked_choices
-from lightning_ppo.envs.state import get_env_state, set_env_state
+from lightning_ppo.envs.state import set_env_state
 from lightning_ppo.envs.stepper import Stepper, VectorStepper, call, seed_argument
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.tree import tree_leaves, tree_map
@@ -138,20 +138,6 @@ class TensorStepper(Stepper):
             return observations
         return {key: value for key, value in observations.items() if key != self._mask_key}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on exactly here; `env` is None where the environment's state cannot be had."""
-        env_state, reason = (None, "one of them failed") if self.failed else get_env_state(self.env)
-        return {
-            "kind": type(self.env.unwrapped).__name__,
-            "env": env_state,
-            "reason": reason,
-            "observations": tree_map(_saved, self.observations),
-            "action_masks": None if self.action_masks is None else _saved(self.action_masks),
-            "starts": _saved(self.starts),
-            "ended": _saved(self._ended),
-            "num_steps": self.num_steps,
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; the environment must have been reset once before."""
         set_env_state(self.env, state["env"])
@@ -160,10 +146,6 @@ class TensorStepper(Stepper):
             (state["observations"], state["action_masks"], state["starts"], state["ended"]),
         )
         self.num_steps = state["num_steps"]
-
-
-def _saved(x: Tensor) -> Tensor:
-    return x.detach().to("cpu", copy=True)
 
 
 class HostView(VectorWrapper):

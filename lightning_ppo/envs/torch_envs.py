@@ -34,7 +34,6 @@ class TorchVectorEnv(VectorEnv, ABC):
         dtype: Of the state; observations and rewards are float32.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     single_observation_space: spaces.Box
     stagger = False
 
@@ -45,6 +44,7 @@ class TorchVectorEnv(VectorEnv, ABC):
         max_episode_steps: int = 500,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs, self.device = num_envs, device
         self.max_episode_steps, self.dtype = max_episode_steps, dtype
         self.observation_space = batch_space(self.single_observation_space, num_envs)
