@@ -1,6 +1,6 @@
 """Race lightning_ppo against other libraries on equal terms, and report the ratios.
 
-    python benchmarks/speed.py                  all of it: race, tables, bar chart in docs/speed.md (about 45 minutes)
+    python benchmarks/speed.py                  all of it: race, tables, bar chart in docs/speed.md (about an hour)
     python benchmarks/speed.py --workloads 1 2  some of it (--runs, --systems); the page shows what has been raced
     python benchmarks/speed.py --anew           throws the rows of what is to be raced away first
     python benchmarks/speed.py --report-only    from the rows of the last race
@@ -12,7 +12,8 @@ A row is kept in benchmarks/results/speed.csv as each run ends. The same command
 Same rollout size, minibatch size, epochs and network shapes (SheepRL excepted, see peers/race_sheeprl.py), one core for
 each run unless the workload's name says otherwise. Runs are interleaved: every system once, then every system again.
 Speed is that of the training loop after two iterations of warm-up; importing, compiling and warming up are reported on
-their own. Peers live in virtual environments of their own, which are made on the way.
+their own. `rollout.overlap=true` is not on-policy and takes a second core for a second process, whose memory is not
+counted: it has columns of its own. Peers live in virtual environments of their own, which are made on the way.
 """
 
 import argparse
@@ -52,11 +53,19 @@ class System:
     """File under `peers`, without `.py`."""
     venv: str | None = None
     """Virtual environment under `.venvs`; None is the one this script runs in."""
+    processes: int = 1
+    """Each gets the cores of a task to itself."""
 
 
 SYSTEMS = {
     "lightning_ppo": System("lightning_ppo, eager", "race_lightning_ppo"),
     "lightning_ppo_compiled": System("lightning_ppo, compile=true", "race_lightning_ppo"),
+    "lightning_ppo_overlapped": System(
+        "lightning_ppo, rollout.overlap=true, on twice the cores", "race_lightning_ppo", processes=2
+    ),
+    "lightning_ppo_overlapped_compiled": System(
+        "lightning_ppo, rollout.overlap=true compile=true, on twice the cores", "race_lightning_ppo", processes=2
+    ),
     "sb3": System("Stable-Baselines3", "race_sb3", "sb3"),
     "sbx": System("SBX (JAX)", "race_sb3", "sbx"),
     "sheeprl": System("SheepRL", "race_sheeprl", "sheeprl"),
@@ -64,6 +73,8 @@ SYSTEMS = {
     "environment": System("environment alone, no learning", "race_environment"),
 }
 OURS = ("lightning_ppo", "lightning_ppo_compiled")
+OVERLAPPED = ("lightning_ppo_overlapped", "lightning_ppo_overlapped_compiled")
+"""Not on-policy, and on more cores: in columns of their own."""
 WORKLOADS = {
     "CartPole-v1, 4 envs x 128, 4 epochs x 4 minibatches": Race("", "CartPole-v1", 4, 128, 4, 128, 100, False, 1),
     "HalfCheetah-v5, 1 env x 2048, 10 epochs x 32 minibatches": (
@@ -106,9 +117,8 @@ def race(workload: str, task: Race, name: str, repeat: int) -> dict[str, Any]:
     python = str(peer_python(system.venv)) if system.venv else sys.executable
     script = PEERS / f"{system.script}.py"
     # JAX would take as many cores as there are
-    cores = (
-        ",".join(map(str, sorted(os.sched_getaffinity(0))[-task.cores :])) if hasattr(os, "sched_getaffinity") else ""
-    )
+    count = task.cores * system.processes
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[-count:])) if hasattr(os, "sched_getaffinity") else ""
     pin = ["taskset", "-c", cores] if cores else []
     started = time.time()
     finished = subprocess.run(
@@ -197,20 +207,22 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
         lines += [
             f"### {workload}",
             "",
-            "| system | env steps/s, median (range) | eager is faster by | compiled is faster by | share of the bare "
-            "environment | to the first update, s | of that compiling, s | peak memory, MB |",
-            "|---|---|---|---|---|---|---|---|",
+            "| system | env steps/s, median (range) | eager is faster by | compiled is faster by | overlapped is "
+            "faster by | overlapped and compiled is faster by | share of the bare environment | to the first update, s | of "
+            "that compiling, s | peak memory, MB |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for name, rate in by_system.items():
             against = [
-                f"{by_system[ours] / rate:.2f}x" if name not in (*OURS, "environment") and ours in by_system else ""
-                for ours in OURS
+                f"{by_system[ours] / rate:.2f}x" if ours in by_system and name not in (*hidden, "environment") else ""
+                for modes, hidden in ((OURS, (*OURS, *OVERLAPPED)), (OVERLAPPED, OVERLAPPED))
+                for ours in modes
             ]
-            share = f"{rate / bare:.0%}" if bare and name != "environment" else ""
+            share = f"{rate / bare:.0%}" if bare and name not in (*OVERLAPPED, "environment") else ""
             compiling = f"{compiles[workload][name]:.1f}" if compiles[workload][name] else ""
             lines.append(
                 f"| {SYSTEMS[name].label} | {rate:,.0f} ({min(runs[name]):,.0f} to {max(runs[name]):,.0f}) | "
-                f"{against[0]} | {against[1]} | {share} | {starts[workload][name]:.1f} | {compiling} | "
+                f"{' | '.join(against)} | {share} | {starts[workload][name]:.1f} | {compiling} | "
                 f"{memory[workload][name]:,.0f} |"
             )
         lines.append("")
@@ -223,7 +235,7 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
         name: " and ".join(dict.fromkeys(row[name] for row in rows)) for name in ("date", "commit", "cpu", "cores")
     }
     lines.append(
-        f"At least {repeats} runs each, interleaved, one core each unless its title says otherwise, "
+        f"At least {repeats} runs each, interleaved, one core each unless title or system say otherwise, "
         f"{found['cpu']} ({found['cores']} cores), "
         f"{found['date']}, commit {found['commit']}; {listed}."
     )
@@ -241,7 +253,7 @@ def draw(path: Path, rows: Sequence[dict[str, str]]) -> None:
     figure, axes = plt.subplots(len(rates), 1, figsize=(8, 2.2 * len(rates)), squeeze=False, layout="constrained")
     for axis, (workload, by_system) in zip(axes.flat, rates.items(), strict=True):
         names = [*reversed(by_system)]
-        colors = ["C0" if name in OURS else "0.6" for name in names]
+        colors = ["C0" if name in OURS else "C1" if name in OVERLAPPED else "0.6" for name in names]
         bars = axis.barh([SYSTEMS[name].label for name in names], [by_system[name] for name in names], color=colors)
         axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize="small")
         axis.set_title(workload, fontsize="medium", loc="left")

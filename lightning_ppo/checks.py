@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size, flat, nearest
 from lightning_ppo.distributed import gather_objects
 from lightning_ppo.errors import CheckpointError, ConfigError, NonFiniteError
+from lightning_ppo.policy_objectives import PolicyGradient
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
@@ -166,6 +167,8 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     if data is None or not hasattr(data, "num_steps"):
         return
     _check_ranks({**module.hparams, **data.hparams})
+    if data.rollout_settings.overlap:
+        _check_overlap(module, data, trainer)
     update, total, ranks = module.update_settings, module.total_env_steps, trainer.world_size
     check_rollout_size(data.num_steps, data.num_envs, update)
     module.sequence_length(data.num_steps)
@@ -188,6 +191,21 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
             f"total_env_steps: {total} is less than one rollout of {data.num_steps} steps x {data.num_envs} envs x "
             f"{ranks} ranks"
         )
+
+
+def _check_overlap(module: Any, data: Any, trainer: pl.Trainer) -> None:
+    """Raise ConfigError where rollouts cannot be collected elsewhere, or not learnt from one update later."""
+    if module.objective.trust_region:
+        reason = "the trust region of trpo lies around the policy that collected; set it to false, or objective=clip"
+    elif isinstance(module.objective, PolicyGradient):
+        reason = "policy_gradient has no ratio to weigh what an older policy did; set it to false, or objective=clip"
+    elif data.env_settings.id == "":
+        reason = "an environment that is built already cannot go to another process; name it by id or import path"
+    elif trainer.strategy.root_device.type != "cpu":
+        reason = "collects beside an update on the CPU; set it to false, or trainer.accelerator=cpu"
+    else:
+        return
+    raise ConfigError(f"rollout.overlap: {reason}")
 
 
 def non_finite(statistics: Tensor, names: Sequence[str], when: str) -> NonFiniteError:

@@ -53,6 +53,11 @@ class Collector:
         self.state = policy.initial_states(env.num_envs)
         self.recorded = record_acting(policy) if compile and can_record(generator.device) else None
 
+    @property
+    def num_envs(self) -> int:
+        """N."""
+        return self.stepper.env.num_envs
+
     @torch.no_grad()
     def collect(self) -> Rollout:
         """Return the next rollout, collected with the policy as it is now, in eval mode.
@@ -61,7 +66,11 @@ class Collector:
             EnvironmentFault: If the environment raises, or returns a wrong shape, a NaN or an infinity.
         """
         with eval_mode(self.policy):
-            return self._collect()
+            try:
+                return self._collect()
+            except EnvironmentFault:
+                self.stepper.failed = True
+                raise
 
     def _collect(self) -> Rollout:
         started = time.perf_counter()

@@ -129,6 +129,8 @@ class RolloutConfig:
     """Discount factor in [0, 1]."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation in [0, 1]; 0 is the TD error, 1 the Monte Carlo return."""
+    overlap: bool = False
+    """Collect each rollout in another process while the one before is learnt from, with a policy one update older."""
 
     def __post_init__(self) -> None:
         _require(self.num_steps >= 1, f"rollout.num_steps: must be at least 1, got {self.num_steps}")

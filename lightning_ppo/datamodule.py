@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -21,6 +22,7 @@ from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
+from lightning_ppo.overlap import OverlappedCollector, make_collector
 from lightning_ppo.policy import MaskedObservations
 from lightning_ppo.rollout import Episodes, Observations
 from lightning_ppo.seeding import derive_seeds
@@ -53,6 +55,7 @@ class RolloutDataModule(pl.LightningDataModule):
         num_steps: T, steps per environment and rollout.
         gamma: Discount factor.
         gae_lambda: Lambda of GAE.
+        overlap: See `RolloutConfig.overlap`.
         rollouts_per_epoch: Rollouts per Lightning epoch.
         backend: See `EnvConfig.backend`.
         env_kwargs: Arguments of the environment's constructor.
@@ -72,6 +75,7 @@ class RolloutDataModule(pl.LightningDataModule):
         *,
         gamma: float | None = None,
         gae_lambda: float | None = None,
+        overlap: bool | None = None,
         rollouts_per_epoch: int = 5,
         backend: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
@@ -92,7 +96,7 @@ class RolloutDataModule(pl.LightningDataModule):
         if self._given_env is not None:
             num_envs = self._given_env.num_envs
         env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
-        rollout = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda}
+        rollout = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda, "overlap": overlap}
         self.env_settings = as_section(EnvConfig, {**base, **_given(env_settings)}, "env")
         self.rollout_settings = as_section(RolloutConfig, _given(rollout), "rollout")
         self.evaluation_settings = as_section(EvaluationConfig, evaluation, "evaluation")
@@ -113,6 +117,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self._env: VectorEnv | None = None
         self._evaluation_env: VectorEnv | None = None
         self._stream: RolloutStream | None = None
+        self._overlapped: OverlappedCollector | None = None
         self._resume_state: dict[str, Any] | None = None
 
     @property
@@ -144,8 +149,12 @@ class RolloutDataModule(pl.LightningDataModule):
         return self.rollout_settings.num_steps
 
     def _make(self, num_envs: int, stagger: bool = False) -> VectorEnv:
+        return self._maker(num_envs, stagger)()
+
+    def _maker(self, num_envs: int, stagger: bool = False) -> Callable[[], VectorEnv]:
         settings = self.env_settings
-        return make_vector_env(
+        return partial(
+            make_vector_env,
             settings.id,
             num_envs,
             backend=settings.backend,
@@ -167,25 +176,15 @@ class RolloutDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Start a new stream for each `fit`, so that its data does not depend on what was fitted before."""
         if stage == "fit":
-            self._stream = None
+            self._stream = self._overlapped = None
 
     def train_dataloader(self) -> RolloutStream:
         """Return the stream of rollouts of this rank."""
         assert self.trainer is not None
         module = self._module()
         if self._stream is None:
-            collector = Collector(
-                self.env,
-                module.policy,
-                self.num_steps,
-                torch.Generator(module.device).manual_seed(derive_seeds(self._base_seed(), rank(), 1, "noise")[0]),
-                derive_seeds(self._base_seed(), rank() * self.num_envs, self.num_envs, "training"),
-                self.env_settings.action_mask,
-                is_staggered(self.env),
-                module.compile_update,
-            )
             self._stream = RolloutStream(
-                collector,
+                self._overlapped_collector(module) if self.rollout_settings.overlap else self._collector(module),
                 self.rollout_settings,
                 self.rollouts_per_epoch,
                 module.update_settings.normalize_advantages,
@@ -193,6 +192,33 @@ class RolloutDataModule(pl.LightningDataModule):
             )
             self._restore()
         return self._stream
+
+    def _seeds(self) -> tuple[int, list[int]]:
+        """Return the seeds of this rank's action noise and of its environments."""
+        seed, first = self._base_seed(), rank() * self.num_envs
+        return derive_seeds(seed, rank(), 1, "noise")[0], derive_seeds(seed, first, self.num_envs, "training")
+
+    def _collector(self, module: Any) -> Collector:
+        noise_seed, seeds = self._seeds()
+        return Collector(
+            self.env,
+            module.policy,
+            self.num_steps,
+            torch.Generator(module.device).manual_seed(noise_seed),
+            seeds,
+            self.env_settings.action_mask,
+            is_staggered(self.env),
+            module.compile_update,
+        )
+
+    def _overlapped_collector(self, module: Any) -> OverlappedCollector:
+        assert self.trainer is not None
+        settings, (noise_seed, seeds) = self.env_settings, self._seeds()
+        make_env = self._maker(settings.num_envs, settings.stagger)
+        make = partial(make_collector, make_env, settings, module.policy, self.num_steps, noise_seed, seeds)
+        precision = self.trainer.precision_plugin.forward_context
+        self._overlapped = OverlappedCollector(make, module.policy, self.num_envs, self.num_steps, precision)
+        return self._overlapped
 
     def val_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the episodes of one evaluation."""
@@ -279,6 +305,9 @@ class RolloutDataModule(pl.LightningDataModule):
             )
             return
         state = ranks[rank()]
+        if state["collector"] is None:
+            _log.info("Episodes in progress were restarted: the process that collected died.")
+            return
         stepper = state["collector"]["stepper"]
         if len(stepper["ended"]) != self.num_envs:
             rank_zero_warn(
@@ -297,8 +326,15 @@ class RolloutDataModule(pl.LightningDataModule):
             rank_zero_only(_log.info)(f"Episodes in progress were restarted: {stepper['reason']}.")
         self._stream.load_state_dict(state)
 
+    def on_exception(self, exception: BaseException) -> None:
+        """End the process that collects, whatever it is doing."""
+        if self._overlapped is not None:
+            self._overlapped.kill()
+
     def teardown(self, stage: str) -> None:
         """Close the environments that were built here."""
+        if stage == "fit" and self._overlapped is not None:
+            self._overlapped.close()
         for name, given in (("_env", self._given_env), ("_evaluation_env", self._given_evaluation_env)):
             env = getattr(self, name)
             if env is not None and env is not given:

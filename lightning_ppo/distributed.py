@@ -77,9 +77,18 @@ def gather_objects(value: Any) -> list[Any]:
     """Return one object of plain data and tensors of every rank, in rank order."""
     if world_size() == 1:
         return [value]
-    # torch's own pickling of tensors inside all_gather_object fails for views into byte storages
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, packed(value))
+    return [unpacked(content) for content in gathered]
+
+
+def packed(value: Any) -> bytes:
+    """Return an object of plain data and tensors as bytes; pickling fails for tensors that view byte storages."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, buffer.getvalue())
-    return [torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) for content in gathered]
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes) -> Any:
+    """Return the object that `packed` was given, its tensors on the CPU."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

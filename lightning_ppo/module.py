@@ -310,6 +310,7 @@ class PPO(TrainingState):
         seconds = self.collect_seconds + update_seconds
         metrics = report.metrics | {
             "update/learning_rate": learning_rate,
+            "rollout/policy_lag": float(self.policy.version - 1 - rollout.policy_version),
             "time/env_steps_per_second": report.env_steps / seconds,
             "time/collect_share": self.collect_seconds / seconds,
             "time/update_share": update_seconds / seconds,

@@ -12,11 +12,12 @@ from lightning_ppo.collector import Collector
 from lightning_ppo.config import RolloutConfig
 from lightning_ppo.distributed import raise_together, sum_over_ranks
 from lightning_ppo.errors import EnvironmentFault
+from lightning_ppo.overlap import OverlappedCollector
 from lightning_ppo.rollout import Rollout
 
 
 class RolloutStream(IterableDataset):
-    """Yields `length` rollouts, each collected when it is asked for, with the policy as it then is.
+    """Yields `length` rollouts, each collected when it is asked for, with the policy as it then is, or ahead.
 
     Its exact length keeps Lightning from fetching one item ahead.
 
@@ -30,7 +31,7 @@ class RolloutStream(IterableDataset):
 
     def __init__(
         self,
-        collector: Collector,
+        collector: Collector | OverlappedCollector,
         settings: RolloutConfig,
         length: int,
         normalize: bool = True,
@@ -41,7 +42,7 @@ class RolloutStream(IterableDataset):
         self.length = length
         self.normalize = normalize
         self.precision = precision
-        self._running = torch.zeros(collector.episodes.returns.shape, dtype=torch.float64)
+        self._running = torch.zeros(collector.num_envs, dtype=torch.float64)
 
     def __len__(self) -> int:
         """Items per iteration over the stream."""
@@ -59,8 +60,8 @@ class RolloutStream(IterableDataset):
             with self.precision():
                 rollout = self.collector.collect()
         except EnvironmentFault as error:
-            fault, self.collector.stepper.failed = error, True
-        raise_together(fault, self.collector.generator.device)
+            fault = error
+        raise_together(fault, next(self.collector.policy.parameters()).device)
         self._estimate(rollout)
         return rollout
 
@@ -84,7 +85,9 @@ class RolloutStream(IterableDataset):
         return {"collector": self.collector.state_dict(), "discounted_sums": self._running.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Go on where `state` was taken; start anew where the state of the environments could not be had at all."""
+        if state["collector"] is None:
+            return
         self.collector.load_state_dict(state["collector"])
         if state["collector"]["stepper"]["env"] is not None:
             self._running = state["discounted_sums"].clone()

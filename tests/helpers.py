@@ -1,5 +1,6 @@
 """Small environments whose right answers are known."""
 
+import time
 from typing import Any
 
 import gymnasium
@@ -115,6 +116,15 @@ class Bad(Count):
             if self.kind == "wrong_shape":
                 observation = np.zeros(3, dtype=np.float32)
         return observation, reward, terminated, truncated, info
+
+
+class Sleepy(Count):
+    """Takes its time, now and then."""
+
+    def step(self, action):
+        if self.t % 3 == 2:
+            time.sleep(0.01)
+        return super().step(action)
 
 
 class Wordy(Count):

@@ -1,4 +1,4 @@
-"""Race lightning_ppo through `train.py`, eager or with the minibatch compiled; metrics.csv and TensorBoard are on."""
+"""Race lightning_ppo through `train.py`, eager or compiled, overlapped or not; metrics.csv and TensorBoard are on."""
 
 import sys
 import tempfile
@@ -10,19 +10,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lightning_ppo.config import load
 from train import train
 
-summary = train(
-    load(
-        [Path(__file__).resolve().parents[2] / "configs" / "atari.yaml"] if race.is_atari else [],
-        [
-            *(f"env.id={race.env_id}", f"env.num_envs={race.num_envs}", f"rollout.num_steps={race.num_steps}"),
-            *(f"update.epochs={race.epochs}", f"update.minibatch_size={race.minibatch_size}", f"seed={race.seed}"),
-            *(f"normalize.observations={race.normalize}", f"normalize.rewards={race.normalize}"),
-            *(f"total_env_steps={2 * race.total_env_steps}", "optimizer.learning_rate=3e-4", "env.backend=auto"),
-            *("evaluation.episodes=0", "evaluation.final_episodes=0", "trainer.enable_checkpointing=false"),
-            *("trainer.enable_progress_bar=false", f"compile={race.system.endswith('compiled')}"),
-            *("callbacks=[lightning_laps.Laps]", f"run_dir={tempfile.mkdtemp()}"),
-        ],
+if __name__ == "__main__":  # the process that collects beside learning imports this file
+    summary = train(
+        load(
+            [Path(__file__).resolve().parents[2] / "configs" / "atari.yaml"] if race.is_atari else [],
+            [
+                *(f"env.id={race.env_id}", f"env.num_envs={race.num_envs}", f"rollout.num_steps={race.num_steps}"),
+                *(f"update.epochs={race.epochs}", f"update.minibatch_size={race.minibatch_size}", f"seed={race.seed}"),
+                *(f"normalize.observations={race.normalize}", f"normalize.rewards={race.normalize}"),
+                *(f"total_env_steps={2 * race.total_env_steps}", "optimizer.learning_rate=3e-4", "env.backend=auto"),
+                *("evaluation.episodes=0", "evaluation.final_episodes=0", "trainer.enable_checkpointing=false"),
+                *("trainer.enable_progress_bar=false", f"compile={race.system.endswith('compiled')}"),
+                f"rollout.overlap={'overlapped' in race.system}",
+                *("callbacks=[lightning_laps.Laps]", f"run_dir={tempfile.mkdtemp()}"),
+            ],
+        )
     )
-)
-packages = ("torch", "pytorch-lightning", "gymnasium", "numpy")
-stopwatch.report(*packages, compile_seconds=summary["compile_seconds"])
+    packages = ("torch", "pytorch-lightning", "gymnasium", "numpy")
+    stopwatch.report(*packages, compile_seconds=summary["compile_seconds"])
