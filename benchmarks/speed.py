@@ -208,8 +208,8 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
             f"### {workload}",
             "",
             "| system | env steps/s, median (range) | eager is faster by | compiled is faster by | overlapped is "
-            "faster by | overlapped and compiled is faster by | share of the bare environment | to the first update, s | "
-            "of that compiling, s | peak memory, MB |",
+            "faster by | overlapped and compiled is faster by | share of the bare environment | to the first update, s "
+            "| of that compiling, s | peak memory, MB |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for name, rate in by_system.items():
