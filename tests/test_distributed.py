@@ -110,6 +110,15 @@ def test_compiled_ranks_learn_like_eager_ones(tmp_path):
     assert distance(eager[0]["states"][0], compiled[0]["states"][0]) < 2e-5
 
 
+def test_ranks_that_collect_beside_learning_stay_together(tmp_path):
+    pair = launch(tmp_path / "two", 2, "CartPole-v1", "overlap")
+    for mine, theirs in zip(pair[0]["states"], pair[1]["states"], strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert pair[0]["metrics"] == pair[1]["metrics"]
+    assert [metrics["rollout/policy_lag"] for metrics in pair[0]["metrics"]] == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert not torch.equal(pair[0]["actions"][1], pair[1]["actions"][1])
+
+
 def test_ranks_collect_different_data(tmp_path):
     pair = launch(tmp_path / "apart", 2, "Pendulum-v1", "apart")
     assert not torch.equal(pair[0]["actions"][0], pair[1]["actions"][0])
