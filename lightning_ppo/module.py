@@ -36,6 +36,7 @@ from lightning_ppo.optimization import (
 )
 from lightning_ppo.policy import ActorCritic, Evaluation, eval_mode
 from lightning_ppo.policy_objectives import PolicyTerms, make_objective
+from lightning_ppo.quick_log import log_metrics
 from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
 from lightning_ppo.spaces import space_from_spec, space_to_spec
@@ -322,7 +323,7 @@ class PPO(TrainingState):
         if self._trust_region is not None:
             last = self._trust_region.last
             metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}
-        self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
+        log_metrics(self, metrics)
         self.stop_if_spent(rollout.num_steps * rollout.num_envs)
 
     def _scaled_gradients(self) -> bool:

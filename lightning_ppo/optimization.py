@@ -237,14 +237,13 @@ def _is_plain(module: pl.LightningModule, *hooks: str) -> bool:
         type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
         and type(precision) in (Precision, DoublePrecision, MixedPrecision)
         and getattr(precision, "scaler", None) is None
-        and not any(_overrides(callback, pl.Callback, hook) for hook in hooks for callback in trainer.callbacks)
-        and not any(
-            _overrides(module, pl.LightningModule, hook) for hook in hooks if hook != "on_before_optimizer_step"
-        )
+        and not any(overrides(callback, pl.Callback, hook) for hook in hooks for callback in trainer.callbacks)
+        and not any(overrides(module, pl.LightningModule, hook) for hook in hooks if hook != "on_before_optimizer_step")
     )
 
 
-def _overrides(instance: Any, base: type, method: str) -> bool:
+def overrides(instance: Any, base: type, method: str) -> bool:
+    """Return whether an instance has another method of a name than its base class."""
     inherited = getattr(base, method, None)
     return inherited is not None and getattr(getattr(instance, method), "__func__", None) is not inherited
 

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 import train
-from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo import PPO, RolloutDataModule, module
 from lightning_ppo.config import load
 from lightning_ppo.loggers import MetricsCSV
 from tests.test_cli import SMALL
@@ -279,3 +279,52 @@ def test_metrics_csv_adds_columns_as_they_appear(tmp_path):
     assert path.read_text().split() == ["step,a,b", "10,1.0,", "20,2.0,3.0", "30,,4.0"]
     MetricsCSV(path, lambda: next(steps), resume_step=20).log_metrics({"c": 5.0}, 4)
     assert path.read_text().split() == ["step,a,b,c", "10,1.0,,", "20,2.0,3.0,", "25,,,5.0"]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_metrics_reach_everybody_as_they_do_through_log_dict(every, monkeypatch):
+    """Also where a subclass logs of its own, after ours, and in the first iteration of each epoch."""
+
+    class Talkative(PPO):
+        def training_step(self, rollout, batch_idx):
+            super().training_step(rollout, batch_idx)
+            self.log("mine", float(batch_idx), on_step=False, on_epoch=True, batch_size=1)
+
+    class Seen(pl.Callback):
+        def __init__(self):
+            self.callback, self.logged = [], []
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.callback.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+        def on_train_epoch_end(self, trainer, module):
+            self.callback.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+            self.logged.append({k: float(v) for k, v in trainer.logged_metrics.items()})
+
+    class Written(CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            written.append({"step": step, **metrics})
+
+    found = []
+    for way in (module.log_metrics, lambda m, metrics: m.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)):
+        monkeypatch.setattr(module, "log_metrics", way)
+        written, seen = [], Seen()
+        model, data = with_validation(rollouts_per_epoch=3, model=Talkative)
+        kwargs = {"max_epochs": 3, "limit_val_batches": 1.0, "log_every_n_steps": every}
+        make_trainer(logger=Written("."), callbacks=[seen], **kwargs).fit(model, data)
+        rows = [*written, *seen.callback, *seen.logged]
+        found.append([{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows])
+    assert found[0] == found[1] and len(found[0]) >= 3 + 12 + 3
+    assert {"update/kl", "rollout/policy_lag", "mine", "eval/return_mean"} <= found[0][-1].keys()
+
+
+def test_a_module_that_logs_in_its_own_way_gets_every_metric():
+    class Own(PPO):
+        def log_dict(self, dictionary, **kwargs):
+            names.append(set(dictionary))
+            super().log_dict(dictionary, **kwargs)
+
+    names = []
+    model, data = with_validation(model=Own)
+    make_trainer(max_epochs=2).fit(model, data)
+    assert len(names) == 4 and all({"update/kl", "loss/policy", "step"} <= seen for seen in names)
