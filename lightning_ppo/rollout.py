@@ -69,7 +69,7 @@ class Rollout:
         valid: (T, N) bool, False for filler rows of NEXT_STEP autoreset, which are no transitions.
         episodes: Episodes that ended within this rollout.
         policy_version: Number of policy updates before the rollout was collected.
-        collect_seconds: Wall-clock time of collecting.
+        collect_seconds: Wall-clock time of collecting, or of waiting for it where it goes on beside learning.
         action_masks: (T, N, M) bool, which choices of the discrete actions were allowed; None if all of them.
         starts: (T, N) bool, the observation is the first of an episode; set where the policy is recurrent, else None.
         states: (T, N, H), recurrent state before each step, not yet reset where an episode starts, or None.
