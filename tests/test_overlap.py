@@ -56,8 +56,8 @@ def build(env="CartPole-v1", model=PPO, overlap=True, rollouts_per_epoch=2, env_
     [
         ("CartPole-v1", {"core": "lstm"}, "32-true", {"backend": "sync"}),
         ("Pendulum-v1", {}, "64-true", {}),
-        ("tests.test_masks:Forbidden", {"shared_trunk": True}, "bf16-mixed", {"backend": "async", "timeout": 60.0}),
-        ("tests.helpers:Sleepy", {"dropout": 0.5}, "32-true", {"timeout": 60.0}),
+        ("tests.test_masks:Forbidden", {"shared_trunk": True}, "bf16-mixed", {"backend": "async", "timeout": 600.0}),
+        ("tests.helpers:Sleepy", {"dropout": 0.5}, "32-true", {"timeout": 600.0}),
     ],
     ids=["lstm", "float64", "masks", "sleeps"],
 )
