@@ -1,7 +1,7 @@
 """How actions are computed while collecting: by the policy itself, or by its arithmetic in NumPy for small networks.
 
-For a small MLP on the CPU most of a torch call is overhead. `NumpyActor` computes the same action from the same
-parameter memory in a third of the time. It decides actions only: distributions, log-probabilities and values of a
+For a small MLP, LSTM or GRU on the CPU most of a torch call is overhead. `NumpyActor` computes the same action from the
+same parameter memory in a third of the time. It decides actions only: distributions, log-probabilities and values of a
 rollout are always the policy's own.
 """
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from lightning_ppo.distributions import MASKED, CategoricalHead, GaussianHead
 from lightning_ppo.graphs import Recorded
 from lightning_ppo.inputs import AsFloat
-from lightning_ppo.networks import MLP, ActorCriticNetwork, Encoder
+from lightning_ppo.networks import MLP, ActorCriticNetwork, Encoder, Trunk
 from lightning_ppo.normalization import ObservationNormalizer
 from lightning_ppo.policy import ActorCritic
+from lightning_ppo.recurrence import RecurrentCore
 from lightning_ppo.rollout import Observations
 from lightning_ppo.tree import tree_map
 
@@ -70,7 +71,7 @@ def make_actor(
     """
     on_cpu = generator.device.type == "cpu" and not as_tensors
     if on_cpu and not torch.is_autocast_enabled("cpu") and NumpyActor.suits(policy):
-        return NumpyActor(policy, shape, generator)
+        return NumpyActor(policy, shape, generator, state)
     return TorchActor(policy, shape, generator, state, as_tensors, recorded)
 
 
@@ -138,6 +139,88 @@ class TorchActor:
         return None if x is None else torch.as_tensor(x, device=self.device)
 
 
+class _NumpyLayers:
+    """Linear layers with tanh units in NumPy.
+
+    Args:
+        layers: The layers.
+        num_envs: N.
+        activate_last: Whether the last layer has tanh units, too.
+    """
+
+    def __init__(self, layers: list[nn.Linear], num_envs: int, activate_last: bool = True) -> None:
+        self._layers = [
+            (
+                layer.weight.detach().numpy().T,
+                layer.bias.detach().numpy(),
+                activate_last or layer is not layers[-1],
+                np.empty((num_envs, layer.out_features), np.float32),
+            )
+            for layer in layers
+        ]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return what the layers make of x (N, I), valid until the next call."""
+        for weight, bias, activate, buffer in self._layers:
+            x = np.matmul(x, weight, out=buffer)
+            x += bias
+            if activate:
+                np.tanh(x, out=x)
+        return x
+
+
+class _NumpyCore:
+    """A step of an LSTM or GRU in NumPy; a logistic function is .5 tanh(x / 2) + .5.
+
+    Args:
+        core: The core.
+    """
+
+    def __init__(self, core: RecurrentCore) -> None:
+        weights = (weight.detach().numpy() for weight in core.cell.all_weights[0])
+        self._w_x, self._w_h, self._b_x, self._b_h = weights
+        self._size, self.state_size = core.num_features, core.state_size
+        # of the gates i, f, g, o
+        self._scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), self._size)
+        self._shift = np.repeat(np.array([0.5, 0.5, 0.0, 0.5], np.float32), self._size)
+        self._step = self._lstm if core.kind == "lstm" else self._gru
+
+    def __call__(self, x: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return outputs (N, F) and the states (N, H) after a step, of inputs (N, I) and the states before it."""
+        return self._step(x @ self._w_x.T + self._b_x, state)
+
+    def _lstm(self, gates: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        size = self._size
+        gates += state[:, :size] @ self._w_h.T
+        gates += self._b_h
+        gates *= self._scale
+        np.tanh(gates, out=gates)
+        gates *= self._scale
+        gates += self._shift
+        after = np.empty_like(state)
+        hidden, cell = after[:, :size], after[:, size:]
+        np.multiply(gates[:, size : 2 * size], state[:, size:], out=cell)
+        cell += gates[:, :size] * gates[:, 2 * size : 3 * size]
+        np.multiply(gates[:, 3 * size :], np.tanh(cell), out=hidden)
+        return hidden, after
+
+    def _gru(self, gates: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        size = self._size
+        added = state @ self._w_h.T + self._b_h
+        r_and_z, n = gates[:, : 2 * size], gates[:, 2 * size :]
+        r_and_z += added[:, : 2 * size]
+        r_and_z *= 0.5
+        np.tanh(r_and_z, out=r_and_z)
+        r_and_z *= 0.5
+        r_and_z += 0.5
+        n += r_and_z[:, :size] * added[:, 2 * size :]
+        np.tanh(n, out=n)
+        after = state - n
+        after *= r_and_z[:, size:]
+        after += n  # (1 - z) n + z h
+        return after, after
+
+
 class NumpyActor:
     """Acts with the arithmetic of `policy.act` written in NumPy, on views of the policy's own parameters.
 
@@ -145,26 +228,24 @@ class NumpyActor:
         policy: A policy that `suits`.
         shape: (T, N).
         generator: Source of the noise, on the CPU.
+        state: (N, H), recurrent states before the first step, or None for a policy without memory.
     """
 
-    def __init__(self, policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator) -> None:
+    def __init__(
+        self, policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator, state: Tensor | None = None
+    ) -> None:
         head, network, num_envs = policy.head, policy.network, shape[1]
         self.head = head
-        self.states: Tensor | None = None
-        self.state: Tensor | None = None
+        self.state = state
+        self.states = None if state is None else state.new_empty(*shape, state.shape[-1])
         self.actions = torch.empty((*shape, *head.action_shape), dtype=head.action_dtype)
         self._actions = self.actions.numpy()
         self._noise = head.noise(shape, generator).numpy()
-        hidden = [module for module in network.actor_trunk.mlp if isinstance(module, nn.Linear)]
-        self._layers = [
-            (
-                layer.weight.detach().numpy().T,
-                layer.bias.detach().numpy(),
-                layer is not network.actor_output,
-                np.empty((num_envs, layer.out_features), np.float32),
-            )
-            for layer in (*hidden, network.actor_output)
-        ]
+        trunks = _acting_trunks(network)
+        linear = [[module for module in trunk.mlp if isinstance(module, nn.Linear)] for trunk in trunks]
+        self._trunks = [_NumpyLayers(layers, num_envs) for layers in linear]
+        self._cores = [_NumpyCore(trunk.core) for trunk in trunks if isinstance(trunk.core, RecurrentCore)]
+        self._output = _NumpyLayers([network.actor_output], num_envs, activate_last=False)
         normalizer = policy.inputs.parts[0]
         self._normalizer = None
         if isinstance(normalizer, ObservationNormalizer):
@@ -176,29 +257,36 @@ class NumpyActor:
 
     @staticmethod
     def suits(policy: ActorCritic) -> bool:
-        """Return whether the policy is a float32 MLP with tanh units on one Box, and an action head known here."""
+        """Return whether the policy is a float32 MLP with tanh units on one Box, and an action head known here.
+
+        An LSTM or GRU may follow the MLP.
+        """
         network = policy.network
         if type(policy) is not ActorCritic or type(network) is not ActorCriticNetwork:
             return False
-        trunk = network.actor_trunk
         return (
             type(network.actor_output) is nn.Linear
-            and not policy.state_size
             and type(policy.head) in (CategoricalHead, GaussianHead)
             and policy.inputs.structure == 0
             and type(policy.inputs.parts[0]) in (ObservationNormalizer, AsFloat)
-            and type(trunk.encoder) is Encoder
-            and type(trunk.mlp) is MLP
-            and [type(module) for module in trunk.mlp] == [nn.Linear, nn.Tanh] * (len(trunk.mlp) // 2)
+            and all(
+                type(trunk.encoder) is Encoder
+                and type(trunk.mlp) is MLP
+                and [type(module) for module in trunk.mlp] == [nn.Linear, nn.Tanh] * (len(trunk.mlp) // 2)
+                and (trunk.core is None or type(trunk.core) is RecurrentCore)
+                for trunk in _acting_trunks(network)
+            )
             and all(parameter.dtype == torch.float32 for parameter in policy.parameters())
         )
 
     def __call__(self, step: int, observations: Arrays, starts: Any, action_masks: Any = None) -> np.ndarray:
         """Return the environment's actions for a step."""
         with np.errstate(invalid="ignore"):  # the collector reports what environments return that is not finite
-            return self._act(step, observations, action_masks)
+            return self._act(step, observations, starts, action_masks)
 
-    def _act(self, step: int, observations: np.ndarray, action_masks: np.ndarray | None) -> np.ndarray:
+    def _act(
+        self, step: int, observations: np.ndarray, starts: np.ndarray, action_masks: np.ndarray | None
+    ) -> np.ndarray:
         x = observations.reshape(len(observations), -1)
         if self._normalizer is not None:
             scale, shift, clip, buffer = self._normalizer
@@ -208,11 +296,17 @@ class NumpyActor:
             np.maximum(x, -clip, out=x)
         elif x.dtype != np.float32:
             x = x.astype(np.float32)
-        for weight, bias, is_hidden, buffer in self._layers:
-            x = np.matmul(x, weight, out=buffer)
-            x += bias
-            if is_hidden:
-                np.tanh(x, out=x)
+        features = [layers(x) for layers in self._trunks]
+        if self.states is not None and self.state is not None:
+            self.states[step] = self.state
+            states = np.where(starts[:, None], np.float32(0.0), self.state.numpy())
+            after, first = [], 0
+            for number, core in enumerate(self._cores):
+                features[number], state = core(features[number], states[:, first : first + core.state_size])
+                after.append(state)
+                first += core.state_size
+            self.state = torch.from_numpy(np.concatenate(after, 1))
+        x = self._output(features[0])
         if isinstance(self.head, CategoricalHead):
             if action_masks is not None:
                 x = np.where(action_masks, x, np.float32(MASKED))
@@ -229,3 +323,9 @@ class NumpyActor:
             actions = actions * half_range + center
         actions = np.minimum(actions.astype(low.dtype, copy=False), high)
         return np.maximum(actions, low, out=actions).reshape(-1, *self.head.space_shape)
+
+
+def _acting_trunks(network: ActorCriticNetwork) -> list[Trunk]:
+    """Return the trunks that acting computes: the actor's, and the critic's where it has a state to carry on."""
+    alone = network.shared or not network.state_size
+    return [network.actor_trunk] if alone else [network.actor_trunk, network.critic_trunk]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ppo.recurrence import full_precision, run_core
+from lightning_ppo.recurrence import full_precision, run_cores
 from lightning_ppo.tree import tree_leaves
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -174,21 +174,11 @@ class Trunk(nn.Module):
         self.num_features: Any = mlp.num_features if core is None else core.num_features
         self.state_size: Any = 0 if core is None else core.state_size
 
-    def forward(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return features (B, num_features) and the states (S, state_size) that follow single steps; see `run_core`.
-
-        Args:
-            inputs: (B, ...), S sequences of L = B / S steps, one after the other.
-            states: (S, state_size), or None without a core.
-            starts: (B,) bool, or None without a core.
-        """
+    def forward(self, inputs: Any) -> Tensor:
+        """Return what the core takes, or the features (B, num_features) where there is none, of inputs (B, ...)."""
         if self.keys is not None:
             inputs = {key: inputs[key] for key in self.keys}
-        features = self.mlp(self.encoder(inputs))
-        if self.core is None:
-            return features, states
-        assert states is not None and starts is not None
-        return run_core(self.core, features, states, starts)
+        return self.mlp(self.encoder(inputs))
 
 
 class ActorCriticNetwork(nn.Module):
@@ -211,10 +201,14 @@ class ActorCriticNetwork(nn.Module):
         self.shared = critic_trunk is actor_trunk
         self.state_size = actor_trunk.state_size + (0 if self.shared else critic_trunk.state_size)
 
-    def _states(self, states: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        if states is None or self.shared:
-            return states, states
-        return states[:, : self.actor_trunk.state_size], states[:, self.actor_trunk.state_size :]
+    def _features(
+        self, trunks: Sequence[Trunk], inputs: Any, states: Tensor | None, starts: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Return the features (B, num_features) of trunks, given their states, and the states after single steps."""
+        features = [trunk(inputs) for trunk in trunks]
+        if states is None or starts is None:
+            return features, None
+        return run_cores([trunk.core for trunk in trunks], features, states, starts)
 
     def _outputs(self, features: Tensor) -> Tensor:
         outputs = _output(self.actor_output, features)
@@ -227,31 +221,34 @@ class ActorCriticNetwork(nn.Module):
 
     def actor(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> Tensor:
         """Return the actor's outputs (B, num_outputs) alone."""
-        return self._outputs(self.actor_trunk(inputs, self._states(states)[0], starts)[0])
+        own = None if states is None else states[:, : self.actor_trunk.state_size]
+        return self._outputs(self._features([self.actor_trunk], inputs, own, starts)[0][0])
 
     def critic(self, inputs: Any, states: Tensor | None, starts: Tensor | None) -> Tensor:
         """Return values (B,) alone."""
-        return self._values(self.critic_trunk(inputs, self._states(states)[1], starts)[0])
+        own = None if states is None else states[:, -self.critic_trunk.state_size :]
+        return self._values(self._features([self.critic_trunk], inputs, own, starts)[0][0])
 
     def forward(
         self, inputs: Any, states: Tensor | None = None, starts: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the actor's outputs (B, num_outputs), values (B,) and the states after single steps; see `Trunk`."""
-        actor_states, critic_states = self._states(states)
-        features, actor_states = self.actor_trunk(inputs, actor_states, starts)
-        if self.shared:
-            return self._outputs(features), self._values(features), actor_states
-        critic_features, critic_states = self.critic_trunk(inputs, critic_states, starts)
-        if actor_states is not None and critic_states is not None:
-            actor_states = torch.cat((actor_states, critic_states), -1)
-        return self._outputs(features), self._values(critic_features), actor_states
+        """Return the actor's outputs (B, num_outputs), values (B,) and the states after single steps.
+
+        Args:
+            inputs: (B, ...), S sequences of L = B / S steps, one after the other.
+            states: (S, state_size), or None without a core.
+            starts: (B,) bool, or None without a core.
+        """
+        trunks = [self.actor_trunk] if self.shared else [self.actor_trunk, self.critic_trunk]
+        features, states = self._features(trunks, inputs, states, starts)
+        return self._outputs(features[0]), self._values(features[-1]), states
 
 
 class CustomNetwork(nn.Module):
     """A whole actor-critic of a user's own.
 
     Without recurrence its `forward(inputs)` returns outputs (B, num_outputs) and values (B,). With an attribute
-    `state_size` above 0 its `forward(inputs, states, starts)` takes sequences as `Trunk` does and returns the states
+    `state_size` above 0 its `forward(inputs, states, starts)` takes sequences and returns the states
     that follow single steps as well; setting the state to zero where an episode starts is then its business.
 
     Args:

@@ -18,7 +18,7 @@ from lightning_ppo.evaluation import play
 from lightning_ppo.networks import CustomNetwork
 from lightning_ppo.objectives import kl_k3
 from lightning_ppo.policy import ActorCritic
-from lightning_ppo.recurrence import RecurrentCore, run_core
+from lightning_ppo.recurrence import RecurrentCore, run_core, run_cores
 from lightning_ppo.rollout import Episodes, Rollout, select, shuffled_indices
 from lightning_ppo.stream import RolloutStream
 from tests.helpers import Count, vector
@@ -99,13 +99,65 @@ def test_nothing_leaks_from_one_episode_into_the_next(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_nan_of_a_former_episode_ends_with_it(kind):
-    core = make_core(kind, 3)
+@pytest.mark.parametrize("inputs", [(4, 4), (4, 3)])
+def test_cores_side_by_side_and_cut_into_pieces_are_cores_alone(kind, inputs):
+    torch.manual_seed(0)
+    cores = [make_core(kind, count, 6) for count in inputs]
+    xs = [torch.randn(24, count, requires_grad=True) for count in inputs]
+    states = torch.randn(3, 2 * cores[0].state_size, requires_grad=True)
+    starts = torch.rand(24) < 0.25
+
+    class Own(nn.Module):  # what is not built in, and every core on another device, is cut and padded
+        def __init__(self, core: RecurrentCore) -> None:
+            super().__init__()
+            self.core, self.num_features, self.state_size = core, core.num_features, core.state_size
+
+        def forward(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+            return self.core(x, states)
+
+    own = zip(cores, xs, states.chunk(2, -1), strict=True)
+    ways = [
+        [run_core(core, x, state, starts)[0] for core, x, state in own],
+        run_cores(cores, xs, states, starts)[0],
+        run_cores([Own(core) for core in cores], xs, states, starts)[0],
+    ]
+    wanted = [*xs, states, *(parameter for core in cores for parameter in core.parameters())]
+    weights = torch.randn(24, 12)
+    gradients = [torch.autograd.grad((torch.cat(way, 1) * weights).sum(), wanted) for way in ways]
+    assert not torch.allclose(*ways[0], atol=1e-2)
+    for other in (1, 2):
+        torch.testing.assert_close(ways[other], ways[0], rtol=0.0, atol=1e-6)
+        torch.testing.assert_close(gradients[other], gradients[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_nan_of_a_former_episode_ends_with_it():
+    """In a GRU; LSTMs lead the state over a blank step, and observations that are not finite are refused before."""
+    core = make_core("gru", 3)
     x, states = torch.randn(4, 2, 3), torch.full((2, core.state_size), torch.nan)
     x[1] = torch.nan
     starts = torch.tensor([[True, True], [False, False], [True, True], [False, False]])
     outputs = whole(core, x, states, starts)
     assert outputs[[0, 2, 3]].isfinite().all() and outputs[1].isnan().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_of_one_core_is_none_of_the_others(kind):
+    cores = [make_core(kind, 4) for _ in range(2)]
+    (first, _), _ = run_cores(
+        cores, [torch.randn(8, 4)] * 2, torch.randn(2, 2 * cores[0].state_size), torch.zeros(8, dtype=torch.bool)
+    )
+    found = torch.autograd.grad(
+        first.sum(), [core.cell.weight_hh_l0 for core in cores], allow_unused=True, create_graph=True
+    )
+    assert found[0].count_nonzero() > 0 and found[1] is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_are_never_kept_in_half_precision(kind):
+    core = make_core(kind, 3)
+    x, states, starts = torch.randn(4, 3), torch.randn(4, core.state_size), torch.ones(4, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run_core(core, x.bfloat16(), states, starts)[1].dtype == torch.float32
 
 
 # ---------------------------------------------------------------- sequences and minibatches
@@ -169,6 +221,8 @@ def test_pieces_of_a_minibatch():
     seen = []
 
     class Spy(nn.Module):
+        state_size = 2
+
         def forward(self, x, states):
             seen.append((x, states))
             return x, states

@@ -633,20 +633,29 @@ def test_gsde_needs_the_built_in_network() -> None:
 # ---------------------------------------------------------------- acting and compiling
 
 
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("shared", [False, True], ids=["two trunks", "one"])
 @pytest.mark.parametrize("masked", [False, True], ids=["all legal", "masked"])
-def test_numpy_acts_as_torch_does(masked: bool) -> None:
+def test_numpy_acts_as_torch_does(masked: bool, shared: bool, core: str | None) -> None:
     for action in (spaces.Discrete(4, start=3), ARM)[: 1 if masked else 2]:
-        agent = agent_of(VECTOR, action, "gaussian", gain=100.0)
+        agent = agent_of(VECTOR, action, "gaussian", gain=100.0, core=core, core_size=4, shared_trunk=shared)
         assert NumpyActor.suits(agent)
-        actors = [kind(agent, (6, 5), torch.Generator().manual_seed(2)) for kind in (NumpyActor, TorchActor)]
+        for trunk in (agent.network.actor_trunk, agent.network.critic_trunk) if core else ():
+            for parameter in trunk.core.parameters():
+                torch.nn.init.normal_(parameter, std=0.5)
+        state = torch.randn(5, agent.state_size) if core else None
+        actors = [kind(agent, (6, 5), torch.Generator().manual_seed(2), state) for kind in (NumpyActor, TorchActor)]
         rng = np.random.default_rng(0)
         with torch.no_grad():
             for t in range(6):
                 observations = rng.normal(1.0, 2.0, (5, 3)).astype(np.float32)
                 masks = random_masks([4], 5, rng) if masked else None
-                numpy, torch_ = (actor(t, observations, np.zeros(5, bool), masks) for actor in actors)
-                np.testing.assert_allclose(numpy, torch_, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(actors[0].actions, actors[1].actions, rtol=1e-5, atol=1e-5)
+                starts = rng.random(5) < 0.3
+                numpy, torch_ = (actor(t, observations, starts, masks) for actor in actors)
+                np.testing.assert_allclose(numpy, torch_, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(actors[0].actions, actors[1].actions, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(actors[0].states, actors[1].states, rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(actors[0].state, actors[1].state, rtol=0.0, atol=1e-5)
 
 
 def test_compiled_gradients_are_those_of_eager_mode() -> None:
