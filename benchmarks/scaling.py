@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,21 +26,30 @@ SIZES = (1, 16, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
 
 def time_collectives(out: str) -> None:
-    """Write the median seconds of an all-reduce of each size, as one rank of a process group."""
+    """Write the median seconds of an all-reduce of each size, as one rank of a process group.
+
+    Through the process group and, where ranks share memory, through that.
+    """
+    sys.path.insert(0, str(ROOT))
+    from lightning_ppo import distributed
+
     torch.set_num_threads(1)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
-    found = {}
+    distributed.join_ranks(device, int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"]))
+    found: dict[int, list[float]] = {}
     for size in SIZES:
-        tensor, seconds = torch.ones(size, device=device), []
-        for _ in range(200 if size <= 100_000 else 20):
-            dist.barrier()
-            started = time.perf_counter()
-            dist.all_reduce(tensor)
-            tensor[0].item()  # has arrived
-            seconds.append(time.perf_counter() - started)
-            tensor.fill_(1.0)
-        found[size] = statistics.median(seconds)
+        tensor, found[size] = torch.ones(size, device=device), []
+        for reduce in (dist.all_reduce, distributed.sum_over_ranks):
+            seconds = []
+            for _ in range(200 if size <= 100_000 else 20):
+                dist.barrier()
+                started = time.perf_counter()
+                reduce(tensor)
+                tensor[0].item()  # has arrived
+                seconds.append(time.perf_counter() - started)
+                tensor.fill_(1.0)
+            found[size] += [statistics.median(seconds), statistics.mean(seconds)]
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -50,24 +60,21 @@ def count_collectives(out: str) -> None:
     import pytorch_lightning as pl
 
     sys.path.insert(0, str(ROOT))
-    from lightning_ppo import PPO, RolloutDataModule
+    from lightning_ppo import PPO, RolloutDataModule, distributed
 
-    calls: list[tuple[str, int]] = []
+    calls: list[int] = []
 
-    def counted(name: str) -> None:
-        original = getattr(dist, name)
+    def counted(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def wrapped(tensor: torch.Tensor, *args: object) -> torch.Tensor:
+            calls.append(tensor.nbytes)
+            return original(tensor, *args)
 
-        def wrapped(tensor: torch.Tensor, *args: object, **kwargs: object) -> object:
-            calls.append((name, tensor.numel() * tensor.element_size()))
-            return original(tensor, *args, **kwargs)
+        return wrapped
 
-        setattr(dist, name, wrapped)
-
-    for name in ("all_reduce", "broadcast"):
-        counted(name)
+    distributed._over_ranks = counted(distributed._over_ranks)
     data = RolloutDataModule("HalfCheetah-v5", rollouts_per_epoch=3, seed=1, evaluation={"episodes": 0})
     model = PPO(data.observation_space, data.action_space)
-    counts: list[list[tuple[str, int]]] = []
+    counts: list[list[int]] = []
 
     class Read(pl.Callback):
         def on_train_batch_end(self, *_: object) -> None:
@@ -125,12 +132,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         launch(2, __file__, "--collectives", str(folder / "collectives.json"))
-        print("| float32 values | all-reduce over 2 ranks, ms |\n|---|---|")
+        print("| float32 values | process group, median (mean), ms | as the update does it, ms |\n|---|---|---|")
         for size, seconds in json.loads((folder / "collectives.json").read_text()).items():
-            print(f"| {int(size):,} | {1e3 * seconds:.3f} |")
+            median, mean, own_median, own_mean = (f"{1e3 * value:.3f}" for value in seconds)
+            print(f"| {int(size):,} | {median} ({mean}) | {own_median} ({own_mean}) |")
         launch(2, __file__, "--count", str(folder / "count.json"))
         count = json.loads((folder / "count.json").read_text())
-        others = [size for _, size in count["calls"] if size < 4 * count["parameters"]]
+        others = [size for size in count["calls"] if size < 4 * count["parameters"]]
         print(
             f"\nOne iteration (HalfCheetah-v5): {count['minibatches']} gradient all-reduces of "
             f"{4 * count['parameters']:,} bytes, and {len(others)} others of {sum(others):,} bytes together"

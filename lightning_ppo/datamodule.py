@@ -23,6 +23,7 @@ from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
 from lightning_ppo.overlap import OverlappedCollector, make_collector
+from lightning_ppo.packing import pack, unpack
 from lightning_ppo.policy import MaskedObservations
 from lightning_ppo.rollout import Episodes, Observations
 from lightning_ppo.seeding import derive_seeds
@@ -288,7 +289,7 @@ class RolloutDataModule(pl.LightningDataModule):
         """Return the state of environments, episode records and sampling of every rank; call it on all ranks."""
         if self._stream is None:
             return {}
-        return {"ranks": gather_objects(self._stream.state_dict())}
+        return {"ranks": gather_objects(pack(self._stream.state_dict()))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the environments exist."""
@@ -304,7 +305,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 "environments and sampling are seeded anew"
             )
             return
-        state = ranks[rank()]
+        state = unpack(ranks[rank()])
         if state["collector"] is None:
             _log.info("Episodes in progress were restarted: the process that collected died.")
             return

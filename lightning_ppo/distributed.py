@@ -2,13 +2,21 @@
 
 import atexit
 import io
-from typing import Any
+import platform
+import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_ppo.errors import EnvironmentFault, UserError
+
+if TYPE_CHECKING:
+    from lightning_ppo.shared_sums import SharedSums
+
+_shared: "SharedSums | None" = None
+"""What small CPU tensors are reduced through where all ranks share a memory, see `join_ranks`."""
 
 
 def world_size() -> int:
@@ -21,25 +29,57 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def leave_at_exit() -> None:
-    """End the process group when the interpreter ends: gloo's threads, left running, may abort the process then."""
+def join_ranks(device: torch.device, num_nodes: int) -> None:
+    """Make ready for what follows in this process group; all ranks call it, again where there is another group.
+
+    CPU ranks of one Linux machine reduce small tensors through shared memory from now on. A rank reads what another
+    wrote when a counter, written afterwards, says so: without barriers, which Python has not, that needs the memory
+    model of x86, so elsewhere all goes through the process group.
+
+    Args:
+        device: This rank's.
+        num_nodes: Number of machines.
+    """
+    _release()
     atexit.unregister(_leave)
-    if world_size() > 1:
-        atexit.register(_leave)
+    if world_size() == 1:
+        return
+    # gloo's threads, left running, may abort the process when the interpreter ends
+    atexit.register(_leave)
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if device.type == "cpu" and num_nodes == 1 and sys.platform == "linux" and x86:
+        from lightning_ppo.shared_sums import connect
+
+        global _shared
+        _shared = connect()
+
+
+def _release() -> None:
+    global _shared
+    if _shared is not None:
+        _shared.close()
+    _shared = None
 
 
 def _leave() -> None:
+    _release()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all ranks, the same bits on each; the argument stays as it is."""
+def _over_ranks(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     if world_size() == 1:
         return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total
+    if _shared is not None and _shared.takes(tensor):
+        return _shared.reduce(tensor, operation)
+    reduced = tensor.clone()
+    dist.all_reduce(reduced, operation)
+    return reduced
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all ranks, the same bits on each; the argument stays as it is."""
+    return _over_ranks(tensor, dist.ReduceOp.SUM)
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
@@ -49,11 +89,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 def max_over_ranks(tensor: Tensor) -> Tensor:
     """Return the elementwise maximum of `tensor` over all ranks; the argument stays as it is."""
-    if world_size() == 1:
-        return tensor
-    greatest = tensor.clone()
-    dist.all_reduce(greatest, dist.ReduceOp.MAX)
-    return greatest
+    return _over_ranks(tensor, dist.ReduceOp.MAX)
 
 
 def raise_together(error: UserError | None, device: torch.device) -> None:
@@ -78,17 +114,17 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, packed(value))
-    return [unpacked(content) for content in gathered]
+    dist.all_gather_object(gathered, to_bytes(value))
+    return [from_bytes(content) for content in gathered]
 
 
-def packed(value: Any) -> bytes:
+def to_bytes(value: Any) -> bytes:
     """Return an object of plain data and tensors as bytes; pickling fails for tensors that view byte storages."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
-def unpacked(content: bytes) -> Any:
-    """Return the object that `packed` was given, its tensors on the CPU."""
+def from_bytes(content: bytes) -> Any:
+    """Return the object that `to_bytes` was given, its tensors on the CPU."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

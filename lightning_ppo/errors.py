@@ -24,6 +24,10 @@ class NonFiniteError(UserError):
     """A loss, gradient or rollout tensor became NaN or infinite; the weights are those from before the iteration."""
 
 
+class RankLostError(UserError):
+    """Another process of a data-parallel training ended, or did not come to where all have to meet."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another task."""
 

@@ -22,7 +22,7 @@ from lightning_ppo.config import (
     resolve_sequence_length,
     to_container,
 )
-from lightning_ppo.distributed import leave_at_exit, mean_over_ranks, sum_over_ranks
+from lightning_ppo.distributed import join_ranks, mean_over_ranks, sum_over_ranks
 from lightning_ppo.flat import FlatAdam
 from lightning_ppo.iteration import LOSSES, MEASURES, MinibatchReport, epoch_statistics, report_iteration
 from lightning_ppo.loss_terms import make_loss_terms
@@ -337,8 +337,8 @@ class PPO(TrainingState):
         return []
 
     def setup(self, stage: str) -> None:
-        """End this process cleanly, whatever becomes of the run."""
-        leave_at_exit()
+        """Connect the ranks."""
+        join_ranks(self.trainer.strategy.root_device, self.trainer.num_nodes)
 
     def on_fit_start(self) -> None:
         """Check what can only be checked once data and callbacks are known."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lightning_ppo.collector import Collector
 from lightning_ppo.config import EnvConfig
-from lightning_ppo.distributed import packed, unpacked
+from lightning_ppo.distributed import from_bytes, to_bytes
 from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.errors import ConfigError, EnvironmentFault, UserError
@@ -188,7 +188,7 @@ class OverlappedCollector:
         ahead = self._complete() if self._begun else None
         try:
             self._send("save")
-            state = unpacked(self._receive())
+            state = from_bytes(self._receive())
         except UserError:
             return None
         if not isinstance(ahead, Rollout) or state["stepper"]["env"] is None:
@@ -198,7 +198,7 @@ class OverlappedCollector:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, with the rollout that was in progress, unless T has changed."""
         ahead = state.get("ahead")
-        self._send("load", packed({**state, "ahead": None}))
+        self._send("load", to_bytes({**state, "ahead": None}))
         self._receive()
         if ahead is not None and len(ahead["rewards"]) == self.num_steps:
             self._ahead, self._begun = Rollout(**{**ahead, "episodes": Episodes(*ahead["episodes"])}), True
@@ -286,10 +286,10 @@ class _Worker:
         return _to_plain(collector.collect(), Tensor.numpy)
 
     def save(self, collector: Collector, argument: None) -> bytes:
-        return packed({**collector.state_dict(), "random": get_random_state()})
+        return to_bytes({**collector.state_dict(), "random": get_random_state()})
 
     def load(self, collector: Collector, state: bytes) -> None:
-        content = unpacked(state)
+        content = from_bytes(state)
         collector.load_state_dict(content)
         set_random_state(content["random"])
 

@@ -4,6 +4,7 @@ Each event happens on one rank only. Whether the ranks still do the same is what
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.callbacks import GracefulStop, Interrupted
 from lightning_ppo.errors import UserError
 from tests.helpers import Count
 
@@ -49,6 +51,21 @@ class Failing(Count):
         return super().step(action)
 
 
+class Impatient(Count):
+    """Somebody presses Ctrl-C at rank 1 in its second rollout."""
+
+    pressed = False
+
+    def __init__(self) -> None:
+        super().__init__(length=100)
+
+    def step(self, action):
+        if RANK == 1 and self.t == 20 and not Impatient.pressed:
+            Impatient.pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().step(action)
+
+
 class Different(PPO):
     """Sees another divergence, summed over the rows, or another loss, on one of the ranks."""
 
@@ -72,12 +89,18 @@ def run(event: str, env: type[gymnasium.Env] = Count, **settings) -> dict:
     model.event = event
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", enable_model_summary=False, **quiet
+        max_epochs=1,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        enable_model_summary=False,
+        **quiet,
+        callbacks=[GracefulStop(None)],
     )
     error = ""
     try:
         trainer.fit(model, data)
-    except UserError as problem:
+    except (UserError, Interrupted) as problem:
         error = f"{type(problem).__name__}: {problem}"
     weights = np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
     returns = float(trainer.callback_metrics.get("rollout/return_mean", float("nan")))
@@ -93,6 +116,7 @@ def main(out: str) -> None:
         "divergence on rank 0": run("divergence on rank 0"),
         "nan on rank 1": run("nan on rank 1"),
         "environment fails on rank 1": run("", Failing, evaluation={"episodes": 0}),
+        "Ctrl-C on rank 1": run("", Impatient, evaluation={"episodes": 0}),
         "other settings on rank 1": run("", gamma=(0.9, 0.95)[RANK]),
     }
     torch.save(found, f"{out}.{RANK}")

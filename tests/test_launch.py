@@ -154,6 +154,8 @@ def test_what_happens_on_one_rank_stops_none_or_all(tmp_path):
     assert errors[1]["environment fails on rank 1"].startswith(cause)
     assert "an environment of rank 1 failed" in errors[0]["environment fails on rank 1"]
     assert steps["environment fails on rank 1"] == 6  # one iteration
+    assert all(rank["Ctrl-C on rank 1"] == "Interrupted: stopped by SIGINT" for rank in errors)
+    assert steps["Ctrl-C on rank 1"] == 12  # the second iteration is finished on both
     assert all("gamma: 0.9 on rank 0, 0.95 on rank 1" in rank["other settings on rank 1"] for rank in errors)
 
 

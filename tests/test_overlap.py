@@ -12,6 +12,7 @@ import torch
 import train
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.errors import ConfigError
+from lightning_ppo.packing import unpack
 from tests.helpers import Count, vector
 from tests.test_checkpoint import SETTINGS, MidEpoch, assert_same_agent
 from tests.test_cli import SMALL, rows
@@ -146,7 +147,7 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
     assert train.main([*arguments, f"run_dir={tmp_path / 'stopped'}"]) == 130
     monkeypatch.setattr(train, "build_trainer", build_trainer)
     saved = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
-    ahead = saved["RolloutDataModule"]["ranks"][0]["collector"]["ahead"]
+    ahead = unpack(saved["RolloutDataModule"]["ranks"][0])["collector"]["ahead"]
     assert ahead["policy_version"] == saved["ppo"]["iterations"] - 1 == 3
     assert train.main([f"run_dir={tmp_path / 'stopped'}", "resume=last"]) == 0
     ends = [

@@ -17,6 +17,7 @@ from lightning_ppo.errors import ConfigError
 from lightning_ppo.evaluation import play
 from lightning_ppo.networks import CustomNetwork
 from lightning_ppo.objectives import kl_k3
+from lightning_ppo.packing import unpack
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.recurrence import RecurrentCore, run_core, run_cores
 from lightning_ppo.rollout import Episodes, Rollout, select, shuffled_indices
@@ -511,8 +512,8 @@ def test_train_stop_resume_is_train_through_bit_for_bit(kind, tmp_path):
     through, through_trainer = fit(3)
     _, trainer = fit(1)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
-    state = torch.load(tmp_path / "one.ckpt", weights_only=True)["RolloutDataModule"]["ranks"][0]["collector"]
-    assert state["recurrent_state"].abs().min() > 0.0
+    (state,) = torch.load(tmp_path / "one.ckpt", weights_only=True)["RolloutDataModule"]["ranks"]
+    assert unpack(state)["collector"]["recurrent_state"].abs().min() > 0.0
     resumed, resumed_trainer = fit(3, tmp_path / "one.ckpt")
     assert_same_agent(through, through_trainer, resumed, resumed_trainer)
     loaded = PPO.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)

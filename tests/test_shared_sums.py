@@ -1,0 +1,52 @@
+"""Ranks of one machine reduce small tensors through shared memory: the same numbers as the process group's."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_ppo import distributed
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="memory is shared on x86 under Linux only"
+)
+
+
+def shared_files() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("lightning_ppo-")}
+
+
+def test_three_ranks_get_what_the_process_group_gives_and_notice_a_death(tmp_path):
+    before = shared_files()
+    command = [sys.executable, str(ROOT / "tests" / "sums_worker.py"), str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([*command, str(rank), "3"], env=environment) for rank in range(3)]
+    assert [process.wait(timeout=240) for process in ranks] == [0, 0, -signal.SIGKILL]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"out.{rank}").read_text())
+        assert found["shared"]
+        assert found["different"] == []
+        assert found["changed"] == 0
+        assert found["large"] == 2.0  # too large for a slot
+        late, dead = found["errors"]
+        assert late.startswith("rank 2 has not come to a collective operation for 1 s")
+        assert dead.startswith("rank 2 has ended")
+    assert shared_files() <= before  # nothing stays behind, whoever dies
+
+
+@pytest.mark.parametrize(
+    ("machine", "nodes", "device"), [("aarch64", 1, "cpu"), ("x86_64", 2, "cpu"), ("x86_64", 1, "cuda")]
+)
+def test_elsewhere_all_goes_through_the_process_group(machine, nodes, device, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(distributed.atexit, "register", lambda _: None)
+    distributed.join_ranks(torch.device(device), nodes)
+    assert distributed._shared is None
