@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.optim.adam import adam
 
 ALIGNMENT = 16
 """Each parameter starts at a multiple of this many numbers, 64 bytes in float32, which kernels on vectors like."""
@@ -91,6 +90,7 @@ class FlatAdam(torch.optim.Adam):
         self._flat: FlatParameters | None = None
         self._moments: list[Tensor] = []
         self._views: list[list[Tensor]] = []
+        self.register_state_dict_pre_hook(lambda _: self._count())
 
     @torch.no_grad()
     def lay_out(self, flat: FlatParameters) -> None:
@@ -98,6 +98,7 @@ class FlatAdam(torch.optim.Adam):
 
         Nothing changes where there are other parameters, several groups, or parameters of another age.
         """
+        self._count()
         if flat is not self._flat:
             self._moments = [torch.zeros_like(flat.values), torch.zeros_like(flat.values)]
             self._views = [flat.split(moment) for moment in self._moments]
@@ -124,6 +125,14 @@ class FlatAdam(torch.optim.Adam):
         self._flat = flat
 
     @torch.no_grad()
+    def _count(self) -> None:
+        """Give all parameters the number of steps that only the first has counted."""
+        if self._flat is not None and all(p in self.state for p in self._flat.parameters):
+            first, *others = (self.state[p]["step"] for p in self._flat.parameters)
+            for other in others:
+                other.copy_(first)
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step and return what `closure` does."""
         flat = self._flat
@@ -134,25 +143,25 @@ class FlatAdam(torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure()
         if not flat.holds_gradients:
+            self._count()
             super().step()
             return loss
-        group = self.param_groups[0]
-        first, *others = (self.state[p]["step"] for p in flat.parameters)
-        adam(
+        group, steps = self.param_groups[0], self.state[flat.parameters[0]]["step"]
+        steps += 1
+        # what torch.optim.adam.adam comes to; its way there takes longer than the arithmetic
+        torch._fused_adam_(
             [flat.values],
             [flat.gradients],
-            [self._moments[0]],
-            [self._moments[1]],
+            self._moments[:1],
+            self._moments[1:],
             [],
-            [first],
-            fused=True,
-            amsgrad=False,
+            [steps],
+            lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
+            amsgrad=False,
             maximize=False,
         )
-        torch._foreach_add_(others, 1)
         return loss

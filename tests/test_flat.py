@@ -88,7 +88,7 @@ def test_flat_adam_is_adam_and_their_states_are_exchangeable():
         step(reference, adam, None)
     for p, q in zip(mine.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
-    assert {float(state["step"]) for state in flat_adam.state.values()} == {6.0}
+    assert {float(state["step"]) for state in flat_adam.state_dict()["state"].values()} == {6.0}
 
 
 def test_flat_adam_takes_gradients_that_lie_elsewhere_one_by_one():
