@@ -4,6 +4,7 @@ import math
 import textwrap
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -60,6 +61,10 @@ class _LossModule(nn.Module):
 class CompiledGradients:
     """Forward and backward of the minibatch loss as one compiled graph, replayed as one CUDA graph on a GPU.
 
+    Attributes:
+        alike: Whether the next call is like the last in all but the values of tensors. It is after a call; set it to
+            False where something else may have changed, and what depends on it is compiled again.
+
     Args:
         policy: A module that holds the trained parameters.
         flat: These parameters; they get the gradients.
@@ -67,6 +72,7 @@ class CompiledGradients:
     """
 
     def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss) -> None:
+        self.alike = False
         module = _LossModule(policy, loss)
         self._parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
@@ -86,13 +92,15 @@ class CompiledGradients:
         compiled = torch.compile(gradients, fullgraph=True, dynamic=False)
 
         def set_gradients(batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
-            # all calls are alike; checking that they are takes a tenth of the time of a small minibatch
-            with torch.compiler.set_stance("default", skip_guard_eval_unsafe=self._compiled):
+            # checking that a call is like the last takes a tenth of the time of a small minibatch
+            unchecked = (
+                torch.compiler.set_stance("default", skip_guard_eval_unsafe=True) if self.alike else nullcontext()
+            )
+            with unchecked:
                 found, reported = compiled(self._parameters, batch, rows, scale)
+            self.alike = True
             flat.gradients.copy_(found)
             return reported
-
-        self._compiled = False
 
         self._set_gradients = Recorded(set_gradients) if can_record(flat.gradients.device) else set_gradients
 
@@ -115,7 +123,6 @@ class CompiledGradients:
                 get_cpp_compiler()
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 self(batch, torch.arange(minibatch_size, device=device), torch.ones((), device=device))
-                self._compiled = True
         except InvalidCxxCompiler:
             return "no C++ compiler was found, install g++"
         except TorchDynamoException as error:
@@ -169,6 +176,8 @@ class MinibatchUpdate:
             if FlatParameters.suits(trained) and (self._plain_backward or self.compile):
                 self._flat = FlatParameters(trained)
                 self._compile(batch, minibatch_size)
+        if self._compiled is not None:
+            self._compiled.alike = False  # callbacks may have changed what the loss reads
         if self._flat is not None:
             self._flat.attach()
             if isinstance(self.optimizer.optimizer, FlatAdam):
