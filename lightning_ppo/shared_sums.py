@@ -135,12 +135,15 @@ def connect() -> SharedSums | None:
     timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()
     paths = [_create(ranks) if rank == 0 else None]
     dist.broadcast_object_list(paths)
-    path, file = paths[0], -1
-    with suppress(OSError, TypeError):
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # type: ignore
-    missing = torch.tensor([file < 0], dtype=torch.int32)
+    path, file = paths[0], None
+    if path is not None:
+        with suppress(OSError):
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    missing = torch.tensor([file is None], dtype=torch.int32)
     dist.all_reduce(missing)
-    sums = None if missing else SharedSums(file, rank, ranks, timeout)
+    if file is not None and missing:
+        os.close(file)
+    sums = None if file is None or missing else SharedSums(file, rank, ranks, timeout)
     dist.barrier()
     if rank == 0 and path is not None:
         Path(path).unlink()

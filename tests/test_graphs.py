@@ -13,7 +13,9 @@ from lightning_ppo.policy import ActorCritic
 from lightning_ppo.storage import DeviceStorage
 from tests.test_module import make_trainer
 
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+NEEDS_CUDA = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="records real CUDA graphs; the same roads are tested with an imitation"
+)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from lightning_ppo.report.runs import POINTS, changed_settings, group_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"
+    CHROMIUM is None,
+    reason="looks at the page in a browser, which pip cannot install (Debian: apt-get install chromium)",
 )
 
 
