@@ -296,6 +296,7 @@ class PPO(TrainingState):
         self.policy.version += 1
         self.iterations += 1
         self.env_steps += report.env_steps
+        self.action_masks = rollout.action_masks is not None
         self.policy.update_statistics(rollout.observations, rollout.valid, sum_over_ranks)
         scheduler = self.lr_schedulers()
         learning_rate = self._optimizer().optimizer.param_groups[0]["lr"]

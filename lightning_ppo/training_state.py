@@ -25,6 +25,8 @@ class TrainingState(EvaluationSteps):
         """The training budget over all ranks."""
         self.iterations = 0
         """Rollouts trained on."""
+        self.action_masks = False
+        """Whether the last rollout said which actions were legal; what is exported then asks for it."""
         self.recent_returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
         self._shuffle: torch.Generator | None = None
@@ -60,6 +62,7 @@ class TrainingState(EvaluationSteps):
         checkpoint["ppo"] = {
             "env_steps": self.env_steps,
             "iterations": self.iterations,
+            "action_masks": self.action_masks,
             "ranks": gather_objects(
                 {
                     "recent_returns": list(self.recent_returns),
@@ -76,6 +79,7 @@ class TrainingState(EvaluationSteps):
         if self._trainer is not None and self._trainer.precision == "64-true":
             self.double()  # as Lightning does, but only after it has restored, and rounded, the weights
         self.env_steps, self.iterations = state["env_steps"], state["iterations"]
+        self.action_masks = state.get("action_masks", False)
         self.recent_returns.clear()
         self.recent_lengths.clear()
         self.policy.version = self.iterations

@@ -375,8 +375,13 @@ def test_the_commands_use_masks(tmp_path: Path, capsys: pytest.CaptureFixture[st
         *("trainer.enable_progress_bar=false", "trainer.accelerator=cpu", f"run_dir={run_dir}"),
     ]
     assert train.main(arguments) == 0
-    assert cli.main(["evaluate", str(run_dir / "checkpoints" / "last.ckpt"), "--episodes", "3"]) == 0
+    checkpoint = str(run_dir / "checkpoints" / "last.ckpt")
+    assert cli.main(["evaluate", checkpoint, "--episodes", "3"]) == 0
     assert '"return_mean": 4.0' in capsys.readouterr().out
+    # what is taken away asks for masks because the agent was trained with them
+    for arguments, inputs in (([], "observations.t, action_masks"), (["--no-action-masks"], "observations.t")):
+        assert cli.main(["export", checkpoint, "--format", "torch", *arguments]) == 0
+        assert f": {inputs} -> actions" in capsys.readouterr().out
 
 
 def test_masks_come_back_after_a_process_has_died(tmp_path: Path) -> None:

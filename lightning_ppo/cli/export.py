@@ -17,7 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of train.py")
     parser.add_argument("--format", choices=["onnx", "torch"], default="onnx", help="what runs it (default: onnx)")
     parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint, .onnx or .pt2")
-    parser.add_argument("--action-masks", action="store_true", help="take masks of legal actions as an input")
+    parser.add_argument(
+        "--action-masks",
+        action=argparse.BooleanOptionalAction,
+        help="take masks of legal actions as an input (default: if it was trained with them)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names optional packages that nothing here needs
     read_checkpoint(options.checkpoint)
     model = PPO.load_from_checkpoint(options.checkpoint, map_location="cpu", weights_only=True)
-    deployed = Deployed(model.policy, model.observation_space, model.action_space, options.action_masks)
+    masked = model.action_masks if options.action_masks is None else options.action_masks
+    deployed = Deployed(model.policy, model.observation_space, model.action_space, masked)
     function = export(deployed, target, options.format)
     difference = greatest_difference(deployed, function)
     print(f"{target}: {', '.join(deployed.inputs)} -> {', '.join(deployed.outputs)}")
