@@ -167,8 +167,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     if data is None or not hasattr(data, "num_steps"):
         return
     _check_ranks({**module.hparams, **data.hparams})
-    if data.rollout_settings.overlap:
-        _check_overlap(module, data, trainer)
+    _check_processes(module, data, trainer)
     update, total, ranks = module.update_settings, module.total_env_steps, trainer.world_size
     check_rollout_size(data.num_steps, data.num_envs, update)
     module.sequence_length(data.num_steps)
@@ -193,19 +192,23 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         )
 
 
-def _check_overlap(module: Any, data: Any, trainer: pl.Trainer) -> None:
+def _check_processes(module: Any, data: Any, trainer: pl.Trainer) -> None:
     """Raise ConfigError where rollouts cannot be collected elsewhere, or not learnt from one update later."""
-    if module.objective.trust_region:
+    overlap = data.rollout_settings.overlap
+    if not overlap and data.rollout_settings.processes == 1:
+        return
+    setting, alone = ("rollout.overlap", "false") if overlap else ("rollout.processes", "1")
+    if overlap and module.objective.trust_region:
         reason = "the trust region of trpo lies around the policy that collected; set it to false, or objective=clip"
-    elif isinstance(module.objective, PolicyGradient):
+    elif overlap and isinstance(module.objective, PolicyGradient):
         reason = "policy_gradient has no ratio to weigh what an older policy did; set it to false, or objective=clip"
     elif data.env_settings.id == "":
         reason = "an environment that is built already cannot go to another process; name it by id or import path"
     elif trainer.strategy.root_device.type != "cpu":
-        reason = "collects beside an update on the CPU; set it to false, or trainer.accelerator=cpu"
+        reason = f"other processes collect on the CPU; set it to {alone}, or trainer.accelerator=cpu"
     else:
         return
-    raise ConfigError(f"rollout.overlap: {reason}")
+    raise ConfigError(f"{setting}: {reason}")
 
 
 def non_finite(statistics: Tensor, names: Sequence[str], when: str) -> NonFiniteError:

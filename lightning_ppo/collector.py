@@ -1,7 +1,7 @@
 """Step a vector environment T times with a policy and return the rollout; owns the environments and episode records."""
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -15,6 +15,38 @@ from lightning_ppo.graphs import can_record
 from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.rollout import Rollout
 from lightning_ppo.storage import make_storage
+
+
+class RolloutCollector(Protocol):
+    """Collects rollouts of N environments, here or elsewhere.
+
+    Attributes:
+        policy: The policy that learns.
+        num_envs: N.
+    """
+
+    policy: ActorCritic
+
+    @property
+    def num_envs(self) -> int:
+        """N."""
+
+    def collect(self) -> Rollout:
+        """Return the next rollout."""
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return everything the next rollout depends on besides the policy, as plain data; None where it is lost."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+
+    def close(self) -> None:
+        """Close the environments."""
+
+
+def stepper_states(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the states of the environments in the state of a collector, one for each group of them."""
+    return [group["stepper"] for group in state.get("groups", [state])]
 
 
 class Collector:
@@ -131,6 +163,10 @@ class Collector:
             "recurrent_state": None if self.state is None else self.state.cpu().clone(),
             **self.episodes.state_dict(),
         }
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.stepper.env.close()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; where the environment's state is missing, its episodes start anew."""

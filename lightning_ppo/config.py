@@ -131,9 +131,12 @@ class RolloutConfig:
     """Lambda of generalised advantage estimation in [0, 1]; 0 is the TD error, 1 the Monte Carlo return."""
     overlap: bool = False
     """Collect each rollout in another process while the one before is learnt from, with a policy one update older."""
+    processes: int = 1
+    """Processes that collect at the same time, each with its share of the environments."""
 
     def __post_init__(self) -> None:
-        _require(self.num_steps >= 1, f"rollout.num_steps: must be at least 1, got {self.num_steps}")
+        for name in ("num_steps", "processes"):
+            _require(getattr(self, name) >= 1, f"rollout.{name}: must be at least 1, got {getattr(self, name)}")
         _require(0.0 <= self.gamma <= 1.0, f"rollout.gamma: must lie in [0, 1], got {self.gamma:g}")
         _require(0.0 <= self.gae_lambda <= 1.0, f"rollout.gae_lambda: must lie in [0, 1], got {self.gae_lambda:g}")
 

@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from lightning_ppo.collector import Collector
+from lightning_ppo.collector import Collector, RolloutCollector, stepper_states
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
 from lightning_ppo.distributed import gather_objects, raise_together, rank, world_size
 from lightning_ppo.envs import make_vector_env
@@ -22,9 +22,11 @@ from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
-from lightning_ppo.overlap import OverlappedCollector, make_collector
+from lightning_ppo.groups import GroupedCollector, group_sizes, make_groups
+from lightning_ppo.overlap import OverlappedCollector
 from lightning_ppo.packing import pack, unpack
 from lightning_ppo.policy import MaskedObservations
+from lightning_ppo.remote import RemoteCollector, make_collector
 from lightning_ppo.rollout import Episodes, Observations
 from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.stream import RolloutStream
@@ -57,6 +59,7 @@ class RolloutDataModule(pl.LightningDataModule):
         gamma: Discount factor.
         gae_lambda: Lambda of GAE.
         overlap: See `RolloutConfig.overlap`.
+        processes: See `RolloutConfig.processes`.
         rollouts_per_epoch: Rollouts per Lightning epoch.
         backend: See `EnvConfig.backend`.
         env_kwargs: Arguments of the environment's constructor.
@@ -77,6 +80,7 @@ class RolloutDataModule(pl.LightningDataModule):
         gamma: float | None = None,
         gae_lambda: float | None = None,
         overlap: bool | None = None,
+        processes: int | None = None,
         rollouts_per_epoch: int = 5,
         backend: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
@@ -97,10 +101,15 @@ class RolloutDataModule(pl.LightningDataModule):
         if self._given_env is not None:
             num_envs = self._given_env.num_envs
         env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
-        rollout = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda, "overlap": overlap}
+        rollout = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda}
+        rollout |= {"overlap": overlap, "processes": processes}
         self.env_settings = as_section(EnvConfig, {**base, **_given(env_settings)}, "env")
         self.rollout_settings = as_section(RolloutConfig, _given(rollout), "rollout")
         self.evaluation_settings = as_section(EvaluationConfig, evaluation, "evaluation")
+        if self.rollout_settings.processes > self.env_settings.num_envs:
+            raise ConfigError(
+                f"rollout.processes: {self.rollout_settings.processes} processes cannot share {num_envs} environments"
+            )
         if rollouts_per_epoch < 1:
             raise ConfigError(f"rollouts_per_epoch: must be at least 1, got {rollouts_per_epoch}")
         self.rollouts_per_epoch = rollouts_per_epoch
@@ -118,16 +127,19 @@ class RolloutDataModule(pl.LightningDataModule):
         self._env: VectorEnv | None = None
         self._evaluation_env: VectorEnv | None = None
         self._stream: RolloutStream | None = None
-        self._overlapped: OverlappedCollector | None = None
+        self._elsewhere: OverlappedCollector | GroupedCollector | None = None
         self._resume_state: dict[str, Any] | None = None
 
     @property
     def env(self) -> VectorEnv:
-        """The training environments of this rank, built on first use."""
+        """The training environments of this rank that this process has, built on first use."""
         if self._env is None:
             settings = self.env_settings
-            self._env = self._given_env or with_lessons(self._make(settings.num_envs, settings.stagger), settings)
+            self._env = self._given_env or with_lessons(self._make(self._group_sizes()[0], settings.stagger), settings)
         return self._env
+
+    def _group_sizes(self) -> list[int]:
+        return group_sizes(self.num_envs, self.rollout_settings.processes)
 
     @property
     def observation_space(self) -> gymnasium.Space:
@@ -177,7 +189,7 @@ class RolloutDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Start a new stream for each `fit`, so that its data does not depend on what was fitted before."""
         if stage == "fit":
-            self._stream = self._overlapped = None
+            self._stream = self._elsewhere = None
 
     def train_dataloader(self) -> RolloutStream:
         """Return the stream of rollouts of this rank."""
@@ -185,7 +197,7 @@ class RolloutDataModule(pl.LightningDataModule):
         module = self._module()
         if self._stream is None:
             self._stream = RolloutStream(
-                self._overlapped_collector(module) if self.rollout_settings.overlap else self._collector(module),
+                self._collector(module),
                 self.rollout_settings,
                 self.rollouts_per_epoch,
                 module.update_settings.normalize_advantages,
@@ -194,16 +206,21 @@ class RolloutDataModule(pl.LightningDataModule):
             self._restore()
         return self._stream
 
-    def _seeds(self) -> tuple[int, list[int]]:
-        """Return the seeds of this rank's action noise and of its environments."""
-        seed, first = self._base_seed(), rank() * self.num_envs
-        return derive_seeds(seed, rank(), 1, "noise")[0], derive_seeds(seed, first, self.num_envs, "training")
-
-    def _collector(self, module: Any) -> Collector:
-        noise_seed, seeds = self._seeds()
-        return Collector(
+    def _collector(self, module: Any) -> RolloutCollector:
+        """Return what collects the rollouts of this rank, in as many processes as it takes."""
+        assert self.trainer is not None
+        policy, precision = module.policy, self.trainer.precision_plugin.forward_context
+        shares = self._shares()
+        makes = [partial(self._make_elsewhere(size), policy, self.num_steps, *seeds) for size, seeds in shares]
+        if self.rollout_settings.overlap:
+            make = makes[0] if len(makes) == 1 else partial(make_groups, makes, self.num_envs)
+            remote = RemoteCollector(make, policy, precision)
+            self._elsewhere = OverlappedCollector(remote, self.num_envs, self.num_steps)
+            return self._elsewhere
+        noise_seed, seeds = shares[0][1]
+        own = Collector(
             self.env,
-            module.policy,
+            policy,
             self.num_steps,
             torch.Generator(module.device).manual_seed(noise_seed),
             seeds,
@@ -211,15 +228,27 @@ class RolloutDataModule(pl.LightningDataModule):
             is_staggered(self.env),
             module.compile_update,
         )
+        if len(makes) == 1:
+            return own
+        others = [RemoteCollector(make, policy, precision) for make in makes[1:]]
+        self._elsewhere = GroupedCollector(own, others, self.num_envs)
+        return self._elsewhere
 
-    def _overlapped_collector(self, module: Any) -> OverlappedCollector:
-        assert self.trainer is not None
-        settings, (noise_seed, seeds) = self.env_settings, self._seeds()
-        make_env = self._maker(settings.num_envs, settings.stagger)
-        make = partial(make_collector, make_env, settings, module.policy, self.num_steps, noise_seed, seeds)
-        precision = self.trainer.precision_plugin.forward_context
-        self._overlapped = OverlappedCollector(make, module.policy, self.num_envs, self.num_steps, precision)
-        return self._overlapped
+    def _shares(self) -> list[tuple[int, tuple[int, list[int]]]]:
+        """Return, for each process that collects, its number of environments, noise seed and their seeds."""
+        sizes = self._group_sizes()
+        seed, first = self._base_seed(), rank() * self.num_envs
+        noise = derive_seeds(seed, rank(), 1, "noise")
+        noise += derive_seeds(seed, rank() * (len(sizes) - 1), len(sizes) - 1, "noise of another group")
+        shares = []
+        for size, noise_seed in zip(sizes, noise, strict=True):
+            shares.append((size, (noise_seed, derive_seeds(seed, first, size, "training"))))
+            first += size
+        return shares
+
+    def _make_elsewhere(self, num_envs: int) -> Callable[..., Collector]:
+        settings = self.env_settings
+        return partial(make_collector, self._maker(num_envs, settings.stagger), settings)
 
     def val_dataloader(self) -> _OneItemLoader:
         """Return a loader of one item, the episodes of one evaluation."""
@@ -309,33 +338,33 @@ class RolloutDataModule(pl.LightningDataModule):
         if state["collector"] is None:
             _log.info("Episodes in progress were restarted: the process that collected died.")
             return
-        stepper = state["collector"]["stepper"]
-        if len(stepper["ended"]) != self.num_envs:
-            rank_zero_warn(
-                f"the checkpoint has {len(stepper['ended'])} environments per rank, this run {self.num_envs}: "
-                "environments and sampling are seeded anew"
-            )
-            return
+        steppers = stepper_states(state["collector"])
+        sizes, ours = [len(stepper["ended"]) for stepper in steppers], self._group_sizes()
+        kinds = {stepper["kind"] for stepper in steppers}
         kind = type(self.env.unwrapped).__name__
-        if stepper["kind"] != kind:
-            rank_zero_warn(
-                f"the checkpoint has the state of a {stepper['kind']}, this run steps a {kind}: environments and "
-                "sampling are seeded anew"
-            )
+        change = None
+        if sum(sizes) != self.num_envs:
+            change = f"{sum(sizes)} environments per rank, this run {self.num_envs}"
+        elif sizes != ours:
+            change = f"environments in {len(sizes)} processes (rollout.processes), this run in {len(ours)}"
+        elif kinds != {kind}:
+            change = f"the state of a {', '.join(sorted(kinds))}, this run steps a {kind}"
+        if change is not None:
+            rank_zero_warn(f"the checkpoint has {change}: environments and sampling are seeded anew")
             return
-        if stepper["env"] is None:
-            rank_zero_only(_log.info)(f"Episodes in progress were restarted: {stepper['reason']}.")
+        for reason in {stepper["reason"] for stepper in steppers if stepper["env"] is None}:
+            rank_zero_only(_log.info)(f"Episodes in progress were restarted: {reason}.")
         self._stream.load_state_dict(state)
 
     def on_exception(self, exception: BaseException) -> None:
-        """End the process that collects, whatever it is doing."""
-        if self._overlapped is not None:
-            self._overlapped.kill()
+        """End the processes that collect, whatever they are doing."""
+        if self._elsewhere is not None:
+            self._elsewhere.kill()
 
     def teardown(self, stage: str) -> None:
         """Close the environments that were built here."""
-        if stage == "fit" and self._overlapped is not None:
-            self._overlapped.close()
+        if stage == "fit" and self._elsewhere is not None:
+            self._elsewhere.close()
         for name, given in (("_env", self._given_env), ("_evaluation_env", self._given_evaluation_env)):
             env = getattr(self, name)
             if env is not None and env is not given:

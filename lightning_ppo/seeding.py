@@ -2,7 +2,7 @@
 
 import numpy as np
 
-PURPOSES = ("training", "evaluation", "noise", "shuffle", "test", "video")
+PURPOSES = ("training", "evaluation", "noise", "shuffle", "test", "video", "noise of another group")
 
 
 def derive_seeds(seed: int, first: int, count: int, purpose: str) -> list[int]:

@@ -8,11 +8,10 @@ import torch
 from torch.utils.data import IterableDataset
 
 from lightning_ppo.advantages import discounted_sums, estimate_advantages
-from lightning_ppo.collector import Collector
+from lightning_ppo.collector import RolloutCollector, stepper_states
 from lightning_ppo.config import RolloutConfig
 from lightning_ppo.distributed import raise_together, sum_over_ranks
 from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.overlap import OverlappedCollector
 from lightning_ppo.rollout import Rollout
 
 
@@ -31,7 +30,7 @@ class RolloutStream(IterableDataset):
 
     def __init__(
         self,
-        collector: Collector | OverlappedCollector,
+        collector: RolloutCollector,
         settings: RolloutConfig,
         length: int,
         normalize: bool = True,
@@ -89,5 +88,5 @@ class RolloutStream(IterableDataset):
         if state["collector"] is None:
             return
         self.collector.load_state_dict(state["collector"])
-        if state["collector"]["stepper"]["env"] is not None:
+        if all(stepper["env"] is not None for stepper in stepper_states(state["collector"])):
             self._running = state["discounted_sums"].clone()

@@ -39,7 +39,7 @@ class Snapshots(pl.Callback):
         self.lags.append(float(trainer.callback_metrics["rollout/policy_lag"]))
 
 
-def build(env="CartPole-v1", model=PPO, overlap=True, rollouts_per_epoch=2, env_settings=(), **kwargs):
+def build(env="CartPole-v1", model=PPO, overlap=True, rollouts_per_epoch=2, env_settings=(), processes=1, **kwargs):
     pl.seed_everything(5, verbose=False)
     data = RolloutDataModule(
         {"id": env, "num_envs": 4, **dict(env_settings)},
@@ -47,6 +47,7 @@ def build(env="CartPole-v1", model=PPO, overlap=True, rollouts_per_epoch=2, env_
         rollouts_per_epoch=rollouts_per_epoch,
         evaluation={"episodes": 2, "num_envs": 2},
         overlap=overlap,
+        processes=processes,
         seed=5,
     )
     return model(data.observation_space, data.action_space, **(SETTINGS | kwargs)), data
@@ -100,9 +101,10 @@ def test_the_first_two_rollouts_are_those_of_an_untrained_policy():
 
 
 @pytest.mark.parametrize("middle", [False, True], ids=["epoch end", "middle of an epoch"])
-def test_train_stop_resume_is_train_through_bit_for_bit(middle, tmp_path):
+@pytest.mark.parametrize(("overlap", "processes"), [(True, 1), (False, 2), (True, 3)])
+def test_train_stop_resume_is_train_through_bit_for_bit(overlap, processes, middle, tmp_path):
     def fit(epochs, path=None, callbacks=(), save=None):
-        model, data = build("Pendulum-v1")
+        model, data = build("Pendulum-v1", overlap=overlap, processes=processes)
         trainer = make_trainer(max_epochs=epochs, limit_val_batches=1.0, callbacks=list(callbacks))
         if callbacks:
             with pytest.raises(KeyError, match="stop here"):
@@ -159,9 +161,11 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "said"), [("raises", "raised in step"), ("dies", "ended by SIGKILL")])
-def test_a_fault_over_there_is_one_line_here(kind, said, tmp_path, capfd, monkeypatch):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_fault_over_there_is_one_line_here(processes, kind, said, tmp_path, capfd, monkeypatch):
     run_dir = tmp_path / "run"
-    arguments = [*SMALL, "rollout.overlap=true", "env.id=tests.test_faults:Touchy", "evaluation.episodes=0"]
+    arguments = [*SMALL, "rollout.overlap=true", f"rollout.processes={processes}", "env.id=tests.test_faults:Touchy"]
+    arguments += ["evaluation.episodes=0"]
     arguments += [f"env.kwargs={{kind: {kind}, at: 40}}", "evaluation.final_episodes=0", "total_env_steps=320"]
     assert train.main([*arguments, f"run_dir={run_dir}", "rollouts_per_epoch=100"]) == 1
     (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -181,11 +185,14 @@ def test_a_fault_over_there_is_one_line_here(kind, said, tmp_path, capfd, monkey
         ({"objective": "trpo"}, "trust region of trpo"),
         ({"objective": "policy_gradient", "update": {"minibatch_size": 16}}, "policy_gradient has no ratio"),
         ({"env": vector([Count, Count])}, "built already"),
+        ({"env": vector([Count, Count]), "overlap": False, "processes": 2}, "built already"),
     ],
-    ids=["trpo", "policy gradient", "built environment"],
+    ids=["trpo", "policy gradient", "built environment", "built environment in groups"],
 )
 def test_what_cannot_be_overlapped_is_refused(change, reason):
-    data = RolloutDataModule(change.pop("env", "CartPole-v1"), num_steps=16, num_envs=2, overlap=True)
+    env, overlap, processes = change.pop("env", "CartPole-v1"), change.pop("overlap", True), change.pop("processes", 1)
+    data = RolloutDataModule(env, num_steps=16, num_envs=2, overlap=overlap, processes=processes)
     model = PPO(data.observation_space, data.action_space, **({"update": {"minibatch_size": 16}} | change))
-    with pytest.raises(ConfigError, match=f"rollout.overlap: .*{reason}"):
+    setting = "rollout.overlap" if overlap else "rollout.processes"
+    with pytest.raises(ConfigError, match=f"{setting}: .*{reason}"):
         make_trainer().fit(model, data)

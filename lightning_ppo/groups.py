@@ -1,0 +1,116 @@
+"""Collect one rollout in several processes at once, each with its share of the environments."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lightning_ppo.collector import Collector
+from lightning_ppo.errors import EnvironmentFault
+from lightning_ppo.remote import RemoteCollector
+from lightning_ppo.rollout import Episodes, Rollout
+from lightning_ppo.tree import tree_map
+
+
+def group_sizes(num_envs: int, processes: int) -> list[int]:
+    """Return how many of N environments each process has; the first ones have one more where N is not divisible."""
+    return [num_envs // processes + (group < num_envs % processes) for group in range(processes)]
+
+
+def make_groups(makes: Sequence[Callable[[], Collector]], num_envs: int) -> "GroupedCollector":
+    """Return a collector whose first group is in this process, and each other one in a process of its own."""
+    own = makes[0]()
+    return GroupedCollector(own, [RemoteCollector(make, own.policy) for make in makes[1:]], num_envs)
+
+
+class GroupedCollector:
+    """Collects with a group of environments here and one in each of other processes; all with the policy as it is now.
+
+    The groups share no step, only the beginning and the end of a rollout, so nobody waits at every step for the slowest
+    environment.
+
+    Args:
+        own: Collects here, the first columns of the rollout.
+        others: Collect elsewhere, the columns that follow.
+        num_envs: N, of all groups.
+    """
+
+    def __init__(self, own: Collector, others: Sequence[RemoteCollector], num_envs: int) -> None:
+        self.own = own
+        self.others = others
+        self.policy = own.policy
+        self.num_envs = num_envs
+        self.num_steps = own.num_steps
+
+    def collect(self) -> Rollout:
+        """Return the next rollout, of all environments.
+
+        Raises:
+            EnvironmentFault: As `Collector.collect` does, once every group is done, and if a process dies.
+        """
+        started = time.perf_counter()
+        for other in self.others:
+            other.begin()
+        rollouts, faults = [], []
+        for collect in (self.own.collect, *(other.finish for other in self.others)):
+            try:
+                rollouts.append(collect())
+            except EnvironmentFault as fault:
+                faults.append(fault)
+        if faults:
+            raise faults[0]
+        rollout = side_by_side(rollouts)
+        rollout.collect_seconds = time.perf_counter() - started
+        return rollout
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return what `Collector.state_dict` does, of each group; None where a process died."""
+        groups = [self.own.state_dict(), *(other.state_dict() for other in self.others)]
+        return None if any(group is None for group in groups) else {"groups": groups}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, in as many groups."""
+        own, *others = state["groups"]
+        self.own.load_state_dict(own)
+        for collector, group in zip(self.others, others, strict=True):
+            collector.load_state_dict(group)
+
+    def close(self) -> None:
+        """Close the environments, and end the processes."""
+        self.own.close()
+        for other in self.others:
+            other.close()
+
+    def kill(self) -> None:
+        """End the processes at once, whatever they are doing."""
+        for other in self.others:
+            other.kill()
+
+
+def side_by_side(rollouts: Sequence[Rollout]) -> Rollout:
+    """Return rollouts of T steps, N_1, N_2, ... environments each, as one of N = N_1 + N_2 + ... environments.
+
+    Their policies are the same; what the stream sets is not set yet. Episodes keep their order within each rollout.
+    """
+    sizes = [rollout.num_envs for rollout in rollouts]
+    rows, first = [], 0
+    for rollout, size in zip(rollouts, sizes, strict=True):
+        steps, columns = rollout.boundary_rows // size, rollout.boundary_rows % size
+        rows.append(steps * sum(sizes) + first + columns)
+        first += size
+
+    def joined(name: str, dim: int = 1) -> Any:
+        found = [getattr(rollout, name) for rollout in rollouts]
+        return None if found[0] is None else tree_map(lambda *leaves: torch.cat(leaves, dim), *found)
+
+    over_envs = ["observations", "actions", "distribution", "log_probs", "values", "next_values", "rewards"]
+    over_envs += ["terminations", "truncations", "valid", "action_masks", "starts", "states"]
+    return replace(
+        rollouts[0],
+        **{name: joined(name) for name in over_envs},
+        **{name: joined(name, 0) for name in ("boundary_observations", "boundary_states")},
+        boundary_rows=torch.cat(rows),
+        episodes=Episodes(*joined("episodes", 0)),
+    )

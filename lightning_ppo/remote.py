@@ -1,0 +1,290 @@
+"""A collector in another process, which obeys orders: collect with these weights, save, load."""
+
+import contextlib
+import multiprocessing
+import pickle
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import fields
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from gymnasium.vector.utils import CloudpickleWrapper
+from torch import Tensor, nn
+
+from lightning_ppo.collector import Collector, RolloutCollector
+from lightning_ppo.config import EnvConfig
+from lightning_ppo.distributed import from_bytes, to_bytes
+from lightning_ppo.envs.atari import with_lessons
+from lightning_ppo.envs.stagger import is_staggered
+from lightning_ppo.errors import ConfigError, EnvironmentFault, UserError
+from lightning_ppo.policy import ActorCritic
+from lightning_ppo.random_state import get_random_state, set_random_state
+from lightning_ppo.rollout import Episodes, Rollout
+from lightning_ppo.tree import tree_map
+
+END = "end"
+"""The order to stop."""
+
+GRACE = 10.0
+"""Seconds that the process has to close its environments before it is ended."""
+
+
+class _Surroundings(NamedTuple):
+    """What this process has set and the other one takes over."""
+
+    start_method: str
+    """How processes of environments are started; that of a spawned process would be to spawn."""
+    threads: int
+    dtype: torch.dtype
+    autocast: torch.dtype | None
+    """Precision of autocast on the CPU, None where it is off."""
+
+
+def make_collector(
+    make_env: Callable[[], VectorEnv],
+    settings: EnvConfig,
+    policy: ActorCritic,
+    num_steps: int,
+    noise_seed: int,
+    seeds: list[int],
+) -> Collector:
+    """Return a collector with environments of its own, for a process of its own; see `Collector`."""
+    torch.manual_seed(noise_seed)  # the global generators, from which environments may draw
+    np.random.seed(noise_seed)
+    random.seed(noise_seed)
+    env = with_lessons(make_env(), settings)
+    generator = torch.Generator().manual_seed(noise_seed)
+    return Collector(env, policy, num_steps, generator, seeds, settings.action_mask, is_staggered(env))
+
+
+class RemoteCollector:
+    """Collects in another process, while this one does something else.
+
+    The other process has a policy of its own, whose weights and statistics come with the order to collect, and which
+    also computes log-probabilities and values; so a rollout is that of one policy, the one that the order was given
+    with.
+
+    A process, since a thread would share Python's lock with what goes on here. It is spawned, not forked: a fork of a
+    process with threads may hang. What is exchanged between ranks is exchanged in this process alone.
+
+    Args:
+        make: Makes the collector, in the other process; it is sent there with the policy in it.
+        policy: The policy that learns, on the CPU.
+        precision: Enters the precision context the update runs in.
+
+    Raises:
+        ConfigError: If the policy cannot be sent.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], RolloutCollector],
+        policy: ActorCritic,
+        precision: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.policy = policy
+        with precision():
+            autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+            dtype = torch.get_default_dtype()
+        surroundings = _Surroundings(multiprocessing.get_start_method(), torch.get_num_threads(), dtype, autocast)
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        # not a daemon, which could not have the processes of env.backend=async
+        self._process = context.Process(target=_work, args=(there, CloudpickleWrapper(make), surroundings))
+        try:
+            self._process.start()
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise ConfigError(f"the policy cannot be sent to another process that collects: {error}") from error
+        there.close()
+        # before multiprocessing waits for processes at the end of the interpreter
+        self._end = Finalize(self, _end, (self._pipe, self._process), exitpriority=10)
+        self._found: Rollout | UserError | None = None
+        self._last_state: dict[str, Any] | None = None
+        self.begun = False
+        """Whether a rollout has been begun or given back."""
+
+    def begin(self) -> None:
+        """Have a rollout collected with the policy as it is now.
+
+        Raises:
+            EnvironmentFault: If the process has died.
+        """
+        self._found, self.begun = None, True
+        weights = [x.detach().numpy() for x in _tensors(self.policy)]
+        self._send("collect", (self.policy.version, weights))
+
+    def finish(self) -> Rollout:
+        """Return the rollout that was begun when it is complete; again, if it is asked again.
+
+        Raises:
+            EnvironmentFault: As `Collector.collect` does, and if the process dies.
+        """
+        if self._found is None:
+            try:
+                self._found = _to_rollout(self._receive())
+            except UserError as error:
+                self._found = error
+        if isinstance(self._found, UserError):
+            raise self._found
+        return self._found
+
+    def give_back(self, rollout: Rollout) -> None:
+        """Make a rollout that was saved the one that was begun and is complete."""
+        self._found, self.begun = rollout, True
+
+    def _send(self, order: str, argument: Any = None) -> None:
+        try:
+            self._pipe.send_bytes(pickle.dumps((order, argument), pickle.HIGHEST_PROTOCOL))
+        except OSError as error:
+            raise self._death() from error
+
+    def _receive(self) -> Any:
+        try:
+            answer, error = pickle.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError) as broken:
+            raise self._death() from broken
+        if error is not None:
+            raise error
+        return answer
+
+    def _death(self) -> EnvironmentFault:
+        self._process.join(GRACE)
+        code = self._process.exitcode
+        how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        return EnvironmentFault(f"the process that collects ended {how}")
+
+    def close(self) -> None:
+        """Close the environments once the rollout that was begun is complete, and end the process."""
+        self._last_state = self.state_dict()
+        self._end()
+
+    def kill(self) -> None:
+        """End the process at once, whatever it is doing."""
+        self._process.kill()
+        self._end()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the collector's state as of the end of the rollout that was begun; None where the process died."""
+        if self._last_state is not None:
+            return self._last_state
+        if self.begun:
+            with contextlib.suppress(UserError):
+                self.finish()
+        try:
+            self._send("save")
+            state = self._receive()
+        except UserError:
+            return None
+        return None if state is None else from_bytes(state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            EnvironmentFault: If that fails over there.
+        """
+        self._send("load", to_bytes(state))
+        self._receive()
+
+
+def _tensors(policy: nn.Module) -> Iterator[Tensor]:
+    yield from policy.parameters()
+    yield from policy.buffers()
+
+
+def to_plain(rollout: Rollout, convert: Callable[[Tensor], Any]) -> dict[str, Any]:
+    """Return the fields of a rollout, its tensors converted."""
+    values = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
+    return tree_map(lambda x: convert(x) if isinstance(x, Tensor) else x, values)
+
+
+def _to_rollout(plain: dict[str, Any]) -> Rollout:
+    def tensor(x: Any) -> Any:
+        # unpickled arrays without elements share their memory, which torch.save refuses
+        return torch.from_numpy(x if x.size else x.copy()) if isinstance(x, np.ndarray) else x
+
+    values = tree_map(tensor, plain)
+    return Rollout(**{**values, "episodes": Episodes(*values["episodes"])})
+
+
+def _end(pipe: Connection, process: Any) -> None:
+    # processes that were forked from this one may hold the pipe open after it is closed here
+    with contextlib.suppress(OSError):
+        pipe.send_bytes(pickle.dumps((END, None)))
+    pipe.close()
+    process.join(GRACE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
+# ---------------------------------------------------------------- in the other process
+
+
+def _work(pipe: Connection, make: Callable[[], RolloutCollector], surroundings: _Surroundings) -> None:
+    """Obey orders until the last one, or until the pipe is closed; signals are the trainer's to handle."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    multiprocessing.set_start_method(surroundings.start_method, force=True)
+    torch.set_num_threads(surroundings.threads)
+    torch.set_default_dtype(surroundings.dtype)
+    with ExitStack() as stack:
+        if surroundings.autocast is not None:
+            stack.enter_context(torch.autocast("cpu", surroundings.autocast, cache_enabled=False))
+        worker = _Worker(make)
+        try:
+            order, argument = pickle.loads(pipe.recv_bytes())
+            while order != END:
+                pipe.send_bytes(pickle.dumps(worker.obey(order, argument), pickle.HIGHEST_PROTOCOL))
+                order, argument = pickle.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            pass  # the trainer is gone
+        worker.close()
+
+
+class _Worker:
+    """Makes the collector at the first order, so that whatever fails is an answer."""
+
+    def __init__(self, make: Callable[[], RolloutCollector]) -> None:
+        self.make = make
+        self.collector: RolloutCollector | None = None
+
+    def obey(self, order: str, argument: Any) -> tuple[Any, Exception | None]:
+        """Return what an order asks for, or what went wrong."""
+        try:
+            self.collector = self.collector or self.make()
+            return getattr(self, order)(self.collector, argument), None
+        except UserError as error:
+            return None, error
+        except Exception as error:
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return None, EnvironmentFault(f"the process that collects failed: {text}")
+
+    def collect(self, collector: RolloutCollector, argument: tuple[int, list[np.ndarray]]) -> dict[str, Any]:
+        version, weights = argument
+        with torch.no_grad():
+            for own, learnt in zip(_tensors(collector.policy), weights, strict=True):
+                own.copy_(torch.from_numpy(learnt))
+        collector.policy.version = version
+        return to_plain(collector.collect(), Tensor.numpy)
+
+    def save(self, collector: RolloutCollector, argument: None) -> bytes | None:
+        state = collector.state_dict()
+        return None if state is None else to_bytes({**state, "random": get_random_state()})
+
+    def load(self, collector: RolloutCollector, state: bytes) -> None:
+        content = from_bytes(state)
+        collector.load_state_dict(content)
+        set_random_state(content["random"])
+
+    def close(self) -> None:
+        """Close the environments."""
+        if self.collector is not None:
+            self.collector.close()

@@ -1,0 +1,156 @@
+"""One rollout collected in several processes: every group as if it were alone, side by side, and strictly on-policy."""
+
+import copy
+import multiprocessing
+from functools import partial
+
+import pytest
+import torch
+
+import train
+from lightning_ppo import RolloutDataModule
+from lightning_ppo.config import EnvConfig
+from lightning_ppo.envs import make_vector_env
+from lightning_ppo.errors import ConfigError, EnvironmentFault
+from lightning_ppo.groups import make_groups
+from lightning_ppo.packing import unpack
+from lightning_ppo.remote import make_collector
+from lightning_ppo.tree import tree_leaves
+from tests.test_cli import SMALL
+from tests.test_masks import Forbidden
+from tests.test_module import Recording, make_trainer
+from tests.test_overlap import Snapshots, build
+from tests.test_spaces import agent_of
+
+SIZES = 3, 2
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left():
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def fields_of(rollout):
+    names = ("observations", "actions", "distribution", "log_probs", "values", "next_values", "rewards")
+    names += ("terminations", "truncations", "valid", "action_masks", "starts", "states")
+    found = {name: tree_leaves(getattr(rollout, name)) for name in names if getattr(rollout, name) is not None}
+    return {f"{name} {number}": leaf for name, leaves in found.items() for number, leaf in enumerate(leaves)}
+
+
+def boundaries_of(rollout):
+    """Return what belongs to each boundary row, by step and environment."""
+    columns = [*tree_leaves(rollout.boundary_observations)]
+    columns += [] if rollout.boundary_states is None else [rollout.boundary_states]
+    rows = [divmod(row, rollout.num_envs) for row in rollout.boundary_rows.tolist()]
+    assert len(set(rows)) == len(rows)
+    return {row: [column[i].tolist() for column in columns] for i, row in enumerate(rows)}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "core", "mask"),
+    [
+        ("Pendulum-v1", None, "auto"),
+        ("CartPole-v1", "lstm", "auto"),
+        ("tests.test_masks:Forbidden", None, "auto"),
+        ("tests.test_spaces_learning:Weigh", "gru", "auto"),
+    ],
+    ids=["pendulum", "lstm", "masks", "dict gru"],
+)
+def test_each_group_is_as_if_it_were_alone(env_id, core, mask):
+    settings = EnvConfig(id=env_id, action_mask=mask, backend="sync")
+    env = make_vector_env(env_id, 1, backend="sync")
+    spaces = env.single_observation_space, env.single_action_space
+    env.close()
+    policy = agent_of(*spaces, "gaussian", core=core, core_size=4).float()
+
+    def makes(policy):
+        seeds = [[11, 12, 13], [14, 15]]
+        return [
+            partial(
+                make_collector, partial(make_vector_env, env_id, size, backend="sync"), settings, policy, 40, g, own
+            )
+            for g, (size, own) in enumerate(zip(SIZES, seeds, strict=True))
+        ]
+
+    grouped = make_groups(makes(policy), sum(SIZES))
+    apart = copy.deepcopy(policy)
+    alone = [make() for make in makes(apart)]
+    try:
+        for iteration in range(3):
+            rollout = grouped.collect()
+            firsts = [0, SIZES[0]]
+            parts = [collector.collect() for collector in alone]
+            assert (rollout.num_envs, rollout.policy_version) == (5, iteration)
+            together, boundaries = fields_of(rollout), {}
+            for first, part in zip(firsts, parts, strict=True):
+                for name, values in fields_of(part).items():
+                    assert torch.equal(together[name][:, first : first + part.num_envs], values), name
+                boundaries |= {(t, first + n): x for (t, n), x in boundaries_of(part).items()}
+            assert boundaries_of(rollout) == boundaries
+            assert rollout.episodes.returns.tolist() == [x for part in parts for x in part.episodes.returns.tolist()]
+            for agent in (policy, apart):  # an update that the other process must be told of
+                agent.version += 1
+                with torch.no_grad():
+                    for parameter in agent.parameters():
+                        parameter.mul_(1.1)
+    finally:
+        for collector in (grouped, *alone):
+            collector.close()
+
+
+def test_every_rollout_is_of_the_policy_that_learns_from_it():
+    model, data = build("Pendulum-v1", Recording, overlap=False, processes=2)
+    seen = Snapshots()
+    make_trainer(max_epochs=2, limit_val_batches=1.0, callbacks=[seen]).fit(model, data)
+    assert seen.lags == [0.0] * 4
+    for policy, rollout in zip(seen.policies, model.rollouts, strict=False):
+        now, _ = policy.evaluate_rollout(rollout)
+        torch.testing.assert_close(now.log_probs, rollout.log_probs, atol=1e-5, rtol=1e-5)
+    # the environments are those of one process, and every one is acted for with noise of its own
+    alone, data = build("Pendulum-v1", Recording, overlap=False)
+    make_trainer(limit_val_batches=1.0).fit(alone, data)
+    assert torch.equal(alone.rollouts[0].observations[0], model.rollouts[0].observations[0])
+    assert len({tuple(x) for x in model.rollouts[0].actions[0].tolist()}) == 4
+
+
+def test_another_number_of_processes_is_said_on_resuming(tmp_path):
+    arguments = [*SMALL, "total_env_steps=128", f"run_dir={tmp_path}", "evaluation.final_episodes=0"]
+    assert train.main([*arguments, "rollout.processes=2"]) == 0
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    groups = unpack(saved["RolloutDataModule"]["ranks"][0])["collector"]["groups"]
+    assert [len(group["stepper"]["ended"]) for group in groups] == [2, 2]
+    with pytest.warns(UserWarning, match=r"in 2 processes \(rollout.processes\), this run in 1: .* seeded anew"):
+        assert train.main([f"run_dir={tmp_path}", "resume=last", "total_env_steps=256", "rollout.processes=1"]) == 0
+
+
+def test_a_fault_of_one_group_waits_for_the_others():
+    settings = EnvConfig(id="tests.test_masks:Forbidden", backend="sync")
+    kwargs = [{}, {"blocked_at": 3}]
+    env = Forbidden()
+    policy = agent_of(env.observation_space, env.action_space, "gaussian").float()
+    makes = [
+        partial(
+            make_collector,
+            partial(make_vector_env, settings.id, 1, backend="sync", kwargs=k),
+            settings,
+            policy,
+            8,
+            0,
+            [1],
+        )
+        for k in kwargs
+    ]
+    for order in (makes, makes[::-1]):
+        grouped = make_groups(order, 2)
+        try:
+            with pytest.raises(EnvironmentFault, match="masks every choice"):
+                grouped.collect()
+            assert any(group["stepper"]["env"] is None for group in grouped.state_dict()["groups"])
+        finally:
+            grouped.close()
+
+
+def test_more_processes_than_environments():
+    with pytest.raises(ConfigError, match=r"rollout\.processes: 3 processes cannot share 2 environments"):
+        RolloutDataModule("CartPole-v1", num_envs=2, processes=3)
