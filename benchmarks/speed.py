@@ -12,8 +12,9 @@ A row is kept in benchmarks/results/speed.csv as each run ends. The same command
 Same rollout size, minibatch size, epochs and network shapes (SheepRL excepted, see peers/race_sheeprl.py), one core for
 each run unless the workload's name says otherwise. Runs are interleaved: every system once, then every system again.
 Speed is that of the training loop after two iterations of warm-up; importing, compiling and warming up are reported on
-their own. `rollout.overlap=true` is not on-policy and takes a second core for a second process, whose memory is not
-counted: it has columns of its own. Peers live in virtual environments of their own, which are made on the way.
+their own. `rollout.processes=2` and `rollout.overlap=true`, which is not on-policy, take a second core for a second
+process, whose memory is not counted: they have columns of their own. Peers live in virtual environments of their own,
+which are made on the way.
 """
 
 import argparse
@@ -55,16 +56,26 @@ class System:
     """Virtual environment under `.venvs`; None is the one this script runs in."""
     processes: int = 1
     """Each gets the cores of a task to itself."""
+    mode: str = ""
+    """What the column is called in which it is compared with others."""
 
 
 SYSTEMS = {
-    "lightning_ppo": System("lightning_ppo, eager", "race_lightning_ppo"),
-    "lightning_ppo_compiled": System("lightning_ppo, compile=true", "race_lightning_ppo"),
+    "lightning_ppo": System("lightning_ppo, eager", "race_lightning_ppo", mode="eager"),
+    "lightning_ppo_compiled": System("lightning_ppo, compile=true", "race_lightning_ppo", mode="compiled"),
+    "lightning_ppo_grouped": System(
+        "lightning_ppo, rollout.processes=2, on twice the cores", "race_lightning_ppo", None, 2, "two processes"
+    ),
+    "lightning_ppo_grouped_compiled": System(
+        "lightning_ppo, rollout.processes=2 compile=true, on twice the cores",
+        *("race_lightning_ppo", None, 2, "two processes, compiled"),
+    ),
     "lightning_ppo_overlapped": System(
-        "lightning_ppo, rollout.overlap=true, on twice the cores", "race_lightning_ppo", processes=2
+        "lightning_ppo, rollout.overlap=true, on twice the cores", "race_lightning_ppo", None, 2, "overlapped"
     ),
     "lightning_ppo_overlapped_compiled": System(
-        "lightning_ppo, rollout.overlap=true compile=true, on twice the cores", "race_lightning_ppo", processes=2
+        "lightning_ppo, rollout.overlap=true compile=true, on twice the cores",
+        *("race_lightning_ppo", None, 2, "overlapped, compiled"),
     ),
     "sb3": System("Stable-Baselines3", "race_sb3", "sb3"),
     "sbx": System("SBX (JAX)", "race_sb3", "sbx"),
@@ -72,9 +83,7 @@ SYSTEMS = {
     "single_file": System("single-file loop, CleanRL-style", "race_single_file"),
     "environment": System("environment alone, no learning", "race_environment"),
 }
-OURS = ("lightning_ppo", "lightning_ppo_compiled")
-OVERLAPPED = ("lightning_ppo_overlapped", "lightning_ppo_overlapped_compiled")
-"""Not on-policy, and on more cores: in columns of their own."""
+OURS = tuple(name for name, system in SYSTEMS.items() if system.mode)
 WORKLOADS = {
     "CartPole-v1, 4 envs x 128, 4 epochs x 4 minibatches": Race("", "CartPole-v1", 4, 128, 4, 128, 100, False, 1),
     "HalfCheetah-v5, 1 env x 2048, 10 epochs x 32 minibatches": (
@@ -88,7 +97,7 @@ WORKLOADS = {
         Race("", "ALE/Pong-v5", 8, 128, 4, 256, 10, False, 1, cores=2)
     ),
 }
-ATARI = (*OURS, "sb3", "environment")
+ATARI = ("lightning_ppo", "lightning_ppo_compiled", "sb3", "environment")
 """Who races on Atari: the others have no convolutions here."""
 TINY = {
     "CartPole-v1, tiny": Race("", "CartPole-v1", 2, 16, 2, 16, WARM_UP + 1, False, 1),
@@ -153,6 +162,11 @@ def race(workload: str, task: Race, name: str, repeat: int) -> dict[str, Any]:
     }
 
 
+def takes_part(name: str, task: Race) -> bool:
+    """Return whether a system races in a task: a single environment cannot be shared by processes."""
+    return (not task.is_atari or name in ATARI) and ("grouped" not in name or task.num_envs > 1)
+
+
 def race_all(results: Path, workloads: dict[str, Race], systems: Sequence[str], runs: int) -> None:
     """Race interleaved, and write a row per run as it ends; runs that have a row are over."""
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +178,7 @@ def race_all(results: Path, workloads: dict[str, Race], systems: Sequence[str], 
         for workload, task in workloads.items():
             for repeat in range(1, runs + 1):
                 for name in systems:
-                    if (workload, name, repeat) in done or (task.is_atari and name not in ATARI):
+                    if (workload, name, repeat) in done or not takes_part(name, task):
                         continue
                     row = race(workload, task, name, repeat)
                     writer.writerow(row)
@@ -207,18 +221,17 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
         lines += [
             f"### {workload}",
             "",
-            "| system | env steps/s, median (range) | eager is faster by | compiled is faster by | overlapped is "
-            "faster by | overlapped and compiled is faster by | share of the bare environment | to the first update, s "
-            "| of that compiling, s | peak memory, MB |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            f"| system | env steps/s, median (range) | {' | '.join(SYSTEMS[ours].mode for ours in OURS)} | "
+            "share of the bare environment | to the first update, s | of that compiling, s | peak memory, MB |",
+            "|---" * (len(OURS) + 6) + "|",
         ]
         for name, rate in by_system.items():
             against = [
-                f"{by_system[ours] / rate:.2f}x" if ours in by_system and name not in (*hidden, "environment") else ""
-                for modes, hidden in ((OURS, (*OURS, *OVERLAPPED)), (OVERLAPPED, OVERLAPPED))
-                for ours in modes
+                f"{by_system[ours] / rate:.2f}x" if ours in by_system and name not in (*OURS, "environment") else ""
+                for ours in OURS
             ]
-            share = f"{rate / bare:.0%}" if bare and name not in (*OVERLAPPED, "environment") else ""
+            alone = SYSTEMS[name].processes == 1 and name != "environment"
+            share = f"{rate / bare:.0%}" if bare and alone else ""
             compiling = f"{compiles[workload][name]:.1f}" if compiles[workload][name] else ""
             lines.append(
                 f"| {SYSTEMS[name].label} | {rate:,.0f} ({min(runs[name]):,.0f} to {max(runs[name]):,.0f}) | "
@@ -253,7 +266,7 @@ def draw(path: Path, rows: Sequence[dict[str, str]]) -> None:
     figure, axes = plt.subplots(len(rates), 1, figsize=(8, 2.2 * len(rates)), squeeze=False, layout="constrained")
     for axis, (workload, by_system) in zip(axes.flat, rates.items(), strict=True):
         names = [*reversed(by_system)]
-        colors = ["C0" if name in OURS else "C1" if name in OVERLAPPED else "0.6" for name in names]
+        colors = ["0.6" if name not in OURS else f"C{SYSTEMS[name].processes - 1}" for name in names]
         bars = axis.barh([SYSTEMS[name].label for name in names], [by_system[name] for name in names], color=colors)
         axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize="small")
         axis.set_title(workload, fontsize="medium", loc="left")

@@ -1,4 +1,4 @@
-"""Race lightning_ppo through `train.py`, eager or compiled, overlapped or not; metrics.csv and TensorBoard are on."""
+"""Race lightning_ppo through `train.py`, eager or compiled, in one process or two; its logging is on."""
 
 import sys
 import tempfile
@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lightning_ppo.config import load
 from train import train
 
-if __name__ == "__main__":  # the process that collects beside learning imports this file
+if __name__ == "__main__":  # a second process imports this file
     summary = train(
         load(
             [Path(__file__).resolve().parents[2] / "configs" / "atari.yaml"] if race.is_atari else [],
@@ -22,6 +22,7 @@ if __name__ == "__main__":  # the process that collects beside learning imports 
                 *("evaluation.episodes=0", "evaluation.final_episodes=0", "trainer.enable_checkpointing=false"),
                 *("trainer.enable_progress_bar=false", f"compile={race.system.endswith('compiled')}"),
                 f"rollout.overlap={'overlapped' in race.system}",
+                f"rollout.processes={2 if 'grouped' in race.system else 1}",
                 *("callbacks=[lightning_laps.Laps]", f"run_dir={tempfile.mkdtemp()}"),
             ],
         )
