@@ -71,7 +71,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
     torch.set_num_threads(1)
     pl.seed_everything(5, verbose=False)
     compiled, trpo, lstm = control == "compiled", control == "trpo", control == "lstm"
-    if control not in ("apart", "overlap"):
+    if control not in ("apart", "overlap", "groups"):
         module.shuffled_indices = shared_minibatches()
     if control == "own advantages":
         stream.sum_over_ranks = lambda tensor: tensor
@@ -90,12 +90,13 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
         "gradient sum",
     ):  # as many as episodes end, so a number of its own on each rank
         source = SyncVectorEnv([partial(gymnasium.make, env)] * OWN, autoreset_mode=AutoresetMode.NEXT_STEP)
-    data_class = RolloutDataModule if control in ("apart", "overlap") else Shared
+    data_class = RolloutDataModule if control in ("apart", "overlap", "groups") else Shared
     data = data_class(
         source,
         num_envs=OWN,
         num_steps=STEPS,
         overlap=control == "overlap",
+        processes=2 if control == "groups" else 1,
         backend="sync",
         rollouts_per_epoch=5,
         seed=5,

@@ -110,12 +110,13 @@ def test_compiled_ranks_learn_like_eager_ones(tmp_path):
     assert distance(eager[0]["states"][0], compiled[0]["states"][0]) < 2e-5
 
 
-def test_ranks_that_collect_beside_learning_stay_together(tmp_path):
-    pair = launch(tmp_path / "two", 2, "CartPole-v1", "overlap")
+@pytest.mark.parametrize(("control", "lags"), [("overlap", [0.0, 1.0, 1.0, 1.0, 1.0]), ("groups", [0.0] * 5)])
+def test_ranks_that_collect_in_other_processes_stay_together(control, lags, tmp_path):
+    pair = launch(tmp_path / "two", 2, "CartPole-v1", control)
     for mine, theirs in zip(pair[0]["states"], pair[1]["states"], strict=True):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert pair[0]["metrics"] == pair[1]["metrics"]
-    assert [metrics["rollout/policy_lag"] for metrics in pair[0]["metrics"]] == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert [metrics["rollout/policy_lag"] for metrics in pair[0]["metrics"]] == lags
     assert not torch.equal(pair[0]["actions"][1], pair[1]["actions"][1])
 
 
