@@ -229,7 +229,7 @@ class OptimizerConfig:
         default_factory=lambda: {
             "kind": "adaptive_kl",
             "start": 3e-4,
-            "target_kl": 0.01,
+            "target_kl": 0.02,
             "minimum": 1e-5,
             "maximum": 3e-4,
         }
