@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,18 +65,15 @@ KINDS = [
     ("nested", "mixed beta", "gru", True, "onnx"),
     ("dict", "mixed state_gaussian", "lstm", False, "onnx"),
 ]
-"""Every kind of observation and action is a part of some case; a conversion takes seconds, so not every pair is one."""
+"""Every kind of observation and action is in some case; `export_matrix.py`, which takes a while, has every pair."""
 
 
-@pytest.mark.parametrize(("observation", "action", "core", "masked", "kind"), KINDS)
-def test_every_kind(observation, action, core, masked, kind, tmp_path):
-    if kind == "onnx":
-        pytest.importorskip("onnxruntime", reason="needs the extra export")
-        pytest.importorskip("onnxscript", reason="needs the extra export")
+def check(observation: str, action: str, core: str | None, masked: bool, kind: str, folder: Path) -> None:
+    """Raise AssertionError if an exported agent acts otherwise than the agent."""
     observation_space, (action_space, name) = OBSERVATIONS[observation], ACTIONS[action]
     policy = agent_of(observation_space, action_space, name, gain=30.0, core=core, core_size=4)
     deployed = Deployed(policy, observation_space, action_space, masked)
-    function = export(deployed, tmp_path / f"agent{FORMATS[kind]}", kind)
+    function = export(deployed, folder / f"agent{FORMATS[kind]}", kind)
     rng = np.random.default_rng(0)
     inputs = deployed.sample(9, rng)
     if masked:
@@ -85,6 +83,14 @@ def test_every_kind(observation, action, core, masked, kind, tmp_path):
     with torch.no_grad():
         expected = deployed.named(inputs)
     torch.testing.assert_close(function(inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("observation", "action", "core", "masked", "kind"), KINDS)
+def test_every_kind(observation, action, core, masked, kind, tmp_path):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs the extra export")
+        pytest.importorskip("onnxscript", reason="needs the extra export")
+    check(observation, action, core, masked, kind, tmp_path)
 
 
 def test_masks_forbid(tmp_path):
