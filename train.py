@@ -210,6 +210,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     from lightning_ppo.checkpoint import read_checkpoint
     from lightning_ppo.checks import check_fit, check_launch, check_trainer
     from lightning_ppo.datamodule import RolloutDataModule
+    from lightning_ppo.distributed import gather_objects
     from lightning_ppo.files import replacing
     from lightning_ppo.hardware import limit_threads, use_cores
     from lightning_ppo.module import PPO
@@ -264,7 +265,8 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         return {}
     fit_metrics = dict(trainer.callback_metrics)
     test = trainer.test(model, data, verbose=False)[0] if config.evaluation.final_episodes else {}
-    returns = torch.tensor(list(model.recent_returns), dtype=torch.float64)
+    latest = gather_objects(list(model.recent_returns))
+    returns = torch.tensor([value for own in latest for value in own], dtype=torch.float64)
     summary = {
         "env_id": config.env.id,
         "seed": config.seed,

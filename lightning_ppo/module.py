@@ -344,6 +344,7 @@ class PPO(TrainingState):
     def on_fit_start(self) -> None:
         """Check what can only be checked once data and callbacks are known."""
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
+        self.share_window()
         self.minibatch_update = None
 
     def on_fit_end(self) -> None:

@@ -13,7 +13,7 @@ from lightning_ppo.random_state import get_random_state, set_random_state
 from lightning_ppo.seeding import derive_seeds
 
 RETURN_WINDOW = 100
-"""Training episodes over which returns and lengths are averaged."""
+"""Training episodes, of all ranks, over which returns and lengths are averaged."""
 
 
 class TrainingState(EvaluationSteps):
@@ -31,6 +31,12 @@ class TrainingState(EvaluationSteps):
         self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
         self._shuffle: torch.Generator | None = None
         self._restored_shuffle: Tensor | None = None
+
+    def share_window(self) -> None:
+        """Keep as many training episodes here as are this rank's share of the window."""
+        share = -(-RETURN_WINDOW // world_size())
+        self.recent_returns = deque(self.recent_returns, maxlen=share)
+        self.recent_lengths = deque(self.recent_lengths, maxlen=share)
 
     @property
     def progress(self) -> float:

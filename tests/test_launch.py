@@ -1,5 +1,6 @@
 """Launchers and what befalls their processes: mismatches, signals, requeueing, a rank that is killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,6 +114,17 @@ class Ranks:
     def wait(self) -> list[tuple[int, str]]:
         outputs = [process.communicate(timeout=120)[1] for process in self.processes]
         return [(process.returncode, output) for process, output in zip(self.processes, outputs, strict=True)]
+
+
+def test_returns_are_those_of_the_latest_hundred_episodes_of_all_ranks(tmp_path):
+    for code, errors in Ranks("env.id=CartPole-v1", f"run_dir={tmp_path}", "total_env_steps=3840").wait():
+        assert code == 0, errors
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["ranks"]
+    assert [len(rank["recent_returns"]) for rank in saved] == [50, 50]
+    mean = np.mean([rank["recent_returns"] for rank in saved])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    logged = [float(row["rollout/return_mean"]) for row in rows(tmp_path / "metrics.csv") if row["rollout/return_mean"]]
+    assert summary["train_return_mean"] == pytest.approx(mean) and logged[-1] == pytest.approx(mean, rel=1e-6)
 
 
 def test_a_signal_to_one_rank_saves_requeues_and_stops_all(tmp_path, scontrol):
