@@ -100,7 +100,7 @@ class Collector:
         with eval_mode(self.policy):
             try:
                 return self._collect()
-            except EnvironmentFault:
+            except Exception:
                 self.stepper.failed = True
                 raise
 

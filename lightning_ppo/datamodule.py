@@ -108,7 +108,8 @@ class RolloutDataModule(pl.LightningDataModule):
         self.evaluation_settings = as_section(EvaluationConfig, evaluation, "evaluation")
         if self.rollout_settings.processes > self.env_settings.num_envs:
             raise ConfigError(
-                f"rollout.processes: {self.rollout_settings.processes} processes cannot share {num_envs} environments"
+                f"rollout.processes: {self.rollout_settings.processes} processes cannot share "
+                f"{self.env_settings.num_envs} environments"
             )
         if rollouts_per_epoch < 1:
             raise ConfigError(f"rollouts_per_epoch: must be at least 1, got {rollouts_per_epoch}")
@@ -212,9 +213,10 @@ class RolloutDataModule(pl.LightningDataModule):
         policy, precision = module.policy, self.trainer.precision_plugin.forward_context
         shares = self._shares()
         makes = [partial(self._make_elsewhere(size), policy, self.num_steps, *seeds) for size, seeds in shares]
+        threads = max(1, torch.get_num_threads() // (len(makes) + self.rollout_settings.overlap))
         if self.rollout_settings.overlap:
             make = makes[0] if len(makes) == 1 else partial(make_groups, makes, self.num_envs)
-            remote = RemoteCollector(make, policy, precision)
+            remote = RemoteCollector(make, policy, precision, threads)
             self._elsewhere = OverlappedCollector(remote, self.num_envs, self.num_steps)
             return self._elsewhere
         noise_seed, seeds = shares[0][1]
@@ -230,8 +232,10 @@ class RolloutDataModule(pl.LightningDataModule):
         )
         if len(makes) == 1:
             return own
-        others = [RemoteCollector(make, policy, precision) for make in makes[1:]]
+        others: list[RemoteCollector] = []
         self._elsewhere = GroupedCollector(own, others, self.num_envs)
+        for make in makes[1:]:  # one by one: if one cannot be started, those before it are ended
+            others.append(RemoteCollector(make, policy, precision, threads))
         return self._elsewhere
 
     def _shares(self) -> list[tuple[int, tuple[int, list[int]]]]:
@@ -352,6 +356,8 @@ class RolloutDataModule(pl.LightningDataModule):
         if change is not None:
             rank_zero_warn(f"the checkpoint has {change}: environments and sampling are seeded anew")
             return
+        if state["collector"].get("ahead") is not None and not self.rollout_settings.overlap:
+            rank_zero_warn("the rollout that was collected ahead (rollout.overlap) is not learnt from")
         for reason in {stepper["reason"] for stepper in steppers if stepper["env"] is None}:
             rank_zero_only(_log.info)(f"Episodes in progress were restarted: {reason}.")
         self._stream.load_state_dict(state)

@@ -43,6 +43,7 @@ class GroupedCollector:
         self.policy = own.policy
         self.num_envs = num_envs
         self.num_steps = own.num_steps
+        self._failed = False
 
     def collect(self) -> Rollout:
         """Return the next rollout, of all environments.
@@ -51,24 +52,37 @@ class GroupedCollector:
             EnvironmentFault: As `Collector.collect` does, once every group is done, and if a process dies.
         """
         started = time.perf_counter()
-        for other in self.others:
-            other.begin()
-        rollouts, faults = [], []
-        for collect in (self.own.collect, *(other.finish for other in self.others)):
+        faults = []
+
+        def attempt(number: int, work: Callable[[], Rollout | None]) -> Rollout | None:
             try:
-                rollouts.append(collect())
+                return work()
             except EnvironmentFault as fault:
-                faults.append(fault)
+                where = f"process {number} of {len(self.others) + 1} (rollout.processes)"
+                faults.append(EnvironmentFault(f"{where}: {fault}"))
+                return None
+
+        for number, other in enumerate(self.others, 2):
+            attempt(number, other.begin)
+        found = [attempt(1, self.own.collect)]
+        found += [attempt(number, other.finish) for number, other in enumerate(self.others, 2)]
         if faults:
+            self._failed = True
             raise faults[0]
-        rollout = side_by_side(rollouts)
+        rollout = side_by_side([part for part in found if part is not None])
         rollout.collect_seconds = time.perf_counter() - started
         return rollout
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return what `Collector.state_dict` does, of each group; None where a process died."""
-        groups = [self.own.state_dict(), *(other.state_dict() for other in self.others)]
-        return None if any(group is None for group in groups) else {"groups": groups}
+        states = [self.own.state_dict(), *(other.state_dict() for other in self.others)]
+        groups = [state for state in states if state is not None]
+        if len(groups) < len(states):
+            return None
+        if self._failed:  # the others are a rollout further than what was learnt from
+            lost = {"env": None, "reason": "one of them failed"}
+            groups = [{**group, "stepper": {**group["stepper"], **lost}} for group in groups]
+        return {"groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, in as many groups."""

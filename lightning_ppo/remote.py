@@ -2,9 +2,12 @@
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import random
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import fields
@@ -27,6 +30,7 @@ from lightning_ppo.errors import ConfigError, EnvironmentFault, UserError
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.random_state import get_random_state, set_random_state
 from lightning_ppo.rollout import Episodes, Rollout
+from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.tree import tree_map
 
 END = "end"
@@ -34,6 +38,12 @@ END = "end"
 
 GRACE = 10.0
 """Seconds that the process has to close its environments before it is ended."""
+
+ORPHAN_GRACE = 2.0
+"""Seconds that it has for that when the process that started it is gone."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""The trainer's to handle."""
 
 
 class _Surroundings(NamedTuple):
@@ -56,9 +66,10 @@ def make_collector(
     seeds: list[int],
 ) -> Collector:
     """Return a collector with environments of its own, for a process of its own; see `Collector`."""
-    torch.manual_seed(noise_seed)  # the global generators, from which environments may draw
-    np.random.seed(noise_seed)
-    random.seed(noise_seed)
+    (drawn_from,) = derive_seeds(noise_seed, 0, 1, "training")
+    torch.manual_seed(drawn_from)  # the global generators, from which environments may draw
+    np.random.seed(drawn_from)
+    random.seed(drawn_from)
     env = with_lessons(make_env(), settings)
     generator = torch.Generator().manual_seed(noise_seed)
     return Collector(env, policy, num_steps, generator, seeds, settings.action_mask, is_staggered(env))
@@ -78,9 +89,10 @@ class RemoteCollector:
         make: Makes the collector, in the other process; it is sent there with the policy in it.
         policy: The policy that learns, on the CPU.
         precision: Enters the precision context the update runs in.
+        threads: Of torch, over there; None for as many as here.
 
     Raises:
-        ConfigError: If the policy cannot be sent.
+        ConfigError: If the policy or the arguments of the environment cannot be sent.
     """
 
     def __init__(
@@ -88,20 +100,27 @@ class RemoteCollector:
         make: Callable[[], RolloutCollector],
         policy: ActorCritic,
         precision: Callable[[], AbstractContextManager] = nullcontext,
+        threads: int | None = None,
     ) -> None:
         self.policy = policy
         with precision():
             autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
             dtype = torch.get_default_dtype()
-        surroundings = _Surroundings(multiprocessing.get_start_method(), torch.get_num_threads(), dtype, autocast)
+        threads = threads or torch.get_num_threads()
+        surroundings = _Surroundings(multiprocessing.get_start_method(), threads, dtype, autocast)
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
         # not a daemon, which could not have the processes of env.backend=async
         self._process = context.Process(target=_work, args=(there, CloudpickleWrapper(make), surroundings))
+        # blocked until they are ignored over there: a Ctrl-C would end a process that is still importing
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._process.start()
         except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise ConfigError(f"the policy cannot be sent to another process that collects: {error}") from error
+            reason = "the policy or the environment's arguments cannot be sent to another process that collects"
+            raise ConfigError(f"{reason}: {error}") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         there.close()
         # before multiprocessing waits for processes at the end of the interpreter
         self._end = Finalize(self, _end, (self._pipe, self._process), exitpriority=10)
@@ -229,9 +248,11 @@ def _end(pipe: Connection, process: Any) -> None:
 
 
 def _work(pipe: Connection, make: Callable[[], RolloutCollector], surroundings: _Surroundings) -> None:
-    """Obey orders until the last one, or until the pipe is closed; signals are the trainer's to handle."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    """Obey orders until the last one, or until the pipe is closed."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_outlive, daemon=True).start()
     multiprocessing.set_start_method(surroundings.start_method, force=True)
     torch.set_num_threads(surroundings.threads)
     torch.set_default_dtype(surroundings.dtype)
@@ -247,6 +268,15 @@ def _work(pipe: Connection, make: Callable[[], RolloutCollector], surroundings: 
         except (EOFError, OSError):
             pass  # the trainer is gone
         worker.close()
+
+
+def _outlive() -> None:
+    """End this process soon after the one that started it, even where an environment hangs."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    time.sleep(ORPHAN_GRACE)
+    os._exit(1)
 
 
 class _Worker:
@@ -282,7 +312,8 @@ class _Worker:
     def load(self, collector: RolloutCollector, state: bytes) -> None:
         content = from_bytes(state)
         collector.load_state_dict(content)
-        set_random_state(content["random"])
+        if "random" in content:  # not where it was collected in the trainer's process
+            set_random_state(content["random"])
 
     def close(self) -> None:
         """Close the environments."""

@@ -2,7 +2,13 @@
 
 import copy
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +22,25 @@ from lightning_ppo.groups import make_groups
 from lightning_ppo.packing import unpack
 from lightning_ppo.remote import make_collector
 from lightning_ppo.tree import tree_leaves
+from tests.helpers import Count
 from tests.test_cli import SMALL
 from tests.test_masks import Forbidden
 from tests.test_module import Recording, make_trainer
 from tests.test_overlap import Snapshots, build
 from tests.test_spaces import agent_of
 
+ROOT = Path(__file__).parent.parent
 SIZES = 3, 2
+
+
+class Hangs(Count):
+    """Writes down its process and sleeps for ever in its third step."""
+
+    def step(self, action):
+        if self.t == 2:
+            Path(os.environ["HANGS"], f"hangs.{os.getpid()}").touch()
+            time.sleep(1000.0)
+        return super().step(action)
 
 
 @pytest.fixture(autouse=True)
@@ -141,16 +159,55 @@ def test_a_fault_of_one_group_waits_for_the_others():
         )
         for k in kwargs
     ]
-    for order in (makes, makes[::-1]):
+    for number, order in enumerate((makes, makes[::-1])):
         grouped = make_groups(order, 2)
         try:
-            with pytest.raises(EnvironmentFault, match="masks every choice"):
+            with pytest.raises(EnvironmentFault, match=f"process {2 - number} of 2 .*: env 0 masks every choice"):
                 grouped.collect()
-            assert any(group["stepper"]["env"] is None for group in grouped.state_dict()["groups"])
+            assert all(other._found is not None for other in grouped.others)
+            # what went on in the other group was not learnt from
+            assert [group["stepper"]["env"] for group in grouped.state_dict()["groups"]] == [None, None]
         finally:
             grouped.close()
 
 
 def test_more_processes_than_environments():
-    with pytest.raises(ConfigError, match=r"rollout\.processes: 3 processes cannot share 2 environments"):
-        RolloutDataModule("CartPole-v1", num_envs=2, processes=3)
+    for env, num_envs in (("CartPole-v1", 2), ({"id": "CartPole-v1", "num_envs": 2}, None)):
+        with pytest.raises(ConfigError, match=r"rollout\.processes: 3 processes cannot share 2 environments"):
+            RolloutDataModule(env, num_envs=num_envs, processes=3)
+
+
+@pytest.mark.parametrize("ways", [("false", "true"), ("true", "false")], ids=["on", "off"])
+def test_overlap_may_be_changed_on_resuming(ways, tmp_path):
+    arguments = [
+        *SMALL,
+        "env.id=Pendulum-v1",
+        "total_env_steps=128",
+        f"run_dir={tmp_path}",
+        "evaluation.final_episodes=0",
+    ]
+    assert train.main([*arguments, f"rollout.overlap={ways[0]}"]) == 0
+    again = [f"run_dir={tmp_path}", "resume=last", "total_env_steps=256", f"rollout.overlap={ways[1]}"]
+    with pytest.warns(UserWarning, match="collected ahead") if ways[1] == "false" else nullcontext():
+        assert train.main(again) == 0
+
+
+def test_nobody_outlives_the_trainer(tmp_path):
+    """Killed while environments hang in a process that it started, and in one that this one started."""
+    arguments = ["env.id=tests.test_groups:Hangs", "env.num_envs=2", "rollout.num_steps=8", "update.minibatch_size=16"]
+    arguments += ["evaluation.episodes=0", "rollout.processes=2", "rollout.overlap=true", f"run_dir={tmp_path / 'run'}"]
+    code = f"import train; train.main({arguments})"
+    script = tmp_path / "script.py"
+    script.write_text(f"if __name__ == '__main__':\n    {code}\n")
+    paths = {"PYTHONPATH": str(ROOT), "HANGS": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, **paths}, cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while len(pids := [int(path.suffix[1:]) for path in tmp_path.glob("hangs.*")]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
