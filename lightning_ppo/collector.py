@@ -97,12 +97,11 @@ class Collector:
         Raises:
             EnvironmentFault: If the environment raises, or returns a wrong shape, a NaN or an infinity.
         """
+        failed, self.stepper.failed = self.stepper.failed, True  # as it stays if collecting is not finished
         with eval_mode(self.policy):
-            try:
-                return self._collect()
-            except Exception:
-                self.stepper.failed = True
-                raise
+            rollout = self._collect()
+        self.stepper.failed = failed
+        return rollout
 
     def _collect(self) -> Rollout:
         started = time.perf_counter()
