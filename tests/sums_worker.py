@@ -1,6 +1,6 @@
 """One of several ranks that reduce through shared memory; `tests/sums_worker.py OUT RANK WORLD`.
 
-The last rank dies in the end. What the others found is in OUT.RANK.
+Where memory is shared, the last rank dies in the end. What the others found is in OUT.RANK.
 """
 
 import json
@@ -52,18 +52,25 @@ def main(out: str, rank: int, world: int) -> None:
             found["different"].append(300 + turn)
     large = torch.full((300_000,), float(rank))
     found["large"] = float(distributed.max_over_ranks(large).min())
+    if found["shared"]:
+        found["errors"] = watch_a_death(out, rank, world)
+    Path(f"{out}.{rank}").write_text(json.dumps(found))
+
+
+def watch_a_death(out: str, rank: int, world: int) -> list[str]:
+    """Let the last rank be late, then die; return what each of the others says."""
     if rank == world - 1:
         while not all(Path(f"{out}.{other}.late").exists() for other in range(rank)):
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
-    found["errors"] = []
+    errors = []
     for distributed._shared._timeout in (1.0, 120.0):  # it is late, then it is dead
         try:
             distributed.sum_over_ranks(torch.zeros(3))
         except RankLostError as error:
-            found["errors"].append(str(error))
+            errors.append(str(error))
         Path(f"{out}.{rank}.late").touch()
-    Path(f"{out}.{rank}").write_text(json.dumps(found))
+    return errors
 
 
 if __name__ == "__main__":

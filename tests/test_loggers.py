@@ -1,7 +1,6 @@
 """Loggers that a config names: what they are given, what they write without a server, what is missing."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,7 +64,6 @@ def test_a_missing_package_names_the_extra(name, monkeypatch):
         make_loggers([name], Path("run"))
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="the extra wandb, which no other test needs")
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -81,10 +79,6 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert record.stat().st_size > 1000
 
 
-@pytest.mark.skipif(
-    find_spec("mlflow") is None or find_spec("sqlalchemy") is None,
-    reason="the extra mlflow with its server, which no other test needs",
-)
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_without_a_server(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -21,23 +21,24 @@ def shared_files() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith("lightning_ppo-")}
 
 
-@pytest.mark.skipif(not SHARES, reason="tests what only Linux on x86 does; elsewhere the process group does it")
 def test_three_ranks_get_what_the_process_group_gives_and_notice_a_death(tmp_path):
-    before = shared_files()
+    before = shared_files() if SHARES else set()
     command = [sys.executable, str(ROOT / "tests" / "sums_worker.py"), str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ranks = [subprocess.Popen([*command, str(rank), "3"], env=environment) for rank in range(3)]
-    assert [process.wait(timeout=240) for process in ranks] == [0, 0, -signal.SIGKILL]
+    assert [process.wait(timeout=240) for process in ranks] == [0, 0, -signal.SIGKILL if SHARES else 0]
     for rank in range(2):
         found = json.loads((tmp_path / f"out.{rank}").read_text())
-        assert found["shared"]
+        assert found["shared"] == SHARES
         assert found["different"] == []
         assert found["changed"] == 0
         assert found["large"] == 2.0  # too large for a slot
-        late, dead = found["errors"]
-        assert late.startswith("rank 2 has not come to a collective operation for 1 s")
-        assert dead.startswith("rank 2 has ended")
-    assert shared_files() <= before  # nothing stays behind, whoever dies
+        if SHARES:
+            late, dead = found["errors"]
+            assert late.startswith("rank 2 has not come to a collective operation for 1 s")
+            assert dead.startswith("rank 2 has ended")
+    if SHARES:
+        assert shared_files() <= before  # nothing stays behind, whoever dies
 
 
 @pytest.mark.parametrize(
