@@ -14,7 +14,7 @@ from lightning_ppo.storage import DeviceStorage
 from tests.test_module import make_trainer
 
 NEEDS_CUDA = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="records real CUDA graphs; the same roads are tested with an imitation"
+    not torch.cuda.is_available(), reason="real CUDA graphs need the hardware; above, an imitation takes the same roads on the CPU"
 )
 
 

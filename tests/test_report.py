@@ -19,7 +19,7 @@ from lightning_ppo.report.runs import POINTS, changed_settings, group_runs
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None,
-    reason="looks at the page in a browser, which pip cannot install (Debian: apt-get install chromium)",
+    reason="what a browser makes of the page; no package of pip's has one (.ci/run installs Debian's chromium)",
 )
 
 
