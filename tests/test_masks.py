@@ -154,7 +154,7 @@ def test_one_component_without_legal_choices_is_named() -> None:
 
 
 def _showing(space: Space, mask: Any) -> VectorEnv:
-    """A vector environment of one copy whose first info has a mask."""
+    """A vector environment of one copy whose first info has a mask, which a method returns, too."""
 
     class Shows(Count):
         def __init__(self) -> None:
@@ -163,6 +163,9 @@ def _showing(space: Space, mask: Any) -> VectorEnv:
 
         def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
             return super().reset(**kwargs)[0], {"action_mask": mask}
+
+        def legal(self) -> Any:
+            return mask
 
     return SyncVectorEnv([Shows], autoreset_mode=AutoresetMode.SAME_STEP)
 
@@ -197,9 +200,10 @@ FORMS: list[tuple[Space, Any, list[int]]] = [
 ]
 
 
+@pytest.mark.parametrize("source", ["info", "method:legal"])
 @pytest.mark.parametrize(("space", "mask", "expected"), FORMS, ids=[f"{s}-{i}" for i, (s, *_) in enumerate(FORMS)])
-def test_masks_in_every_form(space: Space, mask: Any, expected: list[int]) -> None:
-    stepper = VectorStepper(_showing(space, mask))
+def test_masks_in_every_form(space: Space, mask: Any, expected: list[int], source: str) -> None:
+    stepper = VectorStepper(_showing(space, mask), source)
     stepper.reset([1])
     assert stepper.action_masks is not None and stepper.action_masks.astype(int).tolist() == [expected]
     if isinstance(mask, dict | tuple) or (isinstance(mask, np.ndarray) and isinstance(space, spaces.Discrete)):
@@ -214,6 +218,8 @@ def test_masks_in_every_form(space: Space, mask: Any, expected: list[int]) -> No
         (spaces.MultiDiscrete([2, 3]), (a(1, 0), a(1, 0)), "4 entries for the 5 choices"),
         (spaces.Tuple((THREE, THREE)), (a(1, 1, 1),), "shorter"),
         (spaces.Dict({"a": THREE, "b": THREE}), {"a": a(1, 1, 1)}, "'b'"),
+        (spaces.Dict({"a": THREE, "b": THREE}), a(1, 1, 1, 1, 1), "a flat array of 5 entries for 6 choices"),
+        (spaces.Tuple((THREE, THREE)), a(1, 1, 1, 1, 1, 1, 1), "a flat array of 7 entries for 6 choices"),
     ],
     ids=str,
 )

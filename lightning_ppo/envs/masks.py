@@ -139,17 +139,25 @@ class ActionMasks:
 
     def _flat(self, masks: Any, rows: np.ndarray, step: int) -> np.ndarray:
         """Return masks of N environments, those of `rows`, as one array (N, M)."""
-        if isinstance(masks, np.ndarray) and masks.dtype != object and masks[0].size == self.size:
+        if isinstance(masks, np.ndarray) and self._is_flat(masks[0]):
             return masks.reshape(len(masks), -1).astype(np.bool_)
         flat = np.ones((len(rows), self.size), np.bool_)
         for index in np.flatnonzero(rows).tolist():
+            mask = _one(masks, index)
+            if self._is_flat(mask):
+                flat[index] = mask.ravel()
+                continue
             try:
-                flat[index] = np.concatenate(_legal(self.space, _one(masks, index)))
+                flat[index] = np.concatenate(_legal(self.space, mask))
             except (ValueError, KeyError, TypeError) as error:
                 raise EnvironmentFault(
                     f"env {index} gave an action mask that does not fit {self.space} at step {step}: {error}"
                 ) from None
         return flat
+
+    def _is_flat(self, mask: Any) -> bool:
+        """Return whether one environment's mask is an array of all choices, laid end to end."""
+        return isinstance(mask, np.ndarray) and mask.dtype != object and mask.size == self.size
 
     def _check(self, masks: np.ndarray, step: int) -> None:
         """Raise EnvironmentFault where a part of the action has no legal choice."""
@@ -179,6 +187,8 @@ def _legal(space: gymnasium.Space, mask: Any) -> list[np.ndarray]:
         ValueError: If there are more or fewer of them than the space has.
         KeyError: If a part has no mask.
     """
+    if isinstance(space, spaces.Dict | spaces.Tuple) and isinstance(mask, np.ndarray):
+        raise ValueError(f"a flat array of {mask.size} entries for {sum(_choices(space))} choices")
     if isinstance(space, spaces.Dict):
         discrete = {key: child for key, child in space.spaces.items() if _choices(child)}
         return [part for key, child in discrete.items() for part in _legal(child, None if mask is None else mask[key])]
