@@ -243,10 +243,11 @@ def test_the_papers_config_leaves_nothing_to_the_defaults():
         assert {f.name for f in fields(section)} - set(given[name]) == open_ends.get(name, set())
 
 
-def test_parts_of_an_iteration_add_up_to_its_time():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_parts_of_an_iteration_add_up_to_its_time(compiled):
     task = speed.TINY["Pendulum-v1, tiny"]
-    seconds = where_time_goes.profile(task, compiled=False)
-    parts = where_time_goes.parts(task, seconds, compiled=False)
+    seconds = where_time_goes.profile(task, compiled)
+    parts = where_time_goes.parts(task, seconds, compiled)
     assert sum(spent for _, spent, _, _ in parts) == pytest.approx(seconds["wall"], rel=1e-6)
     assert all(spent > 0 for _, spent, _, _ in parts)
     # 1 iteration after the warm-up: 16 vector steps of 2 environments, 2 epochs of 2 minibatches of 16
