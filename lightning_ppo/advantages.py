@@ -48,15 +48,23 @@ def generalized_advantages(
         advantages = rewards + gamma * bootstrap - values
         # A_t = delta_t + c_t A_{t+1}, c_t = gamma lambda within an episode, 0 at its end
         decays = (gamma * gae_lambda) * (~(terminations | truncations)).to(advantages.dtype)
-        # a parallel scan (Hillis and Steele 1986): after k rounds A_t holds the terms t..t+2^k-1 of its sum
-        reach = 1
-        while reach < len(advantages):
-            # selected, not only multiplied by 0: what follows an episode's end may be NaN
-            further = torch.where(decays[:-reach] > 0, advantages[reach:] * decays[:-reach], 0.0)
-            advantages = torch.cat((advantages[:-reach] + further, advantages[-reach:]))
-            decays = torch.cat((decays[:-reach] * decays[reach:], torch.zeros_like(decays[-reach:])))
-            reach *= 2
+        advantages = _sums_of_the_future(advantages, decays)
         return advantages, advantages + values
+
+
+def _sums_of_the_future(terms: Tensor, decays: Tensor) -> Tensor:
+    """Return A_t = x_t + c_t A_{t+1} of terms x and decays c, each (T, N), in log2(T) rounds.
+
+    A parallel scan (Hillis and Steele 1986): after k rounds A_t holds the terms t..t+2^k-1 of its sum.
+    """
+    reach = 1
+    while reach < len(terms):
+        # selected, not only multiplied by 0: what follows an episode's end may be NaN
+        further = torch.where(decays[:-reach] > 0, terms[reach:] * decays[:-reach], 0.0)
+        terms = torch.cat((terms[:-reach] + further, terms[-reach:]))
+        decays = torch.cat((decays[:-reach] * decays[reach:], torch.zeros_like(decays[-reach:])))
+        reach *= 2
+    return terms
 
 
 def following_values(values: Tensor, boundary_values: Tensor, boundary_rows: Tensor) -> Tensor:
@@ -131,9 +139,9 @@ def discounted_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: floa
     """
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
-    sums = torch.empty(rewards.shape, dtype=torch.float64, device=rewards.device)
     going = (~ended).double()
-    for row, reward, goes_on in zip(sums.unbind(0), rewards.double().unbind(0), going.unbind(0), strict=True):
-        torch.add(reward, running, alpha=gamma, out=row)
-        running = row * goes_on
-    return sums, running
+    # the past of what stands in reverse is its future; what was before the first step is one term more
+    terms = torch.cat((rewards.double().flip(0), running.unsqueeze(0)))
+    decays = gamma * torch.cat((going[:-1].flip(0), torch.ones_like(terms[:1]), torch.zeros_like(terms[:1])))
+    sums = _sums_of_the_future(terms, decays)[:-1].flip(0)
+    return sums, sums[-1] * going[-1]
