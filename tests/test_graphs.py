@@ -14,7 +14,7 @@ from lightning_ppo.storage import DeviceStorage
 from tests.test_module import make_trainer
 
 NEEDS_CUDA = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="real CUDA graphs need the hardware; above, an imitation takes the same roads on the CPU"
+    not torch.cuda.is_available(), reason="real CUDA graphs need a GPU; above, an imitation takes the same roads"
 )
 
 
