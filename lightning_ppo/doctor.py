@@ -13,11 +13,12 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "mujoco": (("mujoco", "imageio"), "MuJoCo environments such as HalfCheetah-v5"),
     "atari": (("ale-py",), "Atari environments, ALE/..."),
     "envpool": (("envpool",), "environments stepped in C++ threads"),
+    "minigrid": (("minigrid",), "MiniGrid environments, configs/minigrid_memory.yaml"),
     "video": (("imageio-ffmpeg", "pygame-ce"), "evaluate --video and --render, the RecordVideo callback"),
     "export": (("onnx", "onnxscript", "onnxruntime"), "export --format onnx"),
     "search": (("optuna",), "the search for settings in examples/"),
     "wandb": (("wandb",), "loggers: [wandb]"),
-    "mlflow": (("mlflow",), "loggers: [mlflow]"),
+    "mlflow": (("mlflow-skinny", "sqlalchemy", "alembic"), "loggers: [mlflow]"),
     "docs": (("sphinx", "furo", "myst-parser"), "building the documentation site"),
     "benchmark": (("matplotlib",), "the plots of benchmarks/learning.py"),
 }
