@@ -47,6 +47,23 @@ def finished(tmp_path) -> Path:
     return run_dir
 
 
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+NEEDS = {"cartpole": None, "pendulum": None, "atari": "ale_py", "minigrid_memory": "minigrid"}
+"""What a config's environment needs besides the core packages, `mujoco` unless said otherwise."""
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs").with_suffix("")))
+def test_every_config_that_comes_along_trains(config, tmp_path):
+    needed = NEEDS.get(config.stem, "mujoco")
+    if needed:
+        pytest.importorskip(needed, reason=f"needs the extra of {needed}")
+    settings = ["env.num_envs=2", "rollout.num_steps=32", "update.epochs=1", "update.minibatch_size=32"]
+    settings += ["total_env_steps=64", "evaluation.episodes=0", "evaluation.final_episodes=0", "env.stagger=false"]
+    assert train.main([str(config), *settings, f"run_dir={tmp_path / 'run'}"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["iterations"] == 1 and summary["optimizer_steps"] == 2
+
+
 def test_run_directory_holds_what_the_contract_names(finished, capsys):
     names = {p.name for p in finished.iterdir()}
     assert {"config.yaml", "metrics.csv", "summary.json", "checkpoints"} <= names
