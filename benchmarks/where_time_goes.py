@@ -46,7 +46,7 @@ TIMED = {
     "gradients": (module.PPO, "_backward"),
     "backward": (torch.Tensor, "backward"),
     "clipping": (module.PPO, "on_before_optimizer_step"),
-    "adam": (FlatAdam, "step"),
+    "adam": (FlatAdam, "bare_step"),
     "finish": (module.PPO, "_finish"),
 }
 """Methods by what their time is called."""

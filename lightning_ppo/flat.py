@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 ALIGNMENT = 16
 """Each parameter starts at a multiple of this many numbers, 64 bytes in float32, which kernels on vectors like."""
@@ -137,15 +138,44 @@ class FlatAdam(torch.optim.Adam):
         """Take one step and return what `closure` does."""
         flat = self._flat
         if flat is None:
-            return super().step(closure)
+            return self._step_one_by_one(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not flat.holds_gradients:
+        if flat.holds_gradients:
+            self._step_flat(flat)
+        else:
             self._count()
-            super().step()
-            return loss
+            self._step_one_by_one()
+        return loss
+
+    def _step_one_by_one(self, closure: Callable[[], Any] | None = None) -> Any:
+        step: Any = torch.optim.Adam.step
+        # where there has been an Adam, torch has wrapped its step; the hooks are called around the step of this class
+        return (step.__wrapped__ if getattr(step, "hooked", False) else step)(self, closure)
+
+    @torch.no_grad()
+    def bare_step(self) -> None:
+        """Take one step; without what torch wraps around every step, where nothing of it is asked for.
+
+        Its mark for the profiler, the search for hooks and the counting of the schedulers take three times as long as
+        the arithmetic of a small network.
+        """
+        flat = self._flat
+        hooked = (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        )
+        if flat is None or not flat.holds_gradients or hooked or torch.autograd._profiler_enabled():
+            self.step()
+            return
+        self._opt_called = True  # which schedulers look for
+        self._step_flat(flat)
+
+    def _step_flat(self, flat: FlatParameters) -> None:
         group, steps = self.param_groups[0], self.state[flat.parameters[0]]["step"]
         steps += 1
         # what torch.optim.adam.adam comes to; its way there takes longer than the arithmetic
@@ -164,4 +194,3 @@ class FlatAdam(torch.optim.Adam):
             amsgrad=False,
             maximize=False,
         )
-        return loss

@@ -221,9 +221,13 @@ class MinibatchUpdate:
             self.optimizer.step()
             return
         # as LightningOptimizer.step does; the calls around the step advance Lightning's `global_step`
+        optimizer = self.optimizer.optimizer
         self.optimizer._on_before_step()
-        self.module.on_before_optimizer_step(self.optimizer.optimizer)
-        self.optimizer.optimizer.step()
+        self.module.on_before_optimizer_step(optimizer)
+        if isinstance(optimizer, FlatAdam):
+            optimizer.bare_step()
+        else:
+            optimizer.step()
         self.optimizer._on_after_step()
 
     def clip(self, bound: float | None) -> Tensor:
@@ -235,7 +239,13 @@ class MinibatchUpdate:
         if self._flat is None or not self._flat.holds_gradients:
             return nn.utils.clip_grad_norm_(self.module.parameters(), math.inf if bound is None else bound)
         norm = torch.linalg.vector_norm(self._flat.gradients)
-        if bound is not None:
+        if bound is None:
+            return norm
+        if norm.device.type == "cpu":  # where reading a number does not wait for anything
+            share = bound / (float(norm) + 1e-6)
+            if not share >= 1.0:
+                self._flat.gradients.mul_(share)
+        else:
             self._flat.gradients.mul_((bound / (norm + 1e-6)).clamp_(max=1.0))
         return norm
 

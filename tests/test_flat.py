@@ -108,6 +108,44 @@ def test_flat_adam_takes_gradients_that_lie_elsewhere_one_by_one():
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
+def test_a_bare_step_is_a_step_and_leaves_out_nothing_that_somebody_waits_for():
+    def trained(bare: bool, hooked: bool = False) -> tuple[list[torch.Tensor], int]:
+        network, calls = make_network(), []
+        optimizer, flat = FlatAdam(network.parameters(), 1e-2, (0.9, 0.999), 1e-8), FlatParameters(network.parameters())
+        if hooked:
+            optimizer.register_step_post_hook(lambda *_: calls.append(1))
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        for elsewhere in (False, False, True, False):
+            flat.attach()
+            flat.gradients.zero_()
+            optimizer.lay_out(flat)
+            loss_of(network).backward()
+            if elsewhere:
+                for p in network.parameters():
+                    p.grad = p.grad.clone()
+            optimizer.bare_step() if bare else optimizer.step()
+            scheduler.step()  # warns, which is an error here, if no step was taken before
+        return [p.detach().clone() for p in network.parameters()], len(calls)
+
+    expected, _ = trained(bare=False)
+    for hooked in (False, True):
+        found, calls = trained(bare=True, hooked=hooked)
+        assert calls == 4 * hooked
+        for p, q in zip(found, expected, strict=True):
+            assert torch.equal(p, q)
+
+
+def test_a_profile_shows_the_steps():
+    network = make_network()
+    optimizer, flat = FlatAdam(network.parameters(), 1e-2, (0.9, 0.999), 1e-8), FlatParameters(network.parameters())
+    flat.attach()
+    loss_of(network).backward()
+    optimizer.lay_out(flat)
+    with torch.profiler.profile() as profile:
+        optimizer.bare_step()
+    assert any(event.key == "Optimizer.step#FlatAdam.step" for event in profile.key_averages())
+
+
 def test_scaled_gradients_are_unscaled_before_they_are_clipped():
     network, reference = make_network(), make_network()
     optimizer, scaler = FlatAdam(network.parameters(), 1e-2, (0.9, 0.999), 1e-8), torch.amp.GradScaler("cpu", 1024.0)
