@@ -1,6 +1,7 @@
 """Loggers that a config names: what they are given, what they write without a server, what is missing."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,10 @@ def test_wandb_offline(tmp_path, monkeypatch):
     wandb.finish()
     assert summary["trainer/global_step"] == 256 and "loss/policy" in summary and "eval/return_mean" in summary
     (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    for _ in range(300):  # wandb's own process writes it
+        if record.stat().st_size > 1000:
+            break
+        time.sleep(0.1)
     assert record.stat().st_size > 1000
 
 
