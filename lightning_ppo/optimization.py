@@ -239,14 +239,8 @@ class MinibatchUpdate:
         if self._flat is None or not self._flat.holds_gradients:
             return nn.utils.clip_grad_norm_(self.module.parameters(), math.inf if bound is None else bound)
         norm = torch.linalg.vector_norm(self._flat.gradients)
-        if bound is None:
-            return norm
-        if norm.device.type == "cpu":  # where reading a number does not wait for anything
-            share = bound / (float(norm) + 1e-6)
-            if not share >= 1.0:
-                self._flat.gradients.mul_(share)
-        else:
-            self._flat.gradients.mul_((bound / (norm + 1e-6)).clamp_(max=1.0))
+        if bound is not None:
+            self._flat.gradients.div_(((norm + 1e-6) / bound).clamp_(min=1.0))
         return norm
 
 
