@@ -15,12 +15,13 @@ import torch
 
 import train
 from lightning_ppo import RolloutDataModule
-from lightning_ppo.config import EnvConfig
+from lightning_ppo.config import EnvConfig, RolloutConfig
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.groups import make_groups
 from lightning_ppo.packing import unpack
 from lightning_ppo.remote import make_collector
+from lightning_ppo.stream import RolloutStream
 from lightning_ppo.tree import tree_leaves
 from tests.helpers import Count
 from tests.test_cli import SMALL
@@ -114,6 +115,39 @@ def test_each_group_is_as_if_it_were_alone(env_id, core, mask):
                         parameter.mul_(1.1)
     finally:
         for collector in (grouped, *alone):
+            collector.close()
+
+
+def test_groups_are_one_collector_that_draws_their_noise():
+    settings = EnvConfig(id="Pendulum-v1", backend="sync", kwargs={"max_episode_steps": 25})
+    make_env = partial(make_vector_env, "Pendulum-v1", backend="sync", kwargs=settings.kwargs)
+    env = make_env(num_envs=1)
+    policies = [agent_of(env.single_observation_space, env.single_action_space, "gaussian").float() for _ in range(2)]
+    env.close()
+    seeds, rollout_settings = [11, 12, 13, 14, 15], RolloutConfig(num_steps=40)
+    firsts = [sum(SIZES[:group]) for group in range(len(SIZES))]
+    makes = [
+        partial(make_collector, partial(make_env, size), settings, policies[0], 40, group, seeds[first:][:size])
+        for group, (size, first) in enumerate(zip(SIZES, firsts, strict=True))
+    ]
+    whole = make_collector(partial(make_env, 5), settings, policies[1], 40, 0, seeds)
+    head, generators = policies[1].head, [torch.Generator().manual_seed(group) for group in range(len(SIZES))]
+    draw = head.noise
+    head.noise = lambda shape, _: torch.cat([draw((40, n), g) for n, g in zip(SIZES, generators, strict=True)], 1)
+    grouped = make_groups(makes, sum(SIZES))
+    streams = [RolloutStream(collector, rollout_settings, 1) for collector in (grouped, whole)]
+    try:
+        for _ in range(4):
+            rollouts = [stream.next_rollout() for stream in streams]
+            for name in ("observations", "actions", "log_probs", "values", "next_values", "advantages", "returns"):
+                torch.testing.assert_close(*(getattr(rollout, name) for rollout in rollouts), rtol=1e-4, atol=1e-4)
+            assert rollouts[0].truncations.any()
+            assert torch.equal(rollouts[0].truncations, rollouts[1].truncations)
+            for policy, rollout in zip(policies, rollouts, strict=True):
+                policy.update_statistics(rollout.observations, rollout.valid, lambda x: x)
+                policy.version += 1
+    finally:
+        for collector in (grouped, whole):
             collector.close()
 
 
