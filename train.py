@@ -400,7 +400,7 @@ def build_trainer(
         ]
     loggers += make_loggers(config.loggers, run_dir)
     defaults: dict[str, Any] = {
-        "accelerator": choose_accelerator(model.policy, env),
+        "accelerator": choose_accelerator(model.policy, env, config.rollout.overlap or config.rollout.processes > 1),
         "devices": 1,
         "max_epochs": -1,
         "check_val_every_n_epoch": config.evaluation.every_n_epochs,

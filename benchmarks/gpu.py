@@ -158,7 +158,7 @@ def loop(workload: Workload, device: str, seed: int) -> list[float]:
     observation, _ = envs.reset(seed=seed)
     assert isinstance(envs.single_observation_space, spaces.Box)
     agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
-    seen = torch.as_tensor(observation, device=device)
+    seen = torch.as_tensor(observation, device=device).clone()  # the environment writes over its own
     agent(seen)
     optimizer = torch.optim.Adam(agent.parameters(), 2e-3, eps=1e-5)
     times = []
@@ -170,7 +170,7 @@ def loop(workload: Workload, device: str, seed: int) -> list[float]:
             observation, reward, terminations, truncations, _ = envs.step(action.cpu().numpy())
             ended = torch.as_tensor(terminations | truncations, device=device).float()
             steps.append((seen, action, log_prob, value, torch.as_tensor(reward, device=device).float(), ended))
-            seen = torch.as_tensor(observation, device=device)
+            seen = torch.as_tensor(observation, device=device).clone()  # the environment writes over its own
         observations, actions, log_probs, values, rewards, ends = (torch.stack(x) for x in zip(*steps, strict=True))
         with torch.no_grad():
             following, last = agent(seen)[3], torch.zeros_like(values[0])

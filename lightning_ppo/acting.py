@@ -5,12 +5,14 @@ same parameter memory in a third of the time. It decides actions only: distribut
 rollout are always the policy's own.
 """
 
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ppo.distributions import MASKED, CategoricalHead, GaussianHead
@@ -67,7 +69,7 @@ def make_actor(
         generator: Source of the noise, on the policy's device.
         state: (N, H), recurrent states before the first step, or None for a policy without memory.
         as_tensors: Whether the environment takes its actions as tensors instead of NumPy arrays.
-        recorded: What `record_acting` returned, if anything.
+        recorded: Acts instead of the policy, if anything does.
     """
     on_cpu = generator.device.type == "cpu" and not as_tensors
     if on_cpu and not torch.is_autocast_enabled("cpu") and NumpyActor.suits(policy):
@@ -75,9 +77,29 @@ def make_actor(
     return TorchActor(policy, shape, generator, state, as_tensors, recorded)
 
 
-def record_acting(policy: ActorCritic) -> Recorded:
-    """Return `act_for` of a policy, to be recorded as a CUDA graph."""
-    return Recorded(partial(act_for, policy), lambda: (*policy.parameters(), *policy.buffers()))
+class RecordedActing(Recorded):
+    """`act_for` of a policy, recorded as a CUDA graph; where that fails it is called, and a warning says so.
+
+    Args:
+        policy: The policy.
+    """
+
+    def __init__(self, policy: ActorCritic) -> None:
+        super().__init__(partial(act_for, policy), lambda: (*policy.parameters(), *policy.buffers()))
+        self.failed = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what `act_for` returns."""
+        if self.failed:
+            return self.function(*arguments)
+        try:
+            return super().__call__(*arguments)
+        except RuntimeError as error:
+            found = self.function(*arguments)  # which raises what is wrong with the policy itself
+            self.failed = True
+            reason = textwrap.shorten(str(error), 200)
+            rank_zero_warn(f"compile: acting cannot be recorded as a CUDA graph ({reason}); it goes on unrecorded")
+            return found
 
 
 def act_for(
@@ -102,7 +124,7 @@ class TorchActor:
         generator: Source of the noise, on the policy's device.
         state: (N, H), recurrent states before the first step, or None for a policy without memory.
         as_tensors: Whether the environment takes its actions as tensors instead of NumPy arrays.
-        recorded: Acts instead of the policy, see `record_acting`.
+        recorded: Acts instead of the policy, see `RecordedActing`.
     """
 
     def __init__(

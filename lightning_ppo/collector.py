@@ -6,13 +6,14 @@ from typing import Any, Protocol
 import torch
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.acting import make_actor, record_acting
+from lightning_ppo.acting import RecordedActing, make_actor
 from lightning_ppo.advantages import following_values
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.graphs import can_record
 from lightning_ppo.policy import ActorCritic, eval_mode
+from lightning_ppo.random_state import restore_generator
 from lightning_ppo.rollout import Rollout
 from lightning_ppo.storage import make_storage
 
@@ -83,7 +84,7 @@ class Collector:
         self.stepper = make_stepper(env, action_mask, seeds)
         self.episodes = EpisodeRecorder(env.num_envs, skip_first)
         self.state = policy.initial_states(env.num_envs)
-        self.recorded = record_acting(policy) if compile and can_record(generator.device) else None
+        self.recorded = RecordedActing(policy) if compile and can_record(generator.device) else None
 
     @property
     def num_envs(self) -> int:
@@ -169,7 +170,7 @@ class Collector:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; where the environment's state is missing, its episodes start anew."""
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"], "actions are drawn")
         if state["stepper"]["env"] is None:
             return
         self.stepper.load_state_dict(state["stepper"])

@@ -99,6 +99,8 @@ class FlatAdam(torch.optim.Adam):
 
         Nothing changes where there are other parameters, several groups, or parameters of another age.
         """
+        if flat is self._flat and self._laid_out(flat):
+            return
         self._count()
         if flat is not self._flat:
             self._moments = [torch.zeros_like(flat.values), torch.zeros_like(flat.values)]
@@ -117,13 +119,21 @@ class FlatAdam(torch.optim.Adam):
         for name, views in zip(("exp_avg", "exp_avg_sq"), self._views, strict=True):
             for parameter, view in zip(trained, views, strict=True):
                 state = self.state[parameter]
-                state.setdefault("step", torch.zeros((), device=view.device))
+                # float32 whatever the default: the kernel for GPUs reads it as that
+                state.setdefault("step", torch.zeros((), dtype=torch.float32, device=view.device))
                 if name not in state:
                     view.zero_()
                 elif state[name].data_ptr() != view.data_ptr():
                     view.copy_(state[name])
                 state[name] = view
         self._flat = flat
+
+    def _laid_out(self, flat: FlatParameters) -> bool:
+        """Return whether all state is still what `lay_out` made of it."""
+        ours = zip(flat.parameters, *self._views, strict=True)
+        found = ((self.state.get(p, {}), first, second) for p, first, second in ours)
+        same = all(s.get("exp_avg") is first and s.get("exp_avg_sq") is second for s, first, second in found)
+        return same and len(self.param_groups) == 1
 
     @torch.no_grad()
     def _count(self) -> None:

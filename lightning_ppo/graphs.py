@@ -66,7 +66,12 @@ class Recorded:
         """Forget the recording if it reads memory that was given up; call it whenever that may have happened."""
         places = [tensor.data_ptr() for tensor in self.reads()]
         if places != self._places:
-            self._places, self._replay = places, None
+            self._places = places
+            self.forget()
+
+    def forget(self) -> None:
+        """Record anew at the next call."""
+        self._replay = None
 
     def __call__(self, *arguments: Any) -> Any:
         """Return what the function returns."""

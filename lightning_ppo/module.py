@@ -346,6 +346,7 @@ class PPO(TrainingState):
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
         self.share_window()
         self.minibatch_update = None
+        self._current.clear()  # the device may be another one
 
     def on_fit_end(self) -> None:
         """Let go of the optimizer, which belongs to the fit."""

@@ -102,7 +102,10 @@ class CompiledGradients:
             flat.gradients.copy_(found)
             return reported
 
-        self._set_gradients = Recorded(set_gradients) if can_record(flat.gradients.device) else set_gradients
+        self._set_gradients = set_gradients
+        self._recorded: Recorded | None = None
+        if can_record(flat.gradients.device):
+            self._recorded = Recorded(set_gradients, lambda: (*policy.parameters(), *policy.buffers()))
 
     def compile(self, batch: Minibatch, minibatch_size: int) -> str | None:
         """Compile for minibatches of one size; return why that failed, if it did.
@@ -122,20 +125,38 @@ class CompiledGradients:
             if device.type == "cpu":
                 get_cpp_compiler()
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                self(batch, torch.arange(minibatch_size, device=device), torch.ones((), device=device))
+                for _ in range(1 if self._recorded is None else 2):  # the second call is recorded
+                    self(batch, torch.arange(minibatch_size, device=device), torch.ones((), device=device))
         except InvalidCxxCompiler:
             return "no C++ compiler was found, install g++"
         except TorchDynamoException as error:
             return f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
         except RuntimeError as error:
-            if not isinstance(self._set_gradients, Recorded):
+            if self._recorded is None:
                 raise
             return f"the update cannot be recorded as a CUDA graph ({textwrap.shorten(str(error), 200)})"
         return None
 
     def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a flat batch and return what it reports."""
-        return self._set_gradients(batch, rows, scale)
+        if self._recorded is None:
+            return self._set_gradients(batch, rows, scale)
+        if self.alike:
+            return self._recorded(batch, rows, scale)
+        # a replay would not notice what has changed; a call does, and compiles again
+        compiled = _graphs_compiled()
+        reported = self._set_gradients(batch, rows, scale)
+        if _graphs_compiled() == compiled:
+            self._recorded.refresh()
+        else:
+            self._recorded.forget()
+        return reported
+
+
+def _graphs_compiled() -> int:
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
 
 
 class MinibatchUpdate:

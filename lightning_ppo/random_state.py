@@ -1,10 +1,12 @@
-"""The state of all global random generators as plain data."""
+"""The states of random generators: all global ones as plain data, and one that was saved on another device."""
 
 import random
 from typing import Any
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 
 def get_random_state() -> dict[str, Any]:
@@ -22,9 +24,23 @@ def set_random_state(state: dict[str, Any]) -> None:
     """Put the global generators into the state that `get_random_state` returned."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"][: torch.cuda.device_count()]])
     numpy_state = np.random.get_state(legacy=False)
     numpy_state["state"] = {"key": state["numpy"]["key"].cpu().numpy(), "pos": state["numpy"]["pos"]}
     np.random.set_state(numpy_state)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
+
+
+def restore_generator(generator: torch.Generator, state: Tensor, what: str) -> None:
+    """Put a generator into a saved state; leave it, with a warning, if that is one of another kind of device.
+
+    Args:
+        generator: The generator.
+        state: What its `get_state` returned.
+        what: What it does, for the warning.
+    """
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state.cpu())
+    else:
+        rank_zero_warn(f"the checkpoint was written on another kind of device: {what} with numbers seeded anew")

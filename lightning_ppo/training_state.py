@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_ppo.distributed import gather_objects, rank, world_size
 from lightning_ppo.evaluation_steps import EvaluationSteps
-from lightning_ppo.random_state import get_random_state, set_random_state
+from lightning_ppo.random_state import get_random_state, restore_generator, set_random_state
 from lightning_ppo.seeding import derive_seeds
 
 RETURN_WINDOW = 100
@@ -55,11 +55,11 @@ class TrainingState(EvaluationSteps):
 
     def shuffle_generator(self) -> torch.Generator:
         """Return the source of this rank's minibatches, on the module's device."""
-        if self._shuffle is None:
+        if self._shuffle is None or self._shuffle.device.type != self.device.type:
             seed = derive_seeds(torch.initial_seed() % 2**32, rank(), 1, "shuffle")[0]
             self._shuffle = torch.Generator(self.device).manual_seed(seed)
             if self._restored_shuffle is not None:
-                self._shuffle.set_state(self._restored_shuffle)
+                restore_generator(self._shuffle, self._restored_shuffle, "minibatches are drawn")
                 self._restored_shuffle = None
         return self._shuffle
 

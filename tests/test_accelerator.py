@@ -28,6 +28,7 @@ def test_a_gpu_is_for_large_networks_images_and_environments_on_it(monkeypatch, 
     assert choose_accelerator(network, env) == "cpu"  # there is none
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_accelerator(network, env) == expected
+    assert choose_accelerator(network, env, elsewhere=True) == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_native_pictures_are_those_of_gymnasiums_wrappers(game, name, settings):
     assert native.single_observation_space == wrapped.single_observation_space
     assert native.single_action_space == wrapped.single_action_space
     ends = same_game(native, wrapped, recorded(native, 250), [[5, 6], [5, 6]])
-    assert ends >= 2 if settings else 1
+    assert ends >= (2 if settings else 1)
 
 
 def test_sticky_actions_stick_alike(game):

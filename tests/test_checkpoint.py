@@ -14,6 +14,7 @@ from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.checkpoint import AtomicCheckpointIO, read_checkpoint, read_newest, versions
 from lightning_ppo.envs.state import read_layer, write_layer
 from lightning_ppo.errors import CheckpointError
+from lightning_ppo.packing import pack, unpack
 from tests.crash_test import same
 from tests.test_module import make_trainer
 
@@ -277,6 +278,20 @@ def test_another_backend_reseeds_with_a_warning(tmp_path):
     model, data = build("CartPole-v1", backend="sync")
     with pytest.warns(UserWarning, match="state of a CartPoleVectorEnv, this run steps a SyncVectorEnv"):
         make_trainer(max_epochs=2).fit(model, data, ckpt_path=tmp_path / "agent.ckpt", weights_only=True)
+    assert model.iterations == 4
+
+
+def test_random_states_of_another_kind_of_device_are_drawn_anew_with_a_warning(tmp_path):
+    fit("CartPole-v1", 1, save=tmp_path / "agent.ckpt")
+    content = torch.load(tmp_path / "agent.ckpt", weights_only=True)
+    states = unpack(content["RolloutDataModule"]["ranks"][0])
+    states["collector"]["generator"] = torch.zeros(16, dtype=torch.uint8)  # as on a GPU
+    content["RolloutDataModule"]["ranks"][0] = pack(states)
+    content["ppo"]["ranks"][0]["shuffle"] = torch.zeros(16, dtype=torch.uint8)
+    torch.save(content, tmp_path / "elsewhere.ckpt")
+    with pytest.warns(UserWarning, match="another kind of device: (actions|minibatches) are drawn with") as warned:
+        model, _ = fit("CartPole-v1", 2, tmp_path / "elsewhere.ckpt")
+    assert sum("another kind of device" in str(warning.message) for warning in warned) == 2
     assert model.iterations == 4
 
 

@@ -76,6 +76,8 @@ def test_everything_is_float64_and_resumes_so(name, tmp_path):
     assert {p.dtype for p in (*through.parameters(), *resumed.parameters())} == {torch.float64}
     for mine, theirs in zip(resumed.parameters(), through.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+    # which the kernel of Adam for GPUs takes the count of steps for
+    assert {state["step"].dtype for state in trainer.optimizers[0].state.values()} == {torch.float32}
     rollout = through.seen[0]
     computed = (rollout.distribution, rollout.log_probs, rollout.values, rollout.next_values, rollout.rewards)
     assert {x.dtype for x in (*computed, rollout.advantages, rollout.returns)} == {torch.float64}

@@ -3,9 +3,11 @@
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_ppo import PPO, RolloutDataModule, collector, graphs, optimization
+from lightning_ppo.acting import RecordedActing
 from lightning_ppo.collector import Collector
 from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.graphs import Recorded
@@ -28,9 +30,11 @@ def imitation(monkeypatch):
         recordings.append(function)
 
         def replay():
+            compiled = counters["stats"]["unique_graphs"]
             for place, value in zip(tree_leaves(outputs), tree_leaves(function(*inputs)), strict=True):
                 if isinstance(place, torch.Tensor):
                     place.copy_(value)
+            assert counters["stats"]["unique_graphs"] == compiled, "a replay notices no change"
 
         # a recording computes nothing
         for place in tree_leaves(outputs):
@@ -105,6 +109,47 @@ def test_recorded_acting_and_updates_learn_the_same(imitation, monkeypatch, env,
     assert len(imitation) == 3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert found_returns == pytest.approx(returns)
+
+
+def test_a_recorded_loss_sees_what_a_callback_changes_between_iterations(imitation):
+    class Weighted(PPO):
+        weight = 1.0
+
+        def policy_loss(self, terms):
+            return super().policy_loss(terms) * 0.0 + self.weight
+
+    seen = []
+
+    class Change(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            seen.append(float(trainer.callback_metrics["loss/policy"]))
+            module.weight += len(seen) % 2  # in every second iteration it stays as it was
+
+    data = RolloutDataModule("Pendulum-v1", num_envs=2, num_steps=16, rollouts_per_epoch=4)
+    spaces = data.observation_space, data.action_space
+    model = Weighted(*spaces, update={"epochs": 2, "minibatch_size": 16}, policy={"hidden_sizes": [4]}, compile=True)
+    make_trainer(callbacks=[Change()]).fit(model, data)
+    assert seen == pytest.approx([1.0, 2.0, 2.0, 3.0])
+
+
+def test_a_policy_that_cannot_be_recorded_acts_as_it_is_with_one_line(monkeypatch):
+    def refuse(function, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+
+    monkeypatch.setattr(graphs, "record", refuse)
+    env = TorchCartPole(4)
+    policy = ActorCritic(env.single_observation_space, env.single_action_space)
+    rollouts = []
+    for recorded in (None, RecordedActing(policy)):
+        collecting = Collector(env, policy, 8, torch.Generator().manual_seed(0), [3])
+        collecting.recorded = recorded
+        if recorded is None:
+            rollouts.append(collecting.collect())
+            continue
+        with pytest.warns(UserWarning, match=r"acting cannot be recorded .*\(operation not permitted .*\)") as warned:
+            rollouts.append(collecting.collect())
+        assert len(warned) == 1 and len(str(warned[0].message).splitlines()) == 1
+    assert torch.equal(rollouts[0].actions, rollouts[1].actions)
 
 
 @NEEDS_CUDA

@@ -52,6 +52,11 @@ class TensorVectorEnv(VectorEnv):
             raise ConfigError(f"TensorVectorEnv: {type(self.env).__name__} has no {name}; give one as an argument")
         return space
 
+    @property
+    def device(self) -> str:
+        """Where the simulator says that it is."""
+        return str(getattr(self.env, "device", "cpu"))
+
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start all episodes anew."""
         takes = inspect.signature(self.env.reset).parameters

@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
 from lightning_ppo.envs.processes import ProcessVectorEnv
+from lightning_ppo.random_state import restore_generator
 
 _CONSTANT = (
     gymnasium.Space,
@@ -196,7 +197,7 @@ class _Writer:
         if kind == "same_tensor":
             return self._tensors[content]
         if kind == "torch_generator":
-            current.set_state(content.cpu())
+            restore_generator(current, content, "an environment draws")
             return current
         if kind == "generator":
             state = self.decode(content, None)
