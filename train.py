@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ppo.class_path import instantiate
-from lightning_ppo.config import Config, flat, load, load_over, peek, to_container, to_yaml
+from lightning_ppo.config import Config, EnvConfig, flat, load, load_over, peek, to_container, to_yaml
 from lightning_ppo.errors import ConfigError, UserError, report
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "cartpole.yaml"
@@ -269,6 +269,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     returns = torch.tensor([value for own in latest for value in own], dtype=torch.float64)
     summary = {
         "env_id": config.env.id,
+        "env": _protocol(config.env),
         "seed": config.seed,
         "world_size": trainer.world_size,
         "env_steps": model.env_steps,
@@ -448,6 +449,14 @@ def _headline(config: Config, model: Any, trainer: Any, run_dir: Path) -> str:
         f"on {device}{idle if device == 'cpu' and torch.cuda.is_available() else ''}, "
         f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}{chosen}; writing to {run_dir}"
     )
+
+
+def _protocol(env: EnvConfig) -> dict[str, Any]:
+    """Return the settings that say which task the results are of."""
+    from lightning_ppo.envs.atari import is_atari
+
+    settings = to_container(env)
+    return settings if is_atari(env.id) else {name: value for name, value in settings.items() if name != "atari"}
 
 
 def _table(summary: dict[str, Any], metrics: dict[str, Any], run_dir: Path) -> str:

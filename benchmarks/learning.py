@@ -37,7 +37,7 @@ COLUMNS = (
 CURVE_POINTS = 200
 Table = dict[str, dict[str, list[dict[str, str]]]]
 """Rows of results by environment and experiment."""
-Run = Callable[[str, Sequence[str], str | None, int, Sequence[str]], Any]
+Run = Callable[[str, Sequence[str], str | None, int, Sequence[str]], str]
 """Takes experiment, config files, environment, seed and overrides."""
 
 
@@ -69,15 +69,18 @@ def package_versions(*names: str) -> dict[str, str]:
     return {name: version(name) for name in names if find_spec(name)}
 
 
-def provenance(experiment: str, command: str, versions: dict[str, str]) -> dict[str, str]:
-    """Return the columns that say where a row comes from."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
+def current_commit() -> str:
+    """Return the commit that is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def provenance(experiment: str, command: str, versions: dict[str, str], commit: str = "") -> dict[str, str]:
+    """Return the columns that say where a row comes from; `commit` is the current one unless it is given."""
     return {
         "experiment": experiment,
         "command": command,
-        "commit": commit,
+        "commit": commit or current_commit(),
         "date": f"{date.today()}",
         "cpu": cpu_name(),
         "versions": json.dumps(versions),
@@ -97,7 +100,10 @@ def append_row(experiment: str, row: dict[str, Any]) -> None:
 
 
 def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> str:
-    """Train one seed unless its row exists, and append its row and curve; return what a failed run complained of."""
+    """Train one seed unless its row exists, and append its row and curve; return what a failed run complained of.
+
+    A run that was killed goes on with the settings it began with, so it fails if it is asked for with others.
+    """
     settings = [*configs, *([f"env.id={env_id}"] if env_id else []), *overrides]
     shown = subprocess.run(
         [sys.executable, "train.py", *settings, "--print-config"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -109,35 +115,60 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
         print(f"{experiment} {env_id} seed {seed}: done before")
         return ""
     run_dir = RUNS / experiment / f"{env_id.replace('/', '_')}-{seed}"
+    command_line = " ".join(["python train.py", *settings, f"seed={seed}"])
+    begun = _beginning(run_dir)
     command = [sys.executable, "train.py", *settings, f"seed={seed}", f"run_dir={run_dir}"]
     command.append("trainer.enable_progress_bar=false")
-    if (run_dir / "checkpoints" / "last.ckpt").exists():
+    if (run_dir / "checkpoints" / "last.ckpt").exists() and begun.exists():
+        former = json.loads(begun.read_text())["command"]
+        if former != command_line:
+            error = f"{run_dir} was begun by `{former}`; delete it, or go on with that"
+            print(f"{experiment} {env_id} seed {seed}: failed\n{error}", flush=True)
+            return error
         command = [sys.executable, "train.py", f"run_dir={run_dir}", "resume=last"]
-    elif run_dir.exists():
-        shutil.rmtree(run_dir)
+    else:
+        clear(run_dir)
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        begun.write_text(json.dumps({"command": command_line, "commit": current_commit()}))
     print(f"{experiment} {env_id} seed {seed}: running", flush=True)
     finished = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ}, capture_output=True, text=True, check=False
     )
     if finished.returncode:
         print(f"{experiment} {env_id} seed {seed}: failed\n{finished.stderr}", flush=True)
         return finished.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
     write_curve(run_dir / "metrics.csv", RESULTS / "curves" / experiment / f"{run_dir.name}.csv")
-    command_line = " ".join(["python train.py", *settings, f"seed={seed}"])
-    append_row(experiment, summary | provenance(experiment, command_line, summary["versions"]))
+    commit = json.loads(begun.read_text())["commit"]
+    append_row(experiment, summary | provenance(experiment, command_line, summary["versions"], commit))
     print(f"{experiment} {env_id} seed {seed}: {summary['train_return_mean']:.1f}", flush=True)
-    shutil.rmtree(run_dir)
+    clear(run_dir)
     return ""
+
+
+def _beginning(run_dir: Path) -> Path:
+    """Return the file that says how a run was begun."""
+    return run_dir.with_name(f"{run_dir.name}.json")
+
+
+def clear(run_dir: Path) -> None:
+    """Delete what there is of a run."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    _beginning(run_dir).unlink(missing_ok=True)
 
 
 def run_all(
     tasks: Iterable[tuple[str, Sequence[str], str | None, int, Sequence[str]]], workers: int, run: Run = run_one
 ) -> None:
-    """Run many, each given by the arguments of `run_one`, so many side by side."""
+    """Run many, each given by the arguments of `run_one`, so many side by side.
+
+    Raises:
+        SystemExit: In the end, if any of them failed.
+    """
     with ThreadPoolExecutor(workers) as pool:
-        for job in [pool.submit(run, *task) for task in tasks]:
-            job.result()
+        failures = [error for job in [pool.submit(run, *task) for task in tasks] if (error := job.result())]
+    if failures:
+        raise SystemExit(f"{len(failures)} of the runs failed")
 
 
 def write_curve(metrics: Path, target: Path) -> None:

@@ -14,7 +14,6 @@ its last 100 training episodes, on the scale on which uniformly random actions h
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,11 +74,11 @@ COLUMNS = {
 """In the order in which they are run."""
 
 
-def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> None:
-    """Train one run of the table unless it is done; one that diverges counts with what it had reached."""
+def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> str:
+    """Train as `learning.run_one` does; a run that diverges counts with what it had reached."""
     error = learning.run_one(experiment, configs, env_id, seed, overrides)
     if "the weights are those from before this iteration" not in error:
-        return
+        return error
     run_dir = learning.RUNS / experiment / f"{env_id}-{seed}"
     last = [row for row in learning.read_rows(run_dir / "metrics.csv") if row.get("rollout/return_mean")][-1]
     learning.write_curve(run_dir / "metrics.csv", learning.RESULTS / "curves" / experiment / f"{env_id}-{seed}.csv")
@@ -88,7 +87,8 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     row = {"env_id": env_id, "seed": seed, "env_steps": round(float(last["step"]))}
     row |= {"train_return_mean": last["rollout/return_mean"]}
     learning.append_row(experiment, row | learning.provenance(experiment, command, versions))
-    shutil.rmtree(run_dir)
+    learning.clear(run_dir)
+    return ""
 
 
 def scores(table: learning.Table, experiments: Sequence[str]) -> dict[str, dict[str, list[float]]]:

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -13,20 +13,22 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_ppo.config import PolicyConfig, UpdateConfig, check_rollout_size, flat, nearest
+from lightning_ppo.config import UpdateConfig, check_rollout_size, flat, nearest
 from lightning_ppo.distributed import gather_objects
 from lightning_ppo.errors import CheckpointError, ConfigError, NonFiniteError
+from lightning_ppo.policy import ActorCritic
 from lightning_ppo.policy_objectives import PolicyGradient
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
-def check_trust_region(update: UpdateConfig, policy: PolicyConfig, compile: bool, loss_terms: Sequence[Any]) -> None:
+def check_trust_region(update: UpdateConfig, policy: ActorCritic, compile: bool, loss_terms: Collection[Any]) -> None:
     """Raise ConfigError for settings that an objective with a trust region rules out."""
-    if policy.shared_trunk:
+    if policy.shares_parameters():
         raise ConfigError(
-            "policy.shared_trunk: a step within the trust region moves the policy alone, and one of the critic through "
-            "a shared trunk would leave the region; set it to false, or take a first-order objective such as clip"
+            "policy.shared_trunk, policy.network: a step within the trust region moves the policy alone, and one of "
+            "the critic through shared layers would leave the region; give each its own, or take a first-order "
+            "objective such as clip"
         )
     if loss_terms:
         raise ConfigError("loss_terms: trpo takes none; remove them, or take a first-order objective such as clip")

@@ -158,6 +158,8 @@ class FlatAdam(torch.optim.Adam):
         else:
             self._count()
             self._step_one_by_one()
+            if any(p.grad is None for p in flat.parameters):
+                self._flat = None  # some are a step behind from now on
         return loss
 
     def _step_one_by_one(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from lightning_ppo.class_path import instantiate
 from lightning_ppo.distributions import ActionHead, CategoricalHead, GaussianHead
 from lightning_ppo.errors import ConfigError
+from lightning_ppo.inputs import is_image
+from lightning_ppo.iteration import LOSSES
 from lightning_ppo.objectives import masked_log_ratios
 from lightning_ppo.policy import ActorCritic, Evaluation
 from lightning_ppo.rollout import Minibatch
@@ -87,6 +89,8 @@ class ActionSmoothness(LossTerm):
         super().__init__(policy)
         if scale <= 0.0:
             raise ConfigError(f"scale must be positive, got {scale}")
+        if not any(isinstance(leaf, spaces.Box) and not is_image(leaf) for leaf in policy.inputs.leaves.values()):
+            raise ConfigError("noise is added to Box observations that are no images, and there is none")
         self.scale = scale
 
     def forward(self, policy: ActorCritic, minibatch: Minibatch, now: Evaluation) -> Tensor:
@@ -205,7 +209,7 @@ def make_loss_terms(entries: Sequence[Any], policy: ActorCritic) -> tuple[dict[s
             continue
         term = instantiate(settings, "loss_terms", LossTerm, policy)
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(term).__name__).lower()
-        if name in terms:
-            raise ConfigError(f"loss_terms: {name} is named twice; derive a class with a name of its own from it")
+        if name in terms or f"loss/{name}" in LOSSES or hasattr(nn.ModuleDict, name):
+            raise ConfigError(f"loss_terms: the name {name} is taken; derive a class with a name of its own from it")
         terms[name], weights[name] = term, weight
     return terms, weights

@@ -35,7 +35,7 @@ from lightning_ppo.optimization import (
     update_settings,
 )
 from lightning_ppo.policy import ActorCritic, Evaluation, eval_mode
-from lightning_ppo.policy_objectives import PolicyTerms, make_objective
+from lightning_ppo.policy_objectives import PolicyGradient, PolicyTerms, make_objective
 from lightning_ppo.quick_log import log_metrics
 from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
@@ -85,7 +85,11 @@ class PPO(TrainingState):
         super().__init__()
         self.automatic_optimization = False
         given = as_section(UpdateConfig, update, "update")
-        self.update_settings = replace(given, epochs=resolve_epochs(objective, given))
+        epochs = resolve_epochs(objective, given)
+        made = make_objective(objective, given)
+        if isinstance(made, PolicyGradient):  # one that is derived from it has no ratio either
+            epochs = resolve_epochs("policy_gradient", given)
+        self.update_settings = replace(given, epochs=epochs)
         self.optimizer_settings = as_section(OptimizerConfig, optimizer, "optimizer")
         policy_settings = as_section(PolicyConfig, policy, "policy")
         normalize_settings = as_section(NormalizeConfig, normalize, "normalize")
@@ -110,13 +114,13 @@ class PPO(TrainingState):
         self.total_env_steps = total_env_steps
         self.compile_update = compile
         self.minibatch_update: MinibatchUpdate | None = None
-        self.objective = make_objective(objective, self.update_settings)
+        self.objective = made
         self._trust_region: TrustRegion | None = None
+        terms, term_weights = make_loss_terms(loss_terms, self.policy)
         if self.objective.trust_region:
-            check_trust_region(self.update_settings, policy_settings, compile, loss_terms)
+            check_trust_region(self.update_settings, self.policy, compile, terms)
             region = to_container(self.update_settings.trust_region)
             self._trust_region = TrustRegion(self.policy.parameters(), **region, average=mean_over_ranks)
-        terms, term_weights = make_loss_terms(loss_terms, self.policy)
         self.loss_terms = nn.ModuleDict(terms)
         self.statistics = (*LOSSES, *(f"loss/{name}" for name in terms), *MEASURES)
         self.coefficients = self.update_settings.schedules()
@@ -305,9 +309,8 @@ class PPO(TrainingState):
         elif self.learning_rate.adaptive and self._trust_region is None:
             scheduler.set(self.learning_rate.steer(learning_rate, report.kl))
         update_seconds = time.perf_counter() - started
-        if self.compile_seconds == 0.0:
-            self.compile_seconds = self._update().compile_seconds
-            update_seconds -= self.compile_seconds
+        update_seconds -= self._update().latest_compile_seconds
+        self.compile_seconds += self._update().latest_compile_seconds
         self.collect_seconds, self.update_seconds = report.collect_seconds, update_seconds
         seconds = self.collect_seconds + update_seconds
         metrics = report.metrics | {

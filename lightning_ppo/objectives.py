@@ -9,6 +9,9 @@ from torch import Tensor
 Scalar = Any
 """A number or a tensor of shape ()."""
 
+KL_COEFFICIENT_BOUNDS = (1e-6, 1e6)
+"""Between which beta of the adaptive KL penalty is adapted."""
+
 
 def _same_shape(*tensors: Tensor) -> None:
     if tensors[0].dim() != 1 or any(t.shape != tensors[0].shape for t in tensors):
@@ -81,11 +84,13 @@ def kl_penalty_loss(log_ratios: Tensor, advantages: Tensor, kl: Tensor, coeffici
 def adapted_coefficient(coefficient: float, kl: float, target: float) -> float:
     """Return the next beta of the adaptive KL penalty: halved below target / 1.5, doubled above 1.5 x target.
 
-    PPO paper, section 4.
+    PPO paper, section 4. It stays within KL_COEFFICIENT_BOUNDS, from where it can come back: without them a policy that
+    does not move takes it to 0 in time, which doubling does not change.
     """
+    low, high = KL_COEFFICIENT_BOUNDS
     if kl < target / 1.5:
-        return coefficient / 2.0
-    return coefficient * 2.0 if kl > target * 1.5 else coefficient
+        return max(coefficient / 2.0, min(coefficient, low))
+    return min(coefficient * 2.0, max(coefficient, high)) if kl > target * 1.5 else coefficient
 
 
 def value_loss(

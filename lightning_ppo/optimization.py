@@ -168,7 +168,7 @@ class MinibatchUpdate:
     Parameters and gradients then lie in one buffer each (see `flat`), as they do where the update is compiled.
 
     Attributes:
-        compile_seconds: Time that compiling took.
+        latest_compile_seconds: Time that compiling took in the latest `prepare`.
 
     Args:
         module: Its parameters are updated.
@@ -182,7 +182,7 @@ class MinibatchUpdate:
         self.loss = loss
         self.optimizer = optimizer
         self.compile = compile
-        self.compile_seconds = 0.0
+        self.latest_compile_seconds = 0.0
         self._plain_backward = _is_plain(module, "on_before_backward", "on_after_backward", "backward")
         self._plain_step = _is_plain(module, "on_before_optimizer_step")
         self._trained: list[nn.Parameter] = []
@@ -191,6 +191,7 @@ class MinibatchUpdate:
 
     def prepare(self, batch: Minibatch, minibatch_size: int) -> None:
         """Get ready for an iteration over the rows of a rollout, in minibatches of B."""
+        self.latest_compile_seconds = 0.0
         trained = [p for p in self.module.parameters() if p.requires_grad]
         if [*map(id, trained)] != [*map(id, self._trained)]:  # the first time, or some were frozen or freed
             self._trained, self._flat, self._compiled = trained, None, None
@@ -212,7 +213,7 @@ class MinibatchUpdate:
         self._flat.attach()
         self._compiled = CompiledGradients(self.module, self._flat, self.loss)
         failure = self._compiled.compile(batch, minibatch_size)
-        self.compile_seconds += time.perf_counter() - started
+        self.latest_compile_seconds = time.perf_counter() - started
         failed = torch.tensor([failure is not None], dtype=torch.float32, device=batch.weights.device)
         if max_over_ranks(failed):
             self._compiled, self.compile = None, False

@@ -20,7 +20,6 @@ from lightning_ppo.networks import MLP, ActorCriticNetwork, CustomNetwork, Encod
 from lightning_ppo.normalization import Reduce, RewardScaler
 from lightning_ppo.recurrence import RecurrentCore
 from lightning_ppo.rollout import Minibatch, Observations, Rollout, split
-from lightning_ppo.spaces import space_leaves
 from lightning_ppo.tree import tree_leaves, tree_map
 
 EVALUATION_ROWS = 8192
@@ -101,7 +100,7 @@ class ActorCritic(nn.Module):
         self.state_size: int = self.network.state_size
         self.version = 0
         if policy.network or policy.encoder not in (None, *ENCODERS) or policy.core not in (None, *CORES):
-            self._try_out(observation_space)
+            self._try_out()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -268,20 +267,36 @@ class ActorCritic(nn.Module):
         """Return actions as `step` does for observations (B, ...) that have no past."""
         return self.step(observations, action_masks=action_masks, deterministic=deterministic, generator=generator)[0]
 
+    def _zeros(self, count: int) -> tuple[Any, Tensor | None]:
+        """Return inputs of the network made of observations (count, ...) of zeros, and whether an episode starts."""
+        leaves = self.inputs.leaves.values()
+        batch = [torch.from_numpy(np.zeros((count, *(leaf.shape or ())), leaf.dtype)) for leaf in leaves]
+        starts = None if not self.state_size else torch.arange(count) % 3 == 0
+        return self.inputs(tree_map(batch.__getitem__, self.inputs.structure)), starts
+
+    def shares_parameters(self) -> bool:
+        """Return whether actor and critic have parameters in common."""
+        with eval_mode(self):
+            inputs, starts = self._zeros(2)
+            outputs, values, _ = self.network(inputs, self.initial_states(2), starts)
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        actors, critics = (
+            torch.autograd.grad(x.sum(), parameters, retain_graph=True, allow_unused=True) for x in (outputs, values)
+        )
+        return any(a is not None and c is not None for a, c in zip(actors, critics, strict=True))
+
     @torch.no_grad()
-    def _try_out(self, space: gymnasium.Space) -> None:
+    def _try_out(self) -> None:
         """Raise ConfigError if networks of the user's own do not give what is needed for observations of zeros.
 
         They get six or, if they have a memory, one each of two sequences, then three each.
         """
-        leaves, states = space_leaves(space).values(), self.initial_states(2)
+        states = self.initial_states(2)
         for count in (6,) if states is None else (2, 6):
-            batch = [torch.from_numpy(np.zeros((count, *(leaf.shape or ())), leaf.dtype)) for leaf in leaves]
-            observations = tree_map(batch.__getitem__, self.inputs.structure)
-            starts = None if states is None else torch.arange(count) % 3 == 0
+            inputs, starts = self._zeros(count)
             try:
                 with eval_mode(self):
-                    outputs, values, after = self.network(self.inputs(observations), states, starts)
+                    outputs, values, after = self.network(inputs, states, starts)
             except Exception as error:
                 text = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise ConfigError(f"policy: the network fails on {count} observations: {text}") from error

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_ppo.class_path import load_class
 from lightning_ppo.config import UpdateConfig
+from lightning_ppo.errors import ConfigError
 from lightning_ppo.objectives import (
     adapted_coefficient,
     clipped_surrogate_loss,
@@ -113,7 +114,10 @@ class AdaptiveKL(PolicyObjective):
     def __init__(self, update: UpdateConfig) -> None:
         super().__init__(update)
         self.target = update.kl_target
-        self.register_buffer("coefficient", torch.tensor(update.schedules()["kl_coefficient"](0.0)))
+        start = update.schedules()["kl_coefficient"](0.0)
+        if start <= 0.0:
+            raise ConfigError(f"update.kl_coefficient: adaptive_kl multiplies it, so it cannot start at {start:g}")
+        self.register_buffer("coefficient", torch.tensor(start))
 
     def forward(self, terms: PolicyTerms, coefficients: Mapping[str, Tensor]) -> Tensor:
         """Return the penalised surrogate loss."""

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from benchmarks import gpu, learning, recurrent, speed, table1, where_time_goes
-from lightning_ppo.config import OptimizerConfig, RolloutConfig, UpdateConfig, load
+from lightning_ppo.config import NormalizeConfig, OptimizerConfig, PolicyConfig, RolloutConfig, UpdateConfig, load
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
@@ -189,6 +189,25 @@ def test_scores_of_table_1_have_random_actions_at_0_and_the_best_run_at_1(result
     assert found["t-trpo"] == {}
 
 
+def test_a_run_goes_on_with_the_settings_it_began_with_only(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
+    small = ["total_env_steps=128", "env.num_envs=2", "rollout.num_steps=32", "update.minibatch_size=64"]
+    small += ["evaluation.final_episodes=0"]
+    checkpoint = tmp_path / "runs" / "own" / "CartPole-v1-1" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    (tmp_path / "runs" / "own" / "CartPole-v1-1.json").write_text(
+        '{"command": "python train.py x", "commit": "c0ffee"}'
+    )
+    with pytest.raises(SystemExit, match="1 of the runs failed"):
+        learning.run_all([("own", ["configs/cartpole.yaml"], None, 1, small)], workers=1)
+    assert "was begun by `python train.py x`; delete it, or go on with that" in capsys.readouterr().out
+    assert checkpoint.exists() and not learning.is_done("own", "CartPole-v1", 1)
+    learning.clear(checkpoint.parents[1])
+    learning.run_all([("own", ["configs/cartpole.yaml"], None, 1, small)], workers=1)
+    assert learning.is_done("own", "CartPole-v1", 1) and not any((tmp_path / "runs" / "own").iterdir())
+
+
 def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
     run_dir = tmp_path / "runs" / "t-none" / "Reacher-v5-1"
@@ -205,7 +224,7 @@ def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monke
     assert row["command"].endswith("env.id=Reacher-v5 objective=surrogate seed=1")
     assert not run_dir.exists()
     monkeypatch.setattr(learning, "run_one", lambda *arguments: "error: killed")
-    table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 2, [])
+    assert table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 2, []) == "error: killed"
     assert len(learning.load_results(["t-none"])["Reacher-v5"]["t-none"]) == 1
 
 
@@ -235,12 +254,26 @@ def test_every_column_of_table_1_is_a_change_of_the_papers_settings():
         assert config.env == papers.env and config.normalize == papers.normalize
 
 
-def test_the_papers_config_leaves_nothing_to_the_defaults():
-    """What an update does is written down there, so that a new default cannot change the reproduction."""
-    given = yaml.safe_load((learning.ROOT / table1.CONFIG).read_text())
-    open_ends = {"update": {"clip_range_high", "kl_coefficient", "kl_target", "sequence_length", "trust_region"}}
-    for name, section in (("rollout", RolloutConfig), ("update", UpdateConfig), ("optimizer", OptimizerConfig)):
-        assert {f.name for f in fields(section)} - set(given[name]) == open_ends.get(name, set())
+@pytest.mark.parametrize("name", ["paper/mujoco.yaml", "paper/atari.yaml", "parity/mujoco.yaml"])
+def test_a_reproduction_leaves_nothing_to_the_defaults(name):
+    """Whatever changes what is learnt is written down, so that a new default cannot change it."""
+    given = yaml.safe_load((learning.ROOT / "configs" / name).read_text())
+    without_effect = {
+        "update": {"sequence_length"},
+        "policy": {"core_size", "critic_observation_keys"},
+        "normalize": set(),
+    }
+    if name != "paper/mujoco.yaml":  # whose other objectives are compared
+        without_effect["update"] |= {"kl_coefficient", "kl_target", "trust_region"}
+    if name == "paper/atari.yaml":  # no layers after the CNN, discrete actions, nothing normalised
+        without_effect["policy"] |= {"activation", "log_std_init"}
+        without_effect["normalize"] |= {"observation_clip", "epsilon"}
+    if not given["normalize"]["rewards"]:
+        without_effect["normalize"] |= {"reward_clip"}
+    sections = {"rollout": RolloutConfig, "update": UpdateConfig, "optimizer": OptimizerConfig}
+    sections |= {"policy": PolicyConfig, "normalize": NormalizeConfig}
+    for section, settings in sections.items():
+        assert {f.name for f in fields(settings)} - set(given[section]) == without_effect.get(section, set()), section
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -62,6 +62,8 @@ def test_every_config_that_comes_along_trains(config, tmp_path):
     assert train.main([str(config), *settings, f"run_dir={tmp_path / 'run'}"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["iterations"] == 1 and summary["optimizer_steps"] == 2
+    # the protocol belongs to the results of a game
+    assert summary["env_id"].startswith("ALE/") == ("frame_skip" in summary["env"].get("atari", {}))
 
 
 def test_run_directory_holds_what_the_contract_names(finished, capsys):

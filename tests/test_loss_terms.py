@@ -1,10 +1,12 @@
 """Added losses: their values, their place in the update, and that weight 0 is the same as none."""
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
 
+from lightning_ppo import PPO
 from lightning_ppo.config import NormalizeConfig, PolicyConfig
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.loss_terms import ActionSmoothness, DualClip, LossTerm, MirrorSymmetry, make_loss_terms
@@ -204,7 +206,7 @@ def check_effect(name: str, compiled: bool) -> None:
     if name == "dual_clip":  # ratios stay near 1, so the bound must be right there
         given["init_args"] = {"bound": 1.0001}
     model = fit([given], compile=compiled, **FAST)
-    assert not torch.equal(weights_of(model), weights_of(fit([], **FAST)))
+    assert not torch.equal(weights_of(model), weights_of(fit([], compile=compiled, **FAST)))
     assert all(abs(m[f"loss/{name}"]) > 0.0 for m in model.logged)
     assert model.logged[0][f"update/{name}_weight"] == 4.0
     assert 2.0 < model.logged[1][f"update/{name}_weight"] < 4.0
@@ -220,11 +222,12 @@ def test_a_random_term_takes_part_when_compiled():
 
 
 def test_compiled_terms_are_the_eager_ones():
-    entries = [entry("dual_clip", 1.0), entry("mirror_symmetry", 0.5)]
+    entries = [entry("dual_clip", 1.0) | {"init_args": {"bound": 1.0001}}, entry("mirror_symmetry", 0.5)]
     eager, compiled = (fit(entries, compile=c) for c in (False, True))
     torch.testing.assert_close(weights_of(eager), weights_of(compiled), rtol=0, atol=1e-5)
     for one, other in zip(eager.logged, compiled.logged, strict=True):
-        assert one["loss/mirror_symmetry"] == pytest.approx(other["loss/mirror_symmetry"], rel=1e-3, abs=1e-8)
+        for name in ("loss/mirror_symmetry", "loss/dual_clip"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-8) and one[name] != 0.0
 
 
 def test_the_mirror_term_makes_the_policy_symmetric():
@@ -268,7 +271,7 @@ def test_a_term_of_the_users_own_with_parameters(compiled, tmp_path):
         (["lightning_ppo.policy.ActorCritic"], "loss_terms: lightning_ppo.policy.ActorCritic is no"),
         ([entry("dual_clip", -1)], "values must be finite and not negative"),
         ([{**entry("dual_clip", 1), "wieght": 2}], "got 'wieght'"),
-        ([entry("dual_clip", 1), entry("dual_clip", 2)], "dual_clip is named twice"),
+        ([entry("dual_clip", 1), entry("dual_clip", 2)], "the name dual_clip is taken"),
         ([{"class_path": PATH + "DualClip", "init_args": {"bound": 0.5}}], "bound must be greater than 1"),
         ([{"class_path": PATH + "ActionSmoothness", "init_args": {"scale": 0}}], "scale must be positive"),
     ],
@@ -276,6 +279,29 @@ def test_a_term_of_the_users_own_with_parameters(compiled, tmp_path):
 def test_entries_that_are_none_are_errors(entries, message):
     with pytest.raises(ConfigError, match=message):
         make_pair(loss_terms=entries)
+
+
+class Entropy(LossTerm):
+    """Its name is that of a loss which is there already."""
+
+    def forward(self, policy, minibatch, now):
+        return now.entropies
+
+
+class Values(Entropy):
+    """Its name is that of a method of the container of terms."""
+
+
+@pytest.mark.parametrize("name", ["Entropy", "Values"])
+def test_a_name_that_is_taken_is_an_error(name):
+    with pytest.raises(ConfigError, match=f"the name {name.lower()} is taken"):
+        make_pair(loss_terms=[f"tests.test_loss_terms.{name}"])
+
+
+def test_noise_needs_observations_to_be_added_to():
+    images = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+    with pytest.raises(ConfigError, match="Box observations that are no images, and there is none"):
+        PPO(images, spaces.Discrete(2), loss_terms=[entry("action_smoothness", 1.0)])
 
 
 def test_a_trust_region_takes_no_terms():

@@ -12,7 +12,7 @@ from lightning_ppo.config import UpdateConfig
 from lightning_ppo.distributions import make_action_head
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.objectives import adapted_coefficient
-from lightning_ppo.policy_objectives import PolicyObjective, PolicyTerms, make_objective
+from lightning_ppo.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms, make_objective
 from tests.test_module import make_pair, make_trainer
 from tests.test_trust_region import Watched
 
@@ -133,6 +133,31 @@ def test_equal_bounds_of_their_own_are_the_one_clip_range_bit_for_bit():
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+class Derived(PolicyGradient):
+    """One of a user's own."""
+
+
+def test_what_is_derived_from_the_policy_gradient_has_no_ratio_either():
+    model, _ = make_pair(objective="tests.test_policy_objectives.Derived", update={"minibatch_size": 16})
+    assert model.update_settings.epochs == 1
+    with pytest.raises(ConfigError, match="2 passes need a ratio"):
+        make_pair(objective="tests.test_policy_objectives.Derived", update={"epochs": 2, "minibatch_size": 16})
+
+
+def test_an_adapted_coefficient_comes_back_from_its_bounds():
+    coefficient = 1.0
+    for _ in range(200):
+        coefficient = adapted_coefficient(coefficient, kl=0.0, target=0.01)
+    assert coefficient == 1e-6 and adapted_coefficient(coefficient, kl=1.0, target=0.01) == 2e-6
+    for _ in range(200):
+        coefficient = adapted_coefficient(coefficient, kl=1.0, target=0.01)
+    assert coefficient == 1e6 and adapted_coefficient(coefficient, kl=0.0, target=0.01) == 5e5
+    # one that starts beyond them is not thrown back to them
+    assert adapted_coefficient(1e-7, kl=0.0, target=0.01) == 1e-7
+    with pytest.raises(ConfigError, match="kl_coefficient: adaptive_kl multiplies it, so it cannot start at 0"):
+        make_pair(objective="adaptive_kl", update={"kl_coefficient": 0.0, "minibatch_size": 16})
 
 
 def test_policy_gradient_refuses_more_than_one_epoch():

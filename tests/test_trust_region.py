@@ -277,7 +277,8 @@ def test_the_entropy_bonus_is_part_of_the_objective():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": {"shared_trunk": True}}, "policy.shared_trunk: .* first-order objective"),
+        ({"policy": {"shared_trunk": True}}, "policy.shared_trunk.* first-order objective"),
+        ({"policy": {"network": "tests.test_trust_region.OneTrunk"}}, "policy.network: .* first-order objective"),
         ({"compile": True}, "compile: .* set it to false"),
         ({"update": {"target_kl": 0.1}}, "update.target_kl: .* update.trust_region.max_kl"),
     ],
@@ -285,6 +286,54 @@ def test_the_entropy_bonus_is_part_of_the_objective():
 def test_what_a_trust_region_rules_out_is_refused_with_the_reason(settings, message):
     with pytest.raises(ConfigError, match=message):
         make_pair(objective="trpo", **settings)
+
+
+class OneTrunk(nn.Module):
+    """Actor and critic share a layer."""
+
+    def __init__(self, observation_space, num_outputs):
+        super().__init__()
+        self.layer = nn.Linear(observation_space.shape[0], 8)
+        self.outputs, self.value = nn.Linear(8, num_outputs), nn.Linear(8, 1)
+
+    def forward(self, inputs):
+        features = self.layer(inputs).tanh()
+        return self.outputs(features), self.value(features).squeeze(-1)
+
+
+class TwoTrunks(OneTrunk):
+    """Actor and critic share nothing."""
+
+    def __init__(self, observation_space, num_outputs):
+        super().__init__(observation_space, num_outputs)
+        self.value = nn.Linear(observation_space.shape[0], 1)
+
+    def forward(self, inputs):
+        return self.outputs(self.layer(inputs).tanh()), self.value(inputs).squeeze(-1)
+
+
+def test_a_network_that_shares_nothing_and_a_term_of_weight_0_are_taken():
+    term = {"class_path": "lightning_ppo.loss_terms.DualClip", "weight": 0}
+    model = train(rollouts=2, policy={"network": "tests.test_trust_region.TwoTrunks"}, loss_terms=[term])
+    assert len(model.logged) == 2
+
+
+def test_the_critic_is_fitted_by_adam():
+    class Reference(Watched):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), 3e-4, eps=1e-5)
+
+    weights = []
+    for kind in (Watched, Reference):
+        settings = {"objective": "trpo", "update": {"minibatch_size": 16}}
+        model, data = make_pair("Pendulum-v1", kind, rollouts_per_epoch=3, **settings)
+        trainer = make_trainer()
+        trainer.fit(model, data)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        (optimizer,) = trainer.optimizers
+        steps = {float(state["step"]) for state in optimizer.state_dict()["state"].values() if state["step"] > 0}
+        assert steps == {120.0}  # 3 rollouts x 10 epochs x 4 minibatches
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
 
 
 def test_half_precision_is_refused():
