@@ -15,7 +15,8 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_ppo.distributions import MASKED, CategoricalHead, GaussianHead
+from lightning_ppo.distributions import MASKED, CategoricalHead, GaussianHead, StateGaussianHead
+from lightning_ppo.distributions.continuous import LOG_STD_BOUNDS
 from lightning_ppo.graphs import Recorded
 from lightning_ppo.inputs import AsFloat
 from lightning_ppo.networks import MLP, ActorCriticNetwork, Encoder, Trunk
@@ -161,21 +162,57 @@ class TorchActor:
         return None if x is None else torch.as_tensor(x, device=self.device)
 
 
+def _tanh(x: np.ndarray) -> None:
+    np.tanh(x, out=x)
+
+
+def _relu(x: np.ndarray) -> None:
+    np.maximum(x, 0.0, out=x)
+
+
+def _elu(x: np.ndarray) -> None:
+    np.copyto(x, np.expm1(np.minimum(x, 0.0)), where=x < 0.0)
+
+
+def _silu(x: np.ndarray) -> None:
+    x *= 0.5 * np.tanh(0.5 * x) + 0.5  # the logistic function
+
+
+_IN_PLACE: dict[type[nn.Module] | None, Callable[[np.ndarray], None]] = {
+    nn.Tanh: _tanh,
+    nn.ReLU: _relu,
+    nn.ELU: _elu,
+    nn.SiLU: _silu,
+}
+
+
+def _layers(mlp: MLP) -> tuple[list[nn.Linear], Callable[[np.ndarray], None]] | None:
+    """Return the linear layers of an MLP and the activation after each, in eval mode; None if they are others."""
+    modules = [module for module in mlp if type(module) is not nn.Dropout]
+    linear = [module for module in modules[::2] if type(module) is nn.Linear]
+    kinds = {type(module) if getattr(module, "alpha", 1.0) == 1.0 else None for module in modules[1::2]}  # of ELU
+    if 2 * len(linear) != len(modules) or len(kinds) > 1 or not kinds <= set(_IN_PLACE):
+        return None
+    return linear, _IN_PLACE[(kinds or {nn.Tanh}).pop()]
+
+
 class _NumpyLayers:
-    """Linear layers with tanh units in NumPy.
+    """Linear layers in NumPy.
 
     Args:
         layers: The layers.
         num_envs: N.
-        activate_last: Whether the last layer has tanh units, too.
+        activate: Applies the activation function in place; None for none.
     """
 
-    def __init__(self, layers: list[nn.Linear], num_envs: int, activate_last: bool = True) -> None:
+    def __init__(
+        self, layers: list[nn.Linear], num_envs: int, activate: Callable[[np.ndarray], None] | None = None
+    ) -> None:
+        self._activate = activate
         self._layers = [
             (
                 layer.weight.detach().numpy().T,
                 layer.bias.detach().numpy(),
-                activate_last or layer is not layers[-1],
                 np.empty((num_envs, layer.out_features), np.float32),
             )
             for layer in layers
@@ -183,11 +220,11 @@ class _NumpyLayers:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Return what the layers make of x (N, I), valid until the next call."""
-        for weight, bias, activate, buffer in self._layers:
+        for weight, bias, buffer in self._layers:
             x = np.matmul(x, weight, out=buffer)
             x += bias
-            if activate:
-                np.tanh(x, out=x)
+            if self._activate is not None:
+                self._activate(x)
         return x
 
 
@@ -264,22 +301,23 @@ class NumpyActor:
         self._actions = self.actions.numpy()
         self._noise = head.noise(shape, generator).numpy()
         trunks = _acting_trunks(network)
-        linear = [[module for module in trunk.mlp if isinstance(module, nn.Linear)] for trunk in trunks]
-        self._trunks = [_NumpyLayers(layers, num_envs) for layers in linear]
+        found = [layers for trunk in trunks if (layers := _layers(trunk.mlp)) is not None]
+        self._trunks = [_NumpyLayers(layers, num_envs, activate) for layers, activate in found]
         self._cores = [_NumpyCore(trunk.core) for trunk in trunks if isinstance(trunk.core, RecurrentCore)]
-        self._output = _NumpyLayers([network.actor_output], num_envs, activate_last=False)
+        self._output = _NumpyLayers([network.actor_output], num_envs)
         normalizer = policy.inputs.parts[0]
         self._normalizer = None
         if isinstance(normalizer, ObservationNormalizer):
             scale, shift = (value.numpy().reshape(1, -1) for value in (normalizer.scale, normalizer.shift))
             self._normalizer = (scale, shift, normalizer.clip, np.empty((num_envs, scale.size), np.float32))
         if isinstance(head, GaussianHead):
-            self._noise = self._noise * head.log_std.detach().exp().numpy()
+            if not isinstance(head, StateGaussianHead):
+                self._noise = self._noise * head.log_std.detach().exp().numpy()
             self._bounds = tuple(b.numpy() for b in (head.center, head.half_range, head.low, head.high))
 
     @staticmethod
     def suits(policy: ActorCritic) -> bool:
-        """Return whether the policy is a float32 MLP with tanh units on one Box, and an action head known here.
+        """Return whether the policy is a float32 MLP on one Box, and its activation and action head are known here.
 
         An LSTM or GRU may follow the MLP.
         """
@@ -288,13 +326,13 @@ class NumpyActor:
             return False
         return (
             type(network.actor_output) is nn.Linear
-            and type(policy.head) in (CategoricalHead, GaussianHead)
+            and type(policy.head) in (CategoricalHead, GaussianHead, StateGaussianHead)
             and policy.inputs.structure == 0
             and type(policy.inputs.parts[0]) in (ObservationNormalizer, AsFloat)
             and all(
                 type(trunk.encoder) is Encoder
                 and type(trunk.mlp) is MLP
-                and [type(module) for module in trunk.mlp] == [nn.Linear, nn.Tanh] * (len(trunk.mlp) // 2)
+                and _layers(trunk.mlp) is not None
                 and (trunk.core is None or type(trunk.core) is RecurrentCore)
                 for trunk in _acting_trunks(network)
             )
@@ -335,8 +373,11 @@ class NumpyActor:
             x += self._noise[step]
             actions = x.argmax(-1, out=self._actions[step])
             return actions + self.head.start if self.head.start else actions
-        actions = np.add(x, self._noise[step], out=self._actions[step])
-        return self._to_env(actions)
+        noise = self._noise[step]
+        if isinstance(self.head, StateGaussianHead):
+            x, log_std = x[:, : self.head.size], x[:, self.head.size :]
+            noise = noise * np.exp(np.clip(log_std + np.float32(self.head.log_std_init), *LOG_STD_BOUNDS))
+        return self._to_env(np.add(x, noise, out=self._actions[step]))
 
     def _to_env(self, actions: np.ndarray) -> np.ndarray:
         assert isinstance(self.head, GaussianHead)

@@ -54,6 +54,20 @@ def test_both_actors_take_the_same_actions(action_space, observation_space, hidd
     assert len(torch.unique(quick.actions.flatten(2) if quick.actions.dim() > 2 else quick.actions)) > 1
 
 
+@pytest.mark.parametrize("activation", ["relu", "elu", "silu"])
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"distribution": "state_gaussian"}], ids=str)
+@torch.no_grad()
+def test_so_they_do_with_other_units_dropout_and_noise_that_depends_on_the_state(activation, settings):
+    policy = make_policy(ACTIONS["uneven box"], activation=activation, hidden_sizes=[64, 32], **settings).eval()
+    observations = 3.0 * torch.randn(STEPS, ENVS, 7).numpy()
+    assert type(make_actor(policy, (STEPS, ENVS), generator())) is NumpyActor
+    quick, plain = (kind(policy, (STEPS, ENVS), generator()) for kind in (NumpyActor, TorchActor))
+    for step in range(STEPS):
+        mine, theirs = quick(step, observations[step], NO_STARTS), plain(step, observations[step], NO_STARTS)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(quick.actions, plain.actions, rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_weights_are_those_of_the_policy_at_the_rollout():
     policy = make_policy(ACTIONS["box"])
@@ -79,11 +93,16 @@ def test_which_actor_is_taken():
 
     assert kind(make_policy(box)) is NumpyActor
     assert kind(make_policy(box, shared_trunk=True)) is NumpyActor
-    assert kind(make_policy(box, activation="relu")) is TorchActor
+    assert kind(make_policy(box, activation="gelu")) is TorchActor
+    assert kind(make_policy(box, distribution="beta")) is TorchActor
     assert kind(make_policy(box).double()) is TorchActor
     changed = make_policy(box)
-    changed.network.actor_trunk.mlp.append(torch.nn.Dropout())
+    changed.network.actor_trunk.mlp.append(torch.nn.LayerNorm(64))
     assert kind(changed) is TorchActor
+    steep = make_policy(box, activation="elu")
+    for mlp in (steep.network.actor_trunk.mlp, steep.network.critic_trunk.mlp):
+        mlp[1].alpha = mlp[3].alpha = 2.0
+    assert kind(steep) is TorchActor
 
     class Own(ActorCritic):
         def act(self, *arguments):

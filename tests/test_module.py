@@ -315,13 +315,25 @@ def test_observation_statistics_count_each_valid_row_once_and_only_between_itera
     torch.testing.assert_close(normalizer.variance, everything.var(0, correction=0))
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_compiled_equals_eager(env):
+@pytest.mark.parametrize(
+    ("env", "objective"),
+    [
+        ("CartPole-v1", "clip"),
+        ("Pendulum-v1", "clip"),
+        ("Pendulum-v1", "kl_penalty"),
+        ("CartPole-v1", "adaptive_kl"),
+        ("Pendulum-v1", "policy_gradient"),
+    ],
+)
+def test_compiled_equals_eager(env, objective):
     """Same data, same initial weights: after 3 iterations the weights agree to float tolerance."""
     weights = []
     for compiled in (False, True):
-        model, data = make_pair(env, rollouts_per_epoch=3, compile=compiled)
+        update = {"epochs": None if objective == "policy_gradient" else 2, "minibatch_size": 16}
+        model, data = make_pair(env, rollouts_per_epoch=3, compile=compiled, objective=objective, update=update)
         make_trainer().fit(model, data)
+        if objective == "adaptive_kl":
+            assert model.objective.coefficient != 1.0  # it has adapted
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-5)
 

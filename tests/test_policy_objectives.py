@@ -135,6 +135,18 @@ def test_equal_bounds_of_their_own_are_the_one_clip_range_bit_for_bit():
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_clipping_has_the_gradient_of_the_policy_gradient_where_the_ratio_is_1():
+    torch.manual_seed(0)
+    log_probs, advantages = torch.randn(ROWS), torch.randn(ROWS)
+    gradients = []
+    for name in ("clip", "surrogate", "policy_gradient"):
+        now = log_probs.clone().requires_grad_()
+        terms = PolicyTerms(now, now - log_probs, advantages, None)
+        make_objective(name, UpdateConfig())(terms, {"clip_range": torch.tensor(0.2)}).sum().backward()
+        gradients.append(now.grad)
+    assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[2])
+
+
 class Derived(PolicyGradient):
     """One of a user's own."""
 
