@@ -177,7 +177,7 @@ class UpdateConfig:
     """L, consecutive steps through which a recurrent policy is trained, a divisor of num_steps and minibatch_size; null
     takes the largest that leaves four sequences in a minibatch."""
     clip_range: Any = 0.2
-    """Epsilon of the clipped surrogate (PPO paper, equation 7), usually 0.1 to 0.3."""
+    """Epsilon of the clipped surrogate (PPO paper, equation 7), below 1, usually 0.1 to 0.3."""
     clip_range_high: Any = None
     """How far the ratio may rise above 1; null takes `clip_range`, which then bounds both sides."""
     kl_coefficient: Any = 1.0
@@ -218,7 +218,13 @@ class UpdateConfig:
         """Return the scheduled coefficients by name; those that may be null only where they are set."""
         names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient"]
         names += [name for name in ("clip_range_high", "value_clip_range") if getattr(self, name) is not None]
-        return {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
+        schedules = {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
+        _require(
+            max(schedules["clip_range"].values) < 1.0,
+            f"update.clip_range: a ratio is never below 0, so it must be less than 1, got {self.clip_range}; "
+            "clip_range_high may be larger",
+        )
+        return schedules
 
 
 @dataclass

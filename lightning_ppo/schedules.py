@@ -49,6 +49,12 @@ class Schedule:
         """Whether the value is steered by the measured KL instead of by progress."""
         return self.kind == "adaptive_kl"
 
+    @property
+    def values(self) -> list[float]:
+        """The values between which it moves."""
+        values = [value for _, value in self.points] or [self.start]
+        return [*values, self.end] if "end" in _FIELDS[self.kind] else values
+
     def __call__(self, progress: float) -> float:
         """Return the value at `progress`, the share of the training budget already used, clamped to [0, 1]."""
         progress = min(max(float(progress), 0.0), 1.0)
@@ -119,10 +125,7 @@ class Schedule:
                 raise ConfigError(f"{key}: expected a number or a schedule mapping, got {specification!r}") from None
         if schedule.adaptive and not allow_adaptive:
             raise ConfigError(f"{key}: the kind adaptive_kl steers only optimizer.learning_rate")
-        values = [schedule.start, *(value for _, value in schedule.points)]
-        if "end" in _FIELDS[schedule.kind]:
-            values.append(schedule.end)
-        if any(not math.isfinite(value) or value < 0.0 for value in values):
+        if any(not math.isfinite(value) or value < 0.0 for value in schedule.values):
             raise ConfigError(f"{key}: values must be finite and not negative, got {specification!r}")
         return schedule
 

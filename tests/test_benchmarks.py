@@ -127,6 +127,17 @@ def test_racers_do_what_they_are_asked(tmp_path):
     assert any(line.startswith("| single-file loop, CleanRL-style |") for line in speed.table(rows))
 
 
+def test_the_smoke_test_of_a_race_prints_its_page_and_keeps_nothing(monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="needs the extra benchmark")
+    before = (speed.RESULTS / "speed.csv").read_bytes(), (speed.ROOT / "docs" / "speed.md").read_bytes()
+    monkeypatch.setattr(speed, "TINY", {"CartPole-v1, tiny": speed.TINY["CartPole-v1, tiny"]})
+    monkeypatch.setattr("sys.argv", ["speed.py", "--smoke", "--systems", "lightning_ppo_compiled", "single_file"])
+    speed.main()
+    page = capsys.readouterr().out
+    assert "### CartPole-v1, tiny" in page and "| lightning_ppo, compile=true |" in page
+    assert before == ((speed.RESULTS / "speed.csv").read_bytes(), (speed.ROOT / "docs" / "speed.md").read_bytes())
+
+
 def test_a_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     results, raced = tmp_path / "speed.csv", []
 

@@ -447,6 +447,8 @@ def test_mistakes_in_a_section_name_the_key(section: type, value: Any, start: st
         lambda: EnvConfig(num_envs=0),
         lambda: RolloutConfig(gamma=2.0),
         lambda: UpdateConfig(clip_range=-1.0),
+        lambda: UpdateConfig(clip_range=1.0),
+        lambda: UpdateConfig(clip_range={"kind": "piecewise", "points": [[0, 0.2], [1, 1.5]]}),
         lambda: OptimizerConfig(learning_rate="fast"),
         lambda: NormalizeConfig(epsilon=0.0),
         lambda: Config(rollout=RolloutConfig(num_steps=3), env=EnvConfig(num_envs=5)),

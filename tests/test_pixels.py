@@ -75,6 +75,15 @@ def test_encoders_take_channels_first_and_last(encoder, features):
     assert not torch.equal(shown[0], shown[1])
 
 
+def test_a_trust_region_moves_a_cnn_within_its_bound():
+    pl.seed_everything(1, verbose=False)
+    update = {"epochs": 1, "minibatch_size": 32}
+    model = learn(vector([Lights] * 4), 16, 2, gamma=0.0, objective="trpo", update=update, policy={"hidden_sizes": []})
+    measured = model.trainer.callback_metrics
+    assert 0.0 < measured["update/kl"] <= 0.01 * (1.0 + 1e-4)
+    assert measured["update/step_fraction"] > 0.0 and measured["update/improvement"] > 0.0
+
+
 def agent(encoder):
     torch.manual_seed(1)
     settings = PolicyConfig(encoder=encoder, hidden_sizes=[], shared_trunk=True)
