@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --device cpu --threads 2 --workloads 3 4    1,024 CartPoles in torch on two cores
     python benchmarks/gpu.py --device cpu --smoke             does everything work? tiny sizes, figures mean nothing
 
-lightning_ppo runs through `train.py` with its logging on, eager and with compile=true (on a GPU: CUDA graphs). Beside
-it stand a loop in the manner of CleanRL, written for this benchmark, on the same device with the same setting of TF32,
-and what LeanRL publishes for one H100 (another machine, so a ratio to it says less). Speed is that of the whole loop
-after the warm-up, medians of interleaved runs.
+lightning_ppo runs through `train.py` with its logging on, eager and with compile=true (on a GPU: CUDA graphs), images
+also in bfloat16. Beside it stand a loop in the manner of CleanRL, written for this benchmark, on the same device with
+the same setting of TF32, and what LeanRL publishes for one H100 (another machine, so a ratio to it says less). Speed
+is that of the whole loop after the warm-up, medians of interleaved runs.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def now() -> float:
     return time.perf_counter()
 
 
-def ours(workload: Workload, device: str, seed: int, compiled: bool) -> list[float]:
+def ours(workload: Workload, device: str, seed: int, compiled: bool, precision: str = "32-true") -> list[float]:
     """Train with lightning_ppo and return when each iteration ended."""
     laps = Laps()
     in_torch = workload.env_id == CARTPOLE
@@ -110,6 +110,7 @@ def ours(workload: Workload, device: str, seed: int, compiled: bool) -> list[flo
             *(f"total_env_steps={workload.size * (WARM_UP + workload.iterations)}", f"compile={compiled}"),
             *("evaluation.episodes=0", "evaluation.final_episodes=0", "trainer.enable_checkpointing=false"),
             *("trainer.enable_progress_bar=false", f"trainer.accelerator={device}", f"run_dir={folder}/run"),
+            f"trainer.precision={precision}",
             *([f"env.kwargs.device={device}"] if in_torch else []),
             *workload.settings,
         ]
@@ -203,6 +204,9 @@ def race(workload: Workload, device: str, repeats: int) -> dict[str, list[float]
         "lightning_ppo, eager": lambda seed: ours(workload, device, seed, False),
         "lightning_ppo, compile=true": lambda seed: ours(workload, device, seed, True),
     }
+    if workload.settings == IMAGES:
+        name = "lightning_ppo, compile=true trainer.precision=bf16-mixed"
+        systems[name] = lambda seed: ours(workload, device, seed, True, "bf16-mixed")
     if workload.env_id != CARTPOLE:
         systems["eager loop, CleanRL-style"] = lambda seed: loop(workload, device, seed)
     rates: dict[str, list[float]] = {name: [] for name in systems}
