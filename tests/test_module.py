@@ -429,7 +429,7 @@ def test_compiling_draws_no_random_numbers():
             self._apply_schedules()
             update, state = self._update(), torch.get_rng_state()
             update.prepare(rollout.flatten(), 16)
-            assert update.compile_seconds > 0.0
+            assert update.latest_compile_seconds > 0.0
             self.unchanged = torch.equal(torch.get_rng_state(), state)
             update.backward(rollout.flatten(), torch.arange(16), torch.ones(()))
             self.drawn = not torch.equal(torch.get_rng_state(), state)
