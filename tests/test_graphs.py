@@ -13,7 +13,7 @@ from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.graphs import Recorded
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.storage import DeviceStorage
-from tests.test_module import make_trainer
+from tests.test_module import Heavier, Weighted, make_trainer
 
 NEEDS_CUDA = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="real CUDA graphs need a GPU; above, an imitation takes the same roads"
@@ -112,24 +112,12 @@ def test_recorded_acting_and_updates_learn_the_same(imitation, monkeypatch, env,
 
 
 def test_a_recorded_loss_sees_what_a_callback_changes_between_iterations(imitation):
-    class Weighted(PPO):
-        weight = 1.0
-
-        def policy_loss(self, terms):
-            return super().policy_loss(terms) * 0.0 + self.weight
-
-    seen = []
-
-    class Change(pl.Callback):
-        def on_train_batch_end(self, trainer, module, *_):
-            seen.append(float(trainer.callback_metrics["loss/policy"]))
-            module.weight += len(seen) % 2  # in every second iteration it stays as it was
-
     data = RolloutDataModule("Pendulum-v1", num_envs=2, num_steps=16, rollouts_per_epoch=4)
     spaces = data.observation_space, data.action_space
     model = Weighted(*spaces, update={"epochs": 2, "minibatch_size": 16}, policy={"hidden_sizes": [4]}, compile=True)
-    make_trainer(callbacks=[Change()]).fit(model, data)
-    assert seen == pytest.approx([1.0, 2.0, 2.0, 3.0])
+    heavier = Heavier(1.0, 0.0, 1.0, 0.0)
+    make_trainer(callbacks=[heavier]).fit(model, data)
+    assert heavier.seen == pytest.approx([1.0, 2.0, 2.0, 3.0])
 
 
 def test_a_policy_that_cannot_be_recorded_acts_as_it_is_with_one_line(monkeypatch):

@@ -359,23 +359,32 @@ def test_compiling_happens_once_although_schedules_move():
     assert model.compile_seconds > 0
 
 
+class Weighted(PPO):
+    """Its policy loss is a number that a callback changes."""
+
+    weight = 1.0
+
+    def policy_loss(self, terms):
+        return super().policy_loss(terms) * 0.0 + self.weight
+
+
+class Heavier(pl.Callback):
+    """Adds to the weight after each iteration, and keeps the losses."""
+
+    def __init__(self, *additions: float) -> None:
+        self.additions = additions
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        module.weight += self.additions[len(self.seen)]
+        self.seen.append(float(trainer.callback_metrics["loss/policy"]))
+
+
 def test_a_compiled_loss_sees_what_a_callback_changes_between_iterations():
-    class Weighted(PPO):
-        weight = 1.0
-
-        def policy_loss(self, terms):
-            return super().policy_loss(terms) * 0.0 + self.weight
-
-    seen = []
-
-    class Change(pl.Callback):
-        def on_train_batch_end(self, trainer, module, *_):
-            seen.append(float(trainer.callback_metrics["loss/policy"]))
-            module.weight += 1.0
-
     model, data = make_pair(model=Weighted, rollouts_per_epoch=2, compile=True)
-    make_trainer(callbacks=[Change()]).fit(model, data)
-    assert seen == pytest.approx([1.0, 2.0])
+    heavier = Heavier(1.0, 0.0)
+    make_trainer(callbacks=[heavier]).fit(model, data)
+    assert heavier.seen == pytest.approx([1.0, 2.0])
 
 
 class Untraceable(PPO):
