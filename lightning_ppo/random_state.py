@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 
@@ -43,4 +42,6 @@ def restore_generator(generator: torch.Generator, state: Tensor, what: str) -> N
     if state.shape == generator.get_state().shape:
         generator.set_state(state.cpu())
     else:
+        from pytorch_lightning.utilities.rank_zero import rank_zero_warn  # processes of environments need none of it
+
         rank_zero_warn(f"the checkpoint was written on another kind of device: {what} with numbers seeded anew")

@@ -13,11 +13,11 @@ from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.graphs import Recorded
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.storage import DeviceStorage
+from tests.test_device_envs import Looks
 from tests.test_module import Heavier, Weighted, make_trainer
 
-NEEDS_CUDA = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="real CUDA graphs need a GPU; above, an imitation takes the same roads"
-)
+DEVICES = ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
+"""Where there is no GPU, the imitation takes the same roads on the CPU. A real graph has not been recorded so far."""
 
 
 @pytest.fixture
@@ -140,31 +140,36 @@ def test_a_policy_that_cannot_be_recorded_acts_as_it_is_with_one_line(monkeypatc
     assert torch.equal(rollouts[0].actions, rollouts[1].actions)
 
 
-@NEEDS_CUDA
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("env", ["lightning_ppo.envs.torch_envs:TorchCartPole", "Pendulum-v1"])
-def test_cuda_graphs_learn_the_same(env):
-    """Eager and recorded training on the GPU; never run so far, for want of one."""
-    expected, _ = train(env, False, "cuda")
-    found, _ = train(env, True, "cuda")
+def test_compiled_and_recorded_training_learns_the_same(request, env, device):
+    if device == "cpu":
+        request.getfixturevalue("imitation")
+    expected, _ = train(env, False, device)
+    found, _ = train(env, True, device)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@NEEDS_CUDA
-def test_nothing_waits_for_the_gpu_while_collecting(monkeypatch):
-    """CUDA itself raises where the host waits for it; never run so far, for want of one."""
-    env = TorchCartPole(64, device="cuda")
-    policy = ActorCritic(env.single_observation_space, env.single_action_space).cuda()
-    collecting = Collector(env, policy, 8, torch.Generator("cuda").manual_seed(0), [0])
-    finish = DeviceStorage.finish
+@pytest.mark.parametrize("device", DEVICES)
+def test_nothing_waits_for_the_device_while_collecting(monkeypatch, device):
+    """Not before the rollout is complete; on a GPU, CUDA itself raises where the host waits for it."""
+    env = TorchCartPole(64, device=device)
+    policy = ActorCritic(env.single_observation_space, env.single_action_space).to(device)
+    collecting = Collector(env, policy, 8, torch.Generator(device).manual_seed(0), [0])
+    finish, looks, waited = DeviceStorage.finish, Looks(), []
 
-    def relaxed(storage):
-        torch.cuda.set_sync_debug_mode("default")
+    def finishing(storage):
+        waited.append(looks.count)
+        allow("default")
         return finish(storage)
 
-    monkeypatch.setattr(DeviceStorage, "finish", relaxed)
-    torch.cuda.set_sync_debug_mode("error")
+    allow = torch.cuda.set_sync_debug_mode if device == "cuda" else lambda mode: None
+    monkeypatch.setattr(DeviceStorage, "finish", finishing)
+    allow("error")
     try:
-        rollout = collecting.collect()
+        with looks:
+            rollout = collecting.collect()
     finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert rollout.observations.is_cuda and rollout.advantages is None
+        allow("default")
+    assert waited == [0]
+    assert rollout.observations.device.type == device
