@@ -17,10 +17,10 @@ from lightning_ppo.report.charts import nice_ticks, short, tick_labels
 from lightning_ppo.report.runs import POINTS, changed_settings, group_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="what a browser makes of the page; no package of pip's has one (.ci/run installs Debian's chromium)",
-)
+# Whether text overlaps, a column overflows or a pointer finds its point only a browser can say, and no Python package
+# brings one: .ci/run installs it with apt, and on a machine without one the suite must still pass after pip alone. What
+# the page holds, every number, label and escaped character of it, is tested below without a browser.
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="layout and pointer: needs chromium (apt install chromium)")
 
 
 def make_run(
