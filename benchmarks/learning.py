@@ -139,8 +139,7 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
         return finished.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
     write_curve(run_dir / "metrics.csv", RESULTS / "curves" / experiment / f"{run_dir.name}.csv")
-    commit = json.loads(begun.read_text())["commit"]
-    append_row(experiment, summary | provenance(experiment, command_line, summary["versions"], commit))
+    append_row(experiment, summary | provenance(experiment, command_line, summary["versions"], commit_of(run_dir)))
     print(f"{experiment} {env_id} seed {seed}: {summary['train_return_mean']:.1f}", flush=True)
     clear(run_dir)
     return ""
@@ -149,6 +148,11 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
 def _beginning(run_dir: Path) -> Path:
     """Return the file that says how a run was begun."""
     return run_dir.with_name(f"{run_dir.name}.json")
+
+
+def commit_of(run_dir: Path) -> str:
+    """Return the commit that a run was begun with."""
+    return json.loads(_beginning(run_dir).read_text())["commit"]
 
 
 def clear(run_dir: Path) -> None:

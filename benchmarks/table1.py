@@ -86,7 +86,8 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     versions = learning.package_versions("torch", "gymnasium", "mujoco", "numpy")
     row = {"env_id": env_id, "seed": seed, "env_steps": round(float(last["step"]))}
     row |= {"train_return_mean": last["rollout/return_mean"]}
-    learning.append_row(experiment, row | learning.provenance(experiment, command, versions))
+    commit = learning.commit_of(run_dir)
+    learning.append_row(experiment, row | learning.provenance(experiment, command, versions, commit))
     learning.clear(run_dir)
     return ""
 

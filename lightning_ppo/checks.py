@@ -12,6 +12,7 @@ from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_ppo.config import UpdateConfig, check_rollout_size, flat, nearest
 from lightning_ppo.distributed import gather_objects
@@ -29,6 +30,11 @@ def check_trust_region(update: UpdateConfig, policy: ActorCritic, compile: bool,
             "policy.shared_trunk, policy.network: a step within the trust region moves the policy alone, and one of "
             "the critic through shared layers would leave the region; give each its own, or take a first-order "
             "objective such as clip"
+        )
+    if any(isinstance(module, _BatchNorm) for module in policy.modules()):
+        raise ConfigError(
+            "policy.network: batch normalisation moves the policy with each minibatch of the critic, out of the trust "
+            "region; normalise otherwise (LayerNorm), or take a first-order objective such as clip"
         )
     if loss_terms:
         raise ConfigError("loss_terms: trpo takes none; remove them, or take a first-order objective such as clip")
@@ -162,8 +168,10 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         ConfigError: If a size or a callback's cadence cannot work.
         CheckpointError: If the module was made for other spaces than the environment has.
     """
-    if module.objective.trust_region and trainer.precision != "32-true":
-        raise ConfigError(f"trainer.precision: the linear system of trpo needs 32-true, got {trainer.precision}")
+    if module.objective.trust_region and not trainer.precision.endswith("-true"):
+        raise ConfigError(
+            f"trainer.precision: the linear system of trpo needs 32-true or 64-true, got {trainer.precision}"
+        )
     if module.compile_update and trainer.precision == "16-mixed":
         raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
     if data is None or not hasattr(data, "num_steps"):

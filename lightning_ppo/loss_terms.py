@@ -78,7 +78,8 @@ class ActionSmoothness(LossTerm):
 
     The spatial smoothness of Mysore et al. 2021, "Regularizing Action Policies for Smooth Control with Reinforcement
     Learning" (CAPS), with the KL divergence as the distance, which every action distribution has. For
-    Gaussians it is their squared distance of mean actions in units of the standard deviation.
+    Gaussians whose standard deviation does not depend on the observation it is half the squared distance of their mean
+    actions in units of that standard deviation.
 
     Args:
         policy: The policy.
@@ -143,7 +144,8 @@ class MirrorSymmetry(LossTerm):
         shape = leaf.shape if isinstance(leaf, spaces.Box) else ()
         if type(head) not in (CategoricalHead, GaussianHead) or len(shape) != 1 or policy.state_size:
             raise ConfigError(
-                "a mirror is defined for vector observations, Discrete or Gaussian actions and no recurrence"
+                "a mirror is defined for vector observations, Discrete actions or Box actions with "
+                "policy.distribution=gaussian, and no recurrence"
             )
         if isinstance(head, CategoricalHead) and action_signs is not None:
             raise ConfigError("action_signs: discrete actions have no sign")
@@ -179,10 +181,11 @@ def _check_mirror(kind: str, indices: list[int], signs: list[float], size: int) 
         raise ConfigError(f"{kind}_indices and {kind}_signs need {size} entries, got {len(indices)} and {len(signs)}")
     if any(sign not in (1, -1) for sign in signs):
         raise ConfigError(f"{kind}_signs: every sign is 1 or -1, got {signs}")
-    if sorted(indices) != list(range(size)) or any(
-        indices[j] != i or signs[i] != signs[j] for i, j in enumerate(indices)
-    ):
+    if sorted(indices) != list(range(size)) or any(indices[j] != i for i, j in enumerate(indices)):
         raise ConfigError(f"{kind}_indices: mirroring twice must change nothing, which is not so with {indices}")
+    for i, j in enumerate(indices):
+        if signs[i] != signs[j]:
+            raise ConfigError(f"{kind}_signs: entries {i} and {j} change places, so they need the same sign: {signs}")
 
 
 def make_loss_terms(entries: Sequence[Any], policy: ActorCritic) -> tuple[dict[str, LossTerm], dict[str, Schedule]]:

@@ -24,7 +24,7 @@ def conjugate_gradients(
         product: Returns A v (P,) for v (P,).
         b: (P,).
         iterations: At most so many products.
-        tolerance: The solution is good enough where the squared norm of b - A x is below it.
+        tolerance: The solution is good enough where the squared norm of b - A x is at most this share of that of b.
 
     Returns:
         x, (P,).
@@ -32,8 +32,9 @@ def conjugate_gradients(
     x = torch.zeros_like(b)
     residual, direction = b.clone(), b.clone()
     squared = residual @ residual
+    enough = tolerance * squared
     for _ in range(iterations):
-        if squared < tolerance:
+        if squared <= enough:
             break
         mapped = product(direction)
         step = squared / (direction @ mapped)
@@ -122,6 +123,11 @@ class TrustRegion(torch.optim.Optimizer):
         self.unmoved: list[Tensor] = []
         """Parameters that the divergence did not depend on in the latest step."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from; the base class knows of parameters and their state only."""
+        names = ("max_kl", "damping", "cg_iterations", "line_search_steps", "average", "last", "unmoved")
+        return super().__getstate__() | {name: getattr(self, name) for name in names}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step and return the loss before it.
@@ -134,17 +140,25 @@ class TrustRegion(torch.optim.Optimizer):
         """
         if closure is None:
             raise TypeError("TrustRegion.step needs a closure that returns the loss and the divergence")
-        # cuDNN's recurrent layers have no second derivative, nor a first one in eval mode
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        # cuDNN's recurrent layers have no second derivative, nor a first one in eval mode; losses that are compared come
+        # from the same kernels
+        with torch.backends.cudnn.flags(enabled=False):
+            return self._step(closure)
+
+    def _step(self, closure: Callable[[], Any]) -> Any:
+        self.last = TrustRegionStep()
+        with torch.enable_grad():
             loss, divergence = closure()
             moving = self._split(divergence)
             gradient = self.average(flatten(torch.autograd.grad(loss, moving, retain_graph=True)))
             product = FisherProduct(divergence, moving, self.damping, self.average)
+        old_loss = self.average(loss.detach())
+        if not gradient.any():
+            return old_loss
         direction = conjugate_gradients(product, -gradient, self.cg_iterations)
         # the length at which the quadratic model of the divergence, s F s / 2, reaches its bound
         longest = (2.0 * self.max_kl / (direction @ product(direction))).sqrt() * direction
-        before, old_loss = [p.clone() for p in moving], self.average(loss.detach())
-        self.last = TrustRegionStep()
+        before = [p.clone() for p in moving]
         for halvings in range(self.line_search_steps):
             fraction = 0.5**halvings
             for parameter, value, piece in zip(moving, before, _pieces(fraction * longest, moving), strict=True):

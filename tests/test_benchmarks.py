@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -226,6 +226,7 @@ def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monke
     def diverge(*arguments):
         run_dir.mkdir(parents=True)
         (run_dir / "metrics.csv").write_text("step,rollout/return_mean\n2048,-30.0\n4096,-75.0\n6144,\n")
+        run_dir.with_name("Reacher-v5-1.json").write_text('{"command": "python train.py", "commit": "abc1234"}')
         return "error: loss/policy is inf in minibatch 3; the weights are those from before this iteration"
 
     monkeypatch.setattr(learning, "run_one", diverge)
@@ -233,6 +234,7 @@ def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monke
     (row,) = learning.load_results(["t-none"])["Reacher-v5"]["t-none"]
     assert (row["train_return_mean"], row["env_steps"], row["train_return_std"]) == ("-75.0", "4096", "")
     assert row["command"].endswith("env.id=Reacher-v5 objective=surrogate seed=1")
+    assert row["commit"] == "abc1234"  # that of the beginning, not of the end
     assert not run_dir.exists()
     monkeypatch.setattr(learning, "run_one", lambda *arguments: "error: killed")
     assert table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 2, []) == "error: killed"
@@ -263,6 +265,11 @@ def test_every_column_of_table_1_is_a_change_of_the_papers_settings():
         config = load([learning.ROOT / table1.CONFIG], [*column.settings, *table1.ALWAYS])
         assert (config.rollout, config.optimizer, config.policy) == (papers.rollout, papers.optimizer, papers.policy)
         assert config.env == papers.env and config.normalize == papers.normalize
+        assert (config.objective, config.update) != (papers.objective, papers.update) or column.paper == 0.82
+        allowed = {name.partition("=")[0].removeprefix("update.") for name in column.settings} - {"objective"}
+        assert replace(config.update, **{name: getattr(papers.update, name) for name in allowed}) == papers.update
+        assert allowed <= {"clip_range", "kl_target", "kl_coefficient", "epochs"}
+        assert "epochs" not in allowed or config.objective == "policy_gradient"
 
 
 @pytest.mark.parametrize("name", ["paper/mujoco.yaml", "paper/atari.yaml", "parity/mujoco.yaml"])

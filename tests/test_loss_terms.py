@@ -14,6 +14,7 @@ from lightning_ppo.objectives import clipped_surrogate_loss
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.rollout import Minibatch
 from tests.test_module import make_pair, make_trainer
+from tests.test_policy_objectives import FIRST_ORDER
 from tests.test_trust_region import Watched
 
 PATH = "lightning_ppo.loss_terms."
@@ -157,6 +158,25 @@ def test_a_mirrored_discrete_policy_by_hand():
     torch.testing.assert_close(values, torch.tensor([0.462117]), rtol=0, atol=1e-6)
 
 
+def test_masks_are_mirrored_with_the_actions():
+    # of three actions 0 and 1 change places; where only 0 and 2 are legal, 1 and 2 are in the mirror
+    policy = make_policy(spaces.Discrete(3), 1, hidden_sizes=())
+    with torch.no_grad():
+        policy.network.actor_output.weight.zero_()
+        policy.network.actor_output.bias.copy_(torch.tensor([0.5, 0.5, 0.0]))
+    masks = torch.tensor([[True, False, True], [True, True, True]])
+    minibatch = make_minibatch(policy, 2)._replace(action_masks=masks)
+    term = MirrorSymmetry(policy, observation_indices=[0], observation_signs=[-1], action_indices=[1, 0, 2])
+    # the mirror image of a policy that takes 0 and 1 alike is itself, under the mask too
+    assert evaluate(term, policy, minibatch).abs().max() < 1e-6
+    with torch.no_grad():
+        policy.network.actor_output.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    # legal 0 and 2: p = (.731059, .268941), and in the mirror, where 1 and 2 are legal, (.5, .5):
+    # .731059 ln 1.462117 + .268941 ln .537883 = .110944; with all legal: (1 - 0) (.576117 - .211942) = .364175
+    values = evaluate(term, policy, minibatch)
+    torch.testing.assert_close(values, torch.tensor([0.110944, 0.364175]), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -164,7 +184,7 @@ def test_a_mirrored_discrete_policy_by_hand():
         ({"observation_indices": [1, 2, 0, 3]}, "mirroring twice must change nothing"),
         (
             {"observation_indices": [1, 0, 2, 3], "observation_signs": [1, -1, 1, 1]},
-            "mirroring twice must change nothing",
+            "observation_signs: entries 0 and 1 change places",
         ),
         ({"observation_signs": [2, 1, 1, 1]}, "every sign is 1 or -1"),
         ({"action_indices": [0, 1, 2]}, "action_indices and action_signs need 2 entries"),
@@ -215,6 +235,17 @@ def check_effect(name: str, compiled: bool) -> None:
 @each_term
 def test_terms_take_part_in_the_update_and_are_logged(name):
     check_effect(name, compiled=False)
+
+
+@pytest.mark.parametrize("objective", FIRST_ORDER)
+def test_terms_take_part_with_every_first_order_objective(objective):
+    bounded = entry("dual_clip", 1.0) | {"init_args": {"bound": 1.0001}}
+    terms = [bounded, entry("action_smoothness", 1.0), entry("mirror_symmetry", 1.0)]
+    update = {"minibatch_size": 16}
+    model, without = (fit(t, objective=objective, update=update, **FAST) for t in (terms, []))
+    assert not torch.equal(weights_of(model), weights_of(without))
+    # without a ratio there is one epoch, whose first minibatch sees ratios of 1
+    assert all(abs(m[f"loss/{name}"]) > 0.0 for m in model.logged for name in ENTRIES)
 
 
 def test_a_random_term_takes_part_when_compiled():

@@ -1,5 +1,8 @@
 """TRPO: the linear algebra against dense matrices, the promises of a step, and its place in the module."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from gymnasium import spaces
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ppo import PPO
 from lightning_ppo.config import TrustRegionConfig
+from lightning_ppo.distributed import mean_over_ranks
 from lightning_ppo.distributions import make_action_head
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.networks import MLP
@@ -84,9 +88,14 @@ def test_conjugate_gradients_stop_at_the_tolerance():
         products.append(v)
         return 2.0 * v
 
-    b = torch.tensor([1.0, -3.0])
-    torch.testing.assert_close(conjugate_gradients(product, b, iterations=10), b / 2)
-    assert len(products) == 1
+    for scale in (1.0, 1e-8):  # small is not solved
+        b = scale * torch.tensor([1.0, -3.0])
+        products.clear()
+        torch.testing.assert_close(conjugate_gradients(product, b, iterations=10), b / 2, rtol=1e-6, atol=0.0)
+        assert len(products) == 1
+    products.clear()
+    assert torch.equal(conjugate_gradients(product, torch.zeros(2), iterations=10), torch.zeros(2))
+    assert not products
 
 
 @both_spaces
@@ -112,6 +121,36 @@ def test_a_step_improves_within_the_bound(space):
     assert optimizer.last.kl == kl
     assert optimizer.last.improvement == pytest.approx(before - after, rel=1e-12)
     assert optimizer.last.step_fraction in [0.5**n for n in range(10)]
+
+
+@both_spaces
+def test_a_step_does_not_depend_on_the_scale_of_the_advantages(space):
+    steps = []
+    for scale in (1.0, 1e-7):
+        problem = Problem(space)
+        problem.advantages *= scale
+        before = flatten(problem.parameters()).detach().clone()
+        TrustRegion(problem.parameters()).step(problem)
+        steps.append(flatten(problem.parameters()).detach() - before)
+    assert steps[0].abs().max() > 1e-3
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copy_steps_as_the_original_does(copied):
+    problem = Problem(SPACES[1])
+    settings = {"max_kl": 0.02, "damping": 0.2, "cg_iterations": 3, "line_search_steps": 2, "average": mean_over_ranks}
+    optimizer = copied(TrustRegion(problem.parameters(), **settings))
+    assert {name: getattr(optimizer, name) for name in settings} == settings
+    own = optimizer.param_groups[0]["params"]
+
+    def closure():
+        loss = sum((p - 1.0).square().sum() for p in own)
+        return loss, 0.5 * sum((p - p.detach()).square().sum() for p in own)
+
+    before = flatten(own).detach().clone()
+    optimizer.step(closure)
+    assert not torch.equal(flatten(own), before)
 
 
 @both_spaces
@@ -182,8 +221,10 @@ def test_a_loss_without_gradient_moves_nothing():
     problem = Problem(SPACES[1])
     problem.advantages.zero_()
     before = flatten(problem.parameters()).detach().clone()
-    TrustRegion(problem.parameters()).step(problem)
+    optimizer = TrustRegion(problem.parameters())
+    assert float(optimizer.step(problem)) == 0.0
     assert torch.equal(flatten(problem.parameters()), before)
+    assert optimizer.last.step_fraction == 0.0
 
 
 def test_gradients_are_set_where_asked_and_nowhere_else():
@@ -208,10 +249,10 @@ class Watched(PPO):
         super().log_dict(dictionary, *args, **kwargs)
 
 
-def train(env: str = "Pendulum-v1", rollouts: int = 4, **kwargs) -> Watched:
+def train(env: str = "Pendulum-v1", rollouts: int = 4, precision: str = "32-true", **kwargs) -> Watched:
     settings = {"objective": "trpo", "update": {"minibatch_size": 16}} | kwargs
     model, data = make_pair(env, Watched, rollouts_per_epoch=rollouts, **settings)
-    make_trainer().fit(model, data)
+    make_trainer(precision=precision).fit(model, data)
     return model
 
 
@@ -227,11 +268,22 @@ def test_every_iteration_keeps_the_bound_and_improves(env):
 
 @pytest.mark.parametrize(
     "policy",
-    [{"core": "gru"}, {"core": "lstm"}, *({"distribution": name} for name in ("state_gaussian", "beta", "gsde"))],
+    [
+        *({"core": name} for name in ("gru", "lstm")),
+        *({"distribution": name} for name in ("state_gaussian", "beta", "gsde", "tanh_gaussian")),
+    ],
     ids=lambda policy: "-".join(policy.values()),
 )
-def test_the_bound_holds_with_memory_and_with_every_head(policy):
-    model = train(rollouts=3, policy=policy, update={"minibatch_size": 32})
+def test_the_bound_holds_with_memory_and_with_every_head_of_a_box(policy):
+    check_bound(train(rollouts=3, policy=policy, update={"minibatch_size": 32}))
+
+
+@pytest.mark.parametrize("env", ["tests.test_double:Mixed", "tests.test_masks:Forbidden"])
+def test_the_bound_holds_with_mixed_and_masked_actions(env):
+    check_bound(train(env, rollouts=3, update={"minibatch_size": 32}))
+
+
+def check_bound(model: Watched) -> None:
     assert all(m["update/step_fraction"] > 0.0 for m in model.logged)
     # the trust region and the divergence measured afterwards are computed apart from each other
     assert all(0.0 < m["update/kl"] <= 0.01 * (1.0 + 1e-4) for m in model.logged)
@@ -279,6 +331,7 @@ def test_the_entropy_bonus_is_part_of_the_objective():
     [
         ({"policy": {"shared_trunk": True}}, "policy.shared_trunk.* first-order objective"),
         ({"policy": {"network": "tests.test_trust_region.OneTrunk"}}, "policy.network: .* first-order objective"),
+        ({"policy": {"network": "tests.test_trust_region.Normalised"}}, r"policy\.network: batch .*LayerNorm"),
         ({"compile": True}, "compile: .* set it to false"),
         ({"update": {"target_kl": 0.1}}, "update.target_kl: .* update.trust_region.max_kl"),
     ],
@@ -312,6 +365,14 @@ class TwoTrunks(OneTrunk):
         return self.outputs(self.layer(inputs).tanh()), self.value(inputs).squeeze(-1)
 
 
+class Normalised(TwoTrunks):
+    """Actor and critic share nothing, and the actor's layer has batch statistics."""
+
+    def __init__(self, observation_space, num_outputs):
+        super().__init__(observation_space, num_outputs)
+        self.layer = nn.Sequential(self.layer, nn.BatchNorm1d(8))
+
+
 def test_a_network_that_shares_nothing_and_a_term_of_weight_0_are_taken():
     term = {"class_path": "lightning_ppo.loss_terms.DualClip", "weight": 0}
     model = train(rollouts=2, policy={"network": "tests.test_trust_region.TwoTrunks"}, loss_terms=[term])
@@ -338,8 +399,15 @@ def test_the_critic_is_fitted_by_adam():
 
 def test_half_precision_is_refused():
     model, data = make_pair(objective="trpo")
-    with pytest.raises(ConfigError, match=r"trainer\.precision: .* 32-true"):
+    with pytest.raises(ConfigError, match=r"trainer\.precision: .* 32-true or 64-true, got bf16-mixed"):
         make_trainer(precision="bf16-mixed").fit(model, data)
+
+
+def test_double_precision_keeps_the_bound_exactly():
+    model = train(rollouts=3, precision="64-true")
+    assert next(model.policy.parameters()).dtype == torch.float64
+    # the trust region and the divergence measured afterwards are computed apart from each other
+    assert all(0.0 < m["update/kl"] <= 0.01 * (1.0 + 1e-9) for m in model.logged)
 
 
 @pytest.mark.parametrize(
