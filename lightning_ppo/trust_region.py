@@ -140,8 +140,8 @@ class TrustRegion(torch.optim.Optimizer):
         """
         if closure is None:
             raise TypeError("TrustRegion.step needs a closure that returns the loss and the divergence")
-        # cuDNN's recurrent layers have no second derivative, nor a first one in eval mode; losses that are compared come
-        # from the same kernels
+        # cuDNN's recurrent layers have no second derivative, nor a first one in eval mode; losses that are compared
+        # come from the same kernels
         with torch.backends.cudnn.flags(enabled=False):
             return self._step(closure)
 
