@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import gymnasium as gym
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -72,6 +73,23 @@ COLUMNS = {
     "beta-10": _fixed(10.0, 0.69),
 }
 """In the order in which they are run."""
+
+
+class UnboundedActions(gym.ActionWrapper):
+    """Hand on what the policy sampled, as the paper's implementation did: neither clipped to the Box nor scaled to it.
+
+    The simulator bounds forces and torques, but the tasks' control costs are those of the actions as given.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        box = env.action_space
+        assert isinstance(box, gym.spaces.Box)
+        self.action_space = gym.spaces.Box(-np.inf, np.inf, box.shape, np.float32)
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        """Return the action as it is."""
+        return action
 
 
 def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> str:

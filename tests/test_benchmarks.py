@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import fields, replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ import yaml
 
 from benchmarks import gpu, learning, recurrent, speed, table1, where_time_goes
 from lightning_ppo.config import NormalizeConfig, OptimizerConfig, PolicyConfig, RolloutConfig, UpdateConfig, load
+from lightning_ppo.distributions.continuous import GaussianHead
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
@@ -256,6 +258,26 @@ def test_the_page_of_table_1_has_ours_beside_the_papers(results, tmp_path, monke
     assert "| no clipping or penalty | -0.20 |  | -0.39 | 7 of 21, 7 diverged |" in text
     assert "| clipping, ε = 0.2 |" + " 8.0 ± 1.6 |" * 7 in text
     assert "old" not in text and text.startswith("above") and text.endswith("below\n")
+
+
+def test_unbounded_actions_reach_the_task_as_they_were_sampled():
+    seen = []
+
+    class Task(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Box(-3, 3, (2,))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            seen.append(action)
+            return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    sampled = torch.tensor([[-7.0, 0.5]])
+    for env in (Task(), table1.UnboundedActions(Task())):
+        env.reset()
+        env.step(GaussianHead(env.action_space).to_env(sampled)[0].numpy())
+    np.testing.assert_array_equal(seen, [[-3.0, 1.5], [-7.0, 0.5]])
 
 
 def test_every_column_of_table_1_is_a_change_of_the_papers_settings():
