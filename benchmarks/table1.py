@@ -63,7 +63,10 @@ COLUMNS = {
     "adaptive-0.01": _adaptive(0.01, 0.74),
     "beta-1": _fixed(1.0, 0.71),
     "trpo": Column("TRPO, δ = 0.01", ("objective=trpo",)),
-    "policy-gradient": Column("policy gradient (A2C), 1 epoch", ("objective=policy_gradient", "update.epochs=1")),
+    # without a ratio a step is right for the policy that collected only: as many steps, each on transitions of its own
+    "policy-gradient": Column(
+        "policy gradient (A2C)", ("objective=policy_gradient", "update.epochs=1", "rollout.num_steps=64")
+    ),
     "clip-0.1": _clip(0.1, 0.76),
     "clip-0.3": _clip(0.3, 0.70),
     "adaptive-0.003": _adaptive(0.003, 0.68),
