@@ -77,6 +77,12 @@ SYSTEMS = {
         "lightning_ppo, rollout.overlap=true compile=true, on twice the cores",
         *("race_lightning_ppo", None, 2, "overlapped, compiled"),
     ),
+    "lightning_ppo_float32": System(
+        "lightning_ppo, eager, trainer.precision=32-true", "race_lightning_ppo", mode="eager, float32"
+    ),
+    "lightning_ppo_float32_compiled": System(
+        "lightning_ppo, compile=true, trainer.precision=32-true", "race_lightning_ppo", mode="compiled, float32"
+    ),
     "sb3": System("Stable-Baselines3", "race_sb3", "sb3"),
     "sbx": System("SBX (JAX)", "race_sb3", "sbx"),
     "sheeprl": System("SheepRL", "race_sheeprl", "sheeprl"),
@@ -97,7 +103,9 @@ WORKLOADS = {
         Race("", "ALE/Pong-v5", 8, 128, 4, 256, 10, False, 1, cores=2)
     ),
 }
-ATARI = ("lightning_ppo", "lightning_ppo_compiled", "sb3", "environment")
+FLOAT32 = ("lightning_ppo_float32", "lightning_ppo_float32_compiled")
+"""Who races on Atari only, where `train.py` takes bfloat16 by itself if the CPU computes it."""
+ATARI = ("lightning_ppo", "lightning_ppo_compiled", *FLOAT32, "sb3", "environment")
 """Who races on Atari: the others have no convolutions here."""
 TINY = {
     "CartPole-v1, tiny": Race("", "CartPole-v1", 2, 16, 2, 16, WARM_UP + 1, False, 1),
@@ -164,7 +172,9 @@ def race(workload: str, task: Race, name: str, repeat: int) -> dict[str, Any]:
 
 def takes_part(name: str, task: Race) -> bool:
     """Return whether a system races in a task: a single environment cannot be shared by processes."""
-    return (not task.is_atari or name in ATARI) and ("grouped" not in name or task.num_envs > 1)
+    if task.is_atari:
+        return name in ATARI
+    return name not in FLOAT32 and ("grouped" not in name or task.num_envs > 1)
 
 
 def race_all(results: Path, workloads: dict[str, Race], systems: Sequence[str], runs: int) -> None:
@@ -217,19 +227,16 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
             s: [float(r["env_steps_per_second"]) for r in rows if (r["workload"], r["system"]) == (workload, s)]
             for s in by_system
         }
-        bare = by_system.get("environment")
+        bare, modes = by_system.get("environment"), [ours for ours in OURS if ours in by_system]
         lines += [
             f"### {workload}",
             "",
-            f"| system | env steps/s, median (range) | {' | '.join(SYSTEMS[ours].mode for ours in OURS)} | "
+            f"| system | env steps/s, median (range) | {' | '.join(SYSTEMS[ours].mode for ours in modes)} | "
             "share of the bare environment | to the first update, s | of that compiling, s | peak memory, MB |",
-            "|---" * (len(OURS) + 6) + "|",
+            "|---" * (len(modes) + 6) + "|",
         ]
         for name, rate in by_system.items():
-            against = [
-                f"{by_system[ours] / rate:.2f}x" if ours in by_system and name not in (*OURS, "environment") else ""
-                for ours in OURS
-            ]
+            against = [f"{by_system[ours] / rate:.2f}x" if name not in (*OURS, "environment") else "" for ours in modes]
             alone = SYSTEMS[name].processes == 1 and name != "environment"
             share = f"{rate / bare:.0%}" if bare and alone else ""
             compiling = f"{compiles[workload][name]:.1f}" if compiles[workload][name] else ""

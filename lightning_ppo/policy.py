@@ -23,7 +23,14 @@ from lightning_ppo.rollout import Minibatch, Observations, Rollout, split
 from lightning_ppo.tree import tree_leaves, tree_map
 
 EVALUATION_ROWS = 8192
-"""Rows that go through the networks at once where a whole rollout does."""
+"""Rows that go through the networks at once where a whole rollout does, at most."""
+EVALUATION_NUMBERS = 2**25
+"""Numbers in the observations of these rows, at most; of Atari's pictures 1,188 rows."""
+
+
+def _rows_at_once(observations: Observations) -> int:
+    numbers = sum(leaf[0].numel() for leaf in tree_leaves(observations) if len(leaf))
+    return max(1, min(EVALUATION_ROWS, EVALUATION_NUMBERS // max(1, numbers)))
 
 
 class MaskedObservations(NamedTuple):
@@ -159,11 +166,11 @@ class ActorCritic(nn.Module):
         return self.head.parameters_of(outputs, action_masks)
 
     def value(self, observations: Observations, states: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
-        """Return values (B,) of observations (B, ...), in chunks of about EVALUATION_ROWS; see `Minibatch`."""
+        """Return values (B,) of observations (B, ...), in chunks; see `Minibatch`."""
         count = len(tree_leaves(observations)[0])
         sequences = count if states is None else len(states)
         length = max(1, count // max(1, sequences))
-        step = max(1, EVALUATION_ROWS // length)
+        step = max(1, _rows_at_once(observations) // length)
         chunks = []
         for first in range(0, sequences, step):
             rows = slice(first * length, (first + step) * length)
@@ -176,8 +183,12 @@ class ActorCritic(nn.Module):
     def divergences(self, minibatch: Minibatch) -> Tensor:
         """Return the exact KL divergence (B,) of the behaviour policy from the current one, in eval mode."""
         with eval_mode(self):
-            now = self.distribution(minibatch.observations, minibatch.action_masks, minibatch.states, minibatch.starts)
-            return self.head.kl(minibatch.distribution, now)
+            pieces = split(minibatch, _rows_at_once(minibatch.observations))
+            return torch.cat([self._divergences(piece) for piece in pieces])
+
+    def _divergences(self, piece: Minibatch) -> Tensor:
+        now = self.distribution(piece.observations, piece.action_masks, piece.states, piece.starts)
+        return self.head.kl(piece.distribution, now)
 
     @torch.no_grad()
     def evaluate_rollout(self, rollout: Rollout) -> tuple[Evaluation, Tensor]:
@@ -187,7 +198,8 @@ class ActorCritic(nn.Module):
         """
         zeros = torch.zeros_like(rollout.rewards)
         rows = replace(rollout, distribution=zeros, log_probs=zeros, values=zeros, advantages=zeros, returns=zeros)
-        pieces = [self.evaluate(piece) for piece in split(rows.flatten(), EVALUATION_ROWS)]
+        batch = rows.flatten()
+        pieces = [self.evaluate(piece) for piece in split(batch, _rows_at_once(batch.observations))]
         joined = (torch.cat(parts).unflatten(0, zeros.shape) for parts in zip(*pieces, strict=True))
         return Evaluation(*joined), self._boundary_values(rollout)
 

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from lightning_ppo.datamodule import RolloutDataModule
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.module import PPO
 from lightning_ppo.video import Preview, Stage, VideoFile
@@ -20,7 +21,8 @@ class RecordVideo(Callback):
     Args:
         every_n_epochs: k, Lightning epochs between videos; the first is made after epoch k.
         episodes: Episodes per video.
-        deterministic: Play the mode of the action distribution instead of sampling.
+        deterministic: Play the mode of the action distribution instead of sampling; None does what the data module's
+            evaluations do.
         directory: Where the files go; None takes `videos` in the Trainer's `default_root_dir`, the run directory of
             train.py. They are named after the environment steps trained on.
 
@@ -32,7 +34,7 @@ class RecordVideo(Callback):
         self,
         every_n_epochs: int = 10,
         episodes: int = 1,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
         if every_n_epochs < 1 or episodes < 1:
@@ -44,10 +46,12 @@ class RecordVideo(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that the environment can be built once more."""
-        settings = getattr(getattr(trainer, "datamodule", None), "env_settings", None)
-        if settings is None or not settings.id:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, RolloutDataModule) or not data.env_settings.id:
             raise ConfigError("RecordVideo: needs a RolloutDataModule whose env is an id or an import path")
-        self._env = settings
+        self._env = data.env_settings
+        given = self.deterministic
+        self._mode = data.evaluation_settings.deterministic if given is None else given
         self._films = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -59,7 +63,7 @@ class RecordVideo(Callback):
         path = folder / f"step_{pl_module.env_steps:09d}.mp4"
         with Stage(self._env) as stage, VideoFile(path, stage.fps) as file:
             preview = Preview(stage.fps)
-            stage.play(pl_module.policy, self.episodes, 0, self.deterministic, [file, preview])
+            stage.play(pl_module.policy, self.episodes, 0, self._mode, [file, preview])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 _add_animation(logger, preview, pl_module.env_steps)

@@ -171,9 +171,16 @@ def _map(function: Callable[[Tensor], Tensor], batch: Minibatch) -> Minibatch:
 
 
 def split(batch: Minibatch, size: int) -> list[Minibatch]:
-    """Return a flat batch in pieces of at most `size` rows; recurrent states, if any, must be one per row."""
-    pieces = [slice(first, first + size) for first in range(0, len(batch.weights), size)]
-    return [_map(itemgetter(rows), batch) for rows in pieces]
+    """Return a flat batch in pieces of at most `size` rows; sequences of a recurrent policy are kept whole."""
+    states = batch.states
+    length = 1 if states is None else len(batch.weights) // len(states)
+    count = max(1, size // length)
+    pieces = []
+    for first in range(0, len(batch.weights) // length, count):
+        rows = slice(first * length, (first + count) * length)
+        piece = _map(itemgetter(rows), batch._replace(states=None))
+        pieces.append(piece._replace(states=None if states is None else states[first : first + count]))
+    return pieces
 
 
 def select(batch: Minibatch, indices: Tensor, scale: Tensor | None = None) -> Minibatch:

@@ -14,6 +14,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from lightning_ppo.config import EnvConfig
 from lightning_ppo.envs import make_vector_env
+from lightning_ppo.envs.atari import EMULATOR_FPS, is_atari
 from lightning_ppo.errors import EnvironmentFault, UserError
 from lightning_ppo.evaluation import play
 from lightning_ppo.policy import ActorCritic
@@ -153,6 +154,8 @@ class Stage:
         assert isinstance(vector_env, SyncVectorEnv)
         self.env, self.action_mask = vector_env, env.action_mask
         self.copy = vector_env.envs[0]
+        # of the frames that a step skips none is shown
+        self._fps = EMULATOR_FPS / env.atari.frame_skip if is_atari(env.id) else None
         if self.copy.render_mode != render_mode:
             vector_env.close()
             raise EnvironmentFault(
@@ -164,7 +167,7 @@ class Stage:
     @property
     def fps(self) -> float:
         """Frames per second at which the environment shows itself in real time."""
-        return float(self.copy.metadata.get("render_fps") or DEFAULT_FPS)
+        return self._fps or float(self.copy.metadata.get("render_fps") or DEFAULT_FPS)
 
     def picture(self) -> np.ndarray:
         """Return the first frame (height, width, 3) of an episode."""

@@ -173,16 +173,18 @@ SCRIPT = [
     (1, False, False, 3),
     (0, False, True, 2),  # cut off: no termination, whatever the count
     (5, False, False, 2),
+    (0, False, False, 0),  # the last life: the game goes on for some frames
+    (3, True, False, 0),
 ]
 
 
 def test_a_rollout_holds_what_is_learnt_from_and_the_episodes_hold_scores():
     env = AtariLessons(Scripted(SCRIPT), AtariConfig())
-    rollout = stream(env, linear_policy(env, weight=0.5), 7, 0.99, 0.95).next_rollout()
-    assert rollout.rewards[:, 0].tolist() == [1, 0, -1, 1, 1, 0, 1]
-    assert rollout.terminations[:, 0].tolist() == [False, True, False, True, False, False, False]
-    assert rollout.truncations[:, 0].tolist() == [False, False, False, False, False, True, False]
-    assert rollout.episodes.returns.tolist() == [5.0, 1.0] and rollout.episodes.lengths.tolist() == [4, 2]
+    rollout = stream(env, linear_policy(env, weight=0.5), 9, 0.99, 0.95).next_rollout()
+    assert rollout.rewards[:, 0].tolist() == [1, 0, -1, 1, 1, 0, 1, 0, 1]
+    assert rollout.terminations[:, 0].nonzero()[:, 0].tolist() == [1, 3, 8]
+    assert rollout.truncations[:, 0].nonzero()[:, 0].tolist() == [5]
+    assert rollout.episodes.returns.tolist() == [5.0, 1.0, 8.0] and rollout.episodes.lengths.tolist() == [4, 2, 3]
 
 
 def test_both_lessons_can_be_left_out():
@@ -190,11 +192,11 @@ def test_both_lessons_can_be_left_out():
     assert not isinstance(with_lessons(Scripted([]), EnvConfig(id="ALE/Pong-v5", atari=plain)), AtariLessons)
     assert not isinstance(with_lessons(Scripted([]), EnvConfig(id="CartPole-v1")), AtariLessons)
     env = AtariLessons(Scripted(SCRIPT), AtariConfig(clip_rewards=False))
-    rollout = stream(env, linear_policy(env, weight=0.5), 7, 0.99, 0.95).next_rollout()
-    assert rollout.rewards[:, 0].tolist() == [7, 0, -4, 2, 1, 0, 5] and rollout.terminations.sum() == 2
+    rollout = stream(env, linear_policy(env, weight=0.5), 9, 0.99, 0.95).next_rollout()
+    assert rollout.rewards[:, 0].tolist() == [7, 0, -4, 2, 1, 0, 5, 0, 3] and rollout.terminations.sum() == 3
     env = AtariLessons(Scripted(SCRIPT), AtariConfig(terminate_on_life_loss=False))
-    rollout = stream(env, linear_policy(env, weight=0.5), 7, 0.99, 0.95).next_rollout()
-    assert rollout.rewards.abs().max() == 1 and rollout.terminations.sum() == 1
+    rollout = stream(env, linear_policy(env, weight=0.5), 9, 0.99, 0.95).next_rollout()
+    assert rollout.rewards.abs().max() == 1 and rollout.terminations.sum() == 2
 
 
 @pytest.mark.parametrize("backend", ["auto", "sync", "envpool"])

@@ -108,11 +108,11 @@ def test_table_of_a_race_has_medians_and_their_ratios():
     rates["environment"] = (30000, 30000, 30000)
     lines = speed.table([speed_row(system, rate) for system, three in rates.items() for rate in three])
     assert lines[2].count("|") == lines[3].count("|") == lines[4].count("|")
-    assert "| lightning_ppo, eager | 3,000 (2,000 to 9,000) |  |  |  |  |  |  | 10% | 3.0 |  | 100 |" in lines
+    assert "| lightning_ppo, eager | 3,000 (2,000 to 9,000) |  |  | 10% | 3.0 |  | 100 |" in lines
     # on more cores than the bare environment: no share
     overlapped = speed.SYSTEMS["lightning_ppo_overlapped"].label
-    assert f"| {overlapped} | 4,500 (4,500 to 4,500) |  |  |  |  |  |  |  | 3.0 |  | 100 |" in lines
-    assert "| Stable-Baselines3 | 1,500 (900 to 2,000) | 2.00x |  |  |  | 3.00x |  | 5% | 3.0 |  | 100 |" in lines
+    assert f"| {overlapped} | 4,500 (4,500 to 4,500) |  |  |  | 3.0 |  | 100 |" in lines
+    assert "| Stable-Baselines3 | 1,500 (900 to 2,000) | 2.00x | 3.00x | 5% | 3.0 |  | 100 |" in lines
     assert lines[-1].startswith("At least 1 runs each, interleaved, one core each unless title or system say otherwise")
     assert lines[-1].endswith("otherwise, c (2 cores), d, commit a; torch 1.")
 

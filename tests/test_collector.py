@@ -629,15 +629,15 @@ def test_stored_scores_equal_a_separate_evaluation(env_id, std):
     assert rollout.values.std() > 0.1
 
 
-@pytest.mark.parametrize("rows", [1, 5, 12])
-def test_scoring_in_pieces_changes_nothing(monkeypatch, rows):
+@pytest.mark.parametrize(("limit", "size"), [("ROWS", 1), ("ROWS", 5), ("ROWS", 12), ("NUMBERS", 7)])
+def test_scoring_in_pieces_changes_nothing(monkeypatch, limit, size):
     def collect():
         env = counters((2, 3, 7), SAME_STEP, "trunc")
         torch.manual_seed(0)
         return collector(env, linear_policy(env, 0.5), 12).collect()
 
     whole = collect()
-    monkeypatch.setattr(lightning_ppo.policy, "EVALUATION_ROWS", rows)
+    monkeypatch.setattr(lightning_ppo.policy, f"EVALUATION_{limit}", size)
     pieces = collect()
     for name in ("distribution", "log_probs", "values", "next_values"):
         torch.testing.assert_close(getattr(pieces, name), getattr(whole, name), rtol=0.0, atol=1e-6)

@@ -333,7 +333,9 @@ def test_values_and_bootstrap_values_are_those_of_the_whole_episode(mode, shared
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES)
-def test_sequence_evaluation_equals_acting(mode, kind):
+@pytest.mark.parametrize("at_once", [8192, 10])
+def test_sequence_evaluation_equals_acting(mode, kind, at_once, monkeypatch):
+    monkeypatch.setattr("lightning_ppo.policy.EVALUATION_ROWS", at_once)
     env = counters(mode)
     policy = make_policy(env, kind)
     collecting = make_collector(env, policy, 12)

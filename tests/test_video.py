@@ -5,8 +5,9 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.cli import main as command
-from lightning_ppo.config import EnvConfig
+from lightning_ppo.config import EnvConfig, as_section
 from lightning_ppo.errors import ConfigError, EnvironmentFault, UserError
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.recording import RecordVideo
@@ -127,9 +128,17 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder / "agent.ckpt"
 
 
-def fit(folder: Path, *callbacks: pl.Callback, epochs: int = 1, logger: bool | TensorBoardLogger = False) -> pl.Trainer:
+def fit(
+    folder: Path,
+    *callbacks: pl.Callback,
+    epochs: int = 1,
+    logger: bool | TensorBoardLogger = False,
+    evaluation: dict[str, Any] | None = None,
+) -> pl.Trainer:
     pl.seed_everything(1, verbose=False)
-    data = RolloutDataModule("CartPole-v1", num_envs=4, num_steps=32, rollouts_per_epoch=1, seed=1)
+    data = RolloutDataModule(
+        "CartPole-v1", num_envs=4, num_steps=32, rollouts_per_epoch=1, seed=1, evaluation=evaluation
+    )
     model = PPO(data.observation_space, data.action_space, update={"minibatch_size": 64})
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -163,12 +172,34 @@ def test_evaluate_films_the_episode_it_reports(mode, checkpoint, tmp_path, capsy
     assert (np.abs(first[200:280] - [202, 152, 101]).max(-1) < 25).sum() > 100
 
 
-def test_sampled_actions_play_another_episode(checkpoint, capsys):
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_agent_is_played_as_the_run_evaluated_it_unless_told_otherwise(deterministic, checkpoint, tmp_path, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    content["datamodule_hyper_parameters"]["evaluation"]["deterministic"] = deterministic
+    path = tmp_path / "agent.ckpt"
+    torch.save(content, path)
     lengths = []
-    for mode in ([], ["--stochastic"]):
-        command(["evaluate", str(checkpoint), "--episodes", "5", *mode])
+    for mode in ([], ["--deterministic"], ["--stochastic"]):
+        command(["evaluate", str(path), "--episodes", "5", *mode])
         lengths.append(json.loads(capsys.readouterr().out)["length_mean"])
-    assert lengths[0] != lengths[1]
+    assert lengths[1] != lengths[2]
+    assert lengths[0] == lengths[1 if deterministic else 2]
+
+
+@pytest.mark.parametrize(("given", "played"), [(None, False), (True, True)])
+def test_videos_show_what_is_evaluated_unless_told_otherwise(given, played, tmp_path, monkeypatch):
+    modes = []
+    monkeypatch.setattr("lightning_ppo.recording.VideoFile", lambda path, fps: nullcontext())
+    monkeypatch.setattr(Stage, "play", lambda self, policy, episodes, seed, mode, sinks: modes.append(mode))
+    fit(tmp_path, RecordVideo(1, deterministic=given), evaluation={"deterministic": False})
+    assert modes == [played]
+
+
+def test_films_of_atari_run_at_the_speed_of_the_console():
+    pytest.importorskip("ale_py", reason="needs the extra atari")
+    for skip, fps in ((4, 15.0), (1, 60.0)):
+        with Stage(as_section(EnvConfig, {"id": "ALE/Pong-v5", "atari": {"frame_skip": skip}}, "env")) as stage:
+            assert stage.fps == fps
 
 
 def test_a_window_is_opened(checkpoint):

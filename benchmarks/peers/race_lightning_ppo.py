@@ -21,6 +21,7 @@ if __name__ == "__main__":  # a second process imports this file
                 *(f"total_env_steps={2 * race.total_env_steps}", "optimizer.learning_rate=3e-4", "env.backend=auto"),
                 *("evaluation.episodes=0", "evaluation.final_episodes=0", "trainer.enable_checkpointing=false"),
                 *("trainer.enable_progress_bar=false", f"compile={race.system.endswith('compiled')}"),
+                *(["trainer.precision=32-true"] if "float32" in race.system else []),
                 f"rollout.overlap={'overlapped' in race.system}",
                 f"rollout.processes={2 if 'grouped' in race.system else 1}",
                 *("callbacks=[lightning_laps.Laps]", f"run_dir={tempfile.mkdtemp()}"),

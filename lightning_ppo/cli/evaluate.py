@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of train.py")
     parser.add_argument("--episodes", type=int, help="episodes to play (default: 100, or 1 if they are shown)")
     parser.add_argument("--seed", type=int, default=0, help="seed of environments and sampling (default: 0)")
-    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--deterministic", action="store_true", help="take the mode of the action distribution")
+    mode.add_argument(
+        "--stochastic", action="store_true", help="sample actions (default: what the run's evaluations did)"
+    )
     parser.add_argument("--num-envs", type=int, default=8, help="copies that play side by side (default: 8)")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--video", metavar="FILE.mp4", help="write the episodes to a video, one after the other")
@@ -37,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         options.checkpoint,
         options.episodes,
         options.seed,
-        not options.stochastic,
+        None if options.deterministic == options.stochastic else options.deterministic,
         options.num_envs,
         options.video,
         options.render,
@@ -50,7 +54,7 @@ def evaluate(
     checkpoint: str,
     episodes: int | None = None,
     seed: int = 0,
-    deterministic: bool = True,
+    deterministic: bool | None = None,
     num_envs: int = 8,
     video: str | None = None,
     render: str | None = None,
@@ -61,7 +65,8 @@ def evaluate(
         checkpoint: Path of the checkpoint.
         episodes: Episodes to play; None plays 100, or one if it is shown.
         seed: Seeds environments and sampling.
-        deterministic: Play the mode of the action distribution instead of sampling.
+        deterministic: Play the mode of the action distribution instead of sampling; None does what the run's
+            evaluations did.
         num_envs: Copies that play side by side; one if they are shown.
         video: Path of an MP4 file to write.
         render: `human` shows the episodes in a window.
@@ -75,9 +80,10 @@ def evaluate(
         EnvironmentFault: If the environment cannot be built or rendered, or misbehaves.
     """
     from lightning_ppo.checkpoint import read_checkpoint
-    from lightning_ppo.config import EnvConfig, as_section
+    from lightning_ppo.config import EnvConfig, EvaluationConfig, as_section
     from lightning_ppo.envs import make_vector_env
     from lightning_ppo.evaluation import play
+    from lightning_ppo.hardware import use_cores
     from lightning_ppo.module import PPO
     from lightning_ppo.seeding import derive_seeds
     from lightning_ppo.video import Stage, VideoFile
@@ -91,11 +97,15 @@ def evaluate(
     if video is not None and not video.endswith(".mp4"):
         raise ConfigError(f"--video: expected a name that ends in .mp4, got {video}")
     content = read_checkpoint(checkpoint)
-    settings = content.get("datamodule_hyper_parameters", {}).get("env", {})
+    sections = content.get("datamodule_hyper_parameters", {})
+    settings = sections.get("env", {})
     if not settings.get("id"):
         raise CheckpointError(f"{checkpoint}: trained in an environment built in Python, which the file cannot name")
     env_settings = as_section(EnvConfig, settings, "env")
     policy = PPO.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).policy
+    if deterministic is None:
+        deterministic = as_section(EvaluationConfig, sections.get("evaluation"), "evaluation").deterministic
+    use_cores(policy)
     if video is not None:
         with Stage(env_settings) as stage, VideoFile(video, stage.fps) as file:
             played = stage.play(policy, episodes, seed, deterministic, [file])

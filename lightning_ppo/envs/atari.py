@@ -13,6 +13,8 @@ from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS
 from lightning_ppo.errors import ConfigError
 
 NAMESPACE = "ALE/"
+EMULATOR_FPS = 60.0
+"""Frames per second of the console."""
 OURS = {
     "noop_max": "noop_max",
     "fire_reset": "fire_reset",
@@ -144,8 +146,9 @@ class AtariLessons(VectorWrapper):
         """Step with actions (N,)."""
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         lives = np.array(infos["lives"], dtype=np.int32)
-        # where a game ended, the count may already be that of the next one
-        lost = (lives < self.lives) & ~truncations if self.on_life_loss else np.zeros_like(terminations)
+        # where a game ended, the count may already be that of the next one; some games show no life for a while before
+        # they go on with the next (Q*bert) or end
+        lost = (lives < self.lives) & (lives > 0) & ~truncations if self.on_life_loss else np.zeros_like(terminations)
         self.lives = lives
         infos = {
             **infos,

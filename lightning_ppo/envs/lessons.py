@@ -1,8 +1,8 @@
 """What to learn from where that is not the score.
 
-A vector environment may give rewards and terminations (N,) to learn from in the infos of every step, under the names
-below. Those of its steps then only count for scores and for where episodes end: clipped rewards and lost lives of Atari
-games, for example, are learnt from, while whole games with true scores are logged and evaluated.
+A vector environment of NumPy arrays may give rewards and terminations (N,) to learn from in the infos of every step,
+under the names below. Those of its steps then only count for scores and for where episodes end: clipped rewards and
+lost lives of Atari games, for example, are learnt from, while whole games with true scores are logged and evaluated.
 """
 
 import numpy as np
