@@ -35,6 +35,8 @@ COLUMNS = (
     *("command", "commit", "date", "cpu", "versions"),
 )
 CURVE_POINTS = 200
+OF_ONE_RUN = ("seed", "run_dir", "resume")
+"""Settings in which the runs of an experiment differ."""
 Table = dict[str, dict[str, list[dict[str, str]]]]
 """Rows of results by environment and experiment."""
 Run = Callable[[str, Sequence[str], str | None, int, Sequence[str]], str]
@@ -70,9 +72,15 @@ def package_versions(*names: str) -> dict[str, str]:
 
 
 def current_commit() -> str:
-    """Return the commit that is checked out."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    """Return the commit that is checked out, with `-dirty` behind it if more than results and pages differ from it."""
+    head, changed = (
+        subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        for command in (
+            ("rev-parse", "--short", "HEAD"),
+            ("diff", "--name-only", "HEAD", "--", ".", ":!benchmarks/results", ":!docs"),
+        )
+    )
+    return f"{head}-dirty" if changed else head
 
 
 def provenance(experiment: str, command: str, versions: dict[str, str], commit: str = "") -> dict[str, str]:
@@ -111,6 +119,9 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     if shown.returncode:
         raise SystemExit(shown.stderr)
     env_id = next(line.split("id:")[1].strip() for line in shown.stdout.splitlines() if line.startswith("  id:"))
+    if error := keep_settings(experiment, env_id, shown.stdout):
+        print(f"{experiment} {env_id} seed {seed}: failed\n{error}", flush=True)
+        return error
     if is_done(experiment, env_id, seed):
         print(f"{experiment} {env_id} seed {seed}: done before")
         return ""
@@ -143,6 +154,37 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     print(f"{experiment} {env_id} seed {seed}: {summary['train_return_mean']:.1f}", flush=True)
     clear(run_dir)
     return ""
+
+
+def keep_settings(experiment: str, env_id: str, shown: str) -> str:
+    """Write down the settings of an experiment on a task, or return how they differ from those of its other runs.
+
+    Settings that one of the two does not know are passed over.
+
+    Args:
+        experiment: Name of the results file.
+        env_id: The task.
+        shown: The settings as YAML.
+    """
+    import yaml
+
+    path = RESULTS / "settings" / experiment / f"{env_id.replace('/', '_')}.yaml"
+    settings = {name: value for name, value in yaml.safe_load(shown).items() if name not in OF_ONE_RUN}
+    if path.exists():
+        told = ", ".join(differences(yaml.safe_load(path.read_text()), settings))
+        return f"{told}; choose another name than {experiment}, or delete its rows and {path}" if told else ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return ""
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Return what differs between the settings of two runs, of those that both have."""
+    # a schedule is one setting
+    if isinstance(before, dict) and isinstance(now, dict) and "kind" not in {*before, *now}:
+        prefix = f"{name}." if name else ""
+        return [told for key in now if key in before for told in differences(before[key], now[key], f"{prefix}{key}")]
+    return [] if before == now else [f"{name} was {before} and is {now}"]
 
 
 def _beginning(run_dir: Path) -> Path:
@@ -324,17 +366,24 @@ def write_between_markers(path: Path, lines: Sequence[str]) -> None:
 
 
 def aggregate_lines(experiments: Sequence[str]) -> list[str]:
-    """Return the table of aggregates over tasks, a row per experiment."""
+    """Return the table of aggregates over tasks, a row per experiment.
+
+    Every task counts with as many seeds as all have, the first ones.
+    """
     table = load_results([*dict.fromkeys([*experiments, "random", "sb3"])])
-    lines = ["| experiment | tasks | runs | interquartile mean of scores | 95 % interval |", "|---|---|---|---|---|"]
+    lines = [
+        "| experiment | tasks | seeds of each | interquartile mean of scores | 95 % interval |",
+        "|---|---|---|---|---|",
+    ]
     for experiment in experiments:
         scores = normalized_scores(table, experiment)
         if not scores:
             continue
-        mean, low, high = aggregate(scores)
-        runs = sum(len(task) for task in scores.values())
-        interval = f"{low:.2f} to {high:.2f}" if runs > len(scores) else ""
-        lines.append(f"| {experiment} | {len(scores)} | {runs} | {mean:.2f} | {interval} |")
+        seeds = min(map(len, scores.values()))
+        mean, low, high = aggregate({task: values[:seeds] for task, values in scores.items()})
+        interval = f"{low:.2f} to {high:.2f}" if seeds > 1 else ""
+        tasks = ", ".join(task.removesuffix("-v5") for task in sorted(scores))
+        lines.append(f"| {experiment} | {tasks} | {seeds} | {mean:.2f} | {interval} |")
     return lines
 
 

@@ -79,8 +79,16 @@ def test_report_holds_a_row_per_experiment_and_task_and_one_per_aggregate(result
     assert "old" not in text and text.startswith("before\n") and text.endswith("after\n")
     assert "| Ant-v5 | own | 2 | 250.0 ± 50.0 | 200.0 to 300.0 | 200, 300 |  |" in text
     assert "| Hopper-v5 | sb3 | 2 | 100.0 ± 0.0 | 100.0 to 100.0 | 100, 100 |  |" in text
-    assert "| sb3 | 2 | 4 | 1.00 | 1.00 to 1.00 |" in text
-    assert "| own | 2 | 4 | 2.50 | 2.00 to 3.00 |" in text
+    assert "| sb3 | Ant, Hopper | 2 | 1.00 | 1.00 to 1.00 |" in text
+    assert "| own | Ant, Hopper | 2 | 2.50 | 2.00 to 3.00 |" in text
+    # a task with more seeds counts no more than the others
+    results("many", "Ant-v5", 200.0, 300.0, *[900.0] * 8)
+    results("many", "Hopper-v5", 200.0, 300.0)
+    assert "| many | Ant, Hopper | 2 | 2.50 | 2.00 to 3.00 |" in learning.aggregate_lines(["many"])
+    # where one task has one seed there is no interval
+    results("one", "Ant-v5", 200.0, 900.0)
+    results("one", "Hopper-v5", 400.0)
+    assert "| one | Ant, Hopper | 1 | 3.00 |  |" in learning.aggregate_lines(["one"])
     assert (tmp_path / "page.png").exists()
 
 
@@ -90,6 +98,32 @@ def test_finished_runs_are_known_by_experiment_task_and_seed(results):
     assert not learning.is_done("own", "Ant-v5", 2)
     assert not learning.is_done("own", "Hopper-v5", 1)
     assert not learning.is_done("other", "Ant-v5", 1)
+
+
+def test_an_experiment_keeps_to_its_settings(results, monkeypatch, capsys):
+    shown = yaml.safe_dump(
+        {
+            **{"seed": 1, "run_dir": None, "resume": None, "compile": False, "env": {"id": "Ant-v5", "num_envs": 64}},
+            "optimizer": {"learning_rate": {"kind": "linear", "start": 1.0}},
+        }
+    )
+    assert learning.keep_settings("own", "Ant-v5", shown) == ""
+    path = learning.RESULTS / "settings" / "own" / "Ant-v5.yaml"
+    assert yaml.safe_load(path.read_text()).keys() == {"compile", "env", "optimizer"}
+    others = shown.replace("seed: 1", "seed: 2").replace("compile: false", "added: 3")
+    assert learning.keep_settings("own", "Ant-v5", others) == ""
+    changed = learning.keep_settings("own", "Ant-v5", shown.replace("num_envs: 64", "num_envs: 32"))
+    assert changed.startswith("env.num_envs was 64 and is 32; choose another name than own, or delete its rows")
+    assert learning.keep_settings("other", "Ant-v5", shown.replace("num_envs: 64", "num_envs: 32")) == ""
+    rate = yaml.safe_load(shown) | {"optimizer": {"learning_rate": 1.0}}
+    assert learning.keep_settings("own", "Ant-v5", yaml.safe_dump(rate)).startswith(
+        "optimizer.learning_rate was {'kind': 'linear', 'start': 1.0} and is 1.0;"
+    )
+    # before a run is begun, and before one is taken as done
+    results("own", "CartPole-v1", 5.0)
+    learning.keep_settings("own", "CartPole-v1", "rollout: {num_steps: 7}")
+    error = learning.run_one("own", ["configs/cartpole.yaml"], None, 0, [])
+    assert "rollout.num_steps was 7 and is" in error and "done before" not in capsys.readouterr().out
 
 
 def test_speed_counts_what_follows_the_warm_up():

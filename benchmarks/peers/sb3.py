@@ -19,16 +19,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.learning import RESULTS, ROOT, RUNS, append_row, is_done, provenance, write_curve
 from benchmarks.peers.environments import peer_python
 
-EXPERIMENT = "sb3"
+BUDGET = 1_000_000
 
 
-def run_one(python: Path, env_id: str, seed: int, total_env_steps: int) -> None:
-    """Train one seed unless its row exists, and append its row and curve."""
-    name = f"{EXPERIMENT} {env_id} seed {seed}"
-    if is_done(EXPERIMENT, env_id, seed):
+def run_one(experiment: str, python: Path, env_id: str, seed: int, total_env_steps: int) -> str:
+    """Train one seed unless its row exists, and append its row and curve; return what a failed run complained of."""
+    name = f"{experiment} {env_id} seed {seed}"
+    if is_done(experiment, env_id, seed):
         print(f"{name}: done before")
-        return
-    run_dir = RUNS / EXPERIMENT / f"{env_id.replace('/', '_')}-{seed}"
+        return ""
+    run_dir = RUNS / experiment / f"{env_id.replace('/', '_')}-{seed}"
     script = ROOT / "benchmarks" / "peers" / "sb3_train.py"
     print(f"{name}: running", flush=True)
     finished = subprocess.run(
@@ -40,14 +40,15 @@ def run_one(python: Path, env_id: str, seed: int, total_env_steps: int) -> None:
     )
     if finished.returncode:
         print(f"{name}: failed\n{finished.stderr}", flush=True)
-        return
+        return finished.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
-    write_curve(run_dir / "curve.csv", RESULTS / "curves" / EXPERIMENT / f"{run_dir.name}.csv")
-    steps = "" if total_env_steps == 1_000_000 else f" --total-env-steps {total_env_steps}"
+    write_curve(run_dir / "curve.csv", RESULTS / "curves" / experiment / f"{run_dir.name}.csv")
+    steps = "" if total_env_steps == BUDGET else f" --total-env-steps {total_env_steps}"
     command = f"python benchmarks/peers/sb3.py {env_id} --seeds {seed}{steps}"
-    append_row(EXPERIMENT, summary | provenance(EXPERIMENT, command, summary["versions"]))
+    append_row(experiment, summary | provenance(experiment, command, summary["versions"]))
     print(f"{name}: {summary['train_return_mean']:.1f}", flush=True)
     shutil.rmtree(run_dir)
+    return ""
 
 
 def main() -> None:
@@ -55,14 +56,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env_ids", nargs="+", help="Gymnasium ids")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--total-env-steps", type=int, default=1_000_000)
+    parser.add_argument("--total-env-steps", type=int, default=BUDGET)
     parser.add_argument("--workers", type=int, default=1, help="runs side by side, one core each")
     options = parser.parse_args()
     python = peer_python("sb3")
+    # runs of another budget are kept apart
+    experiment = "sb3" if options.total_env_steps == BUDGET else f"sb3-{options.total_env_steps}"
     with ThreadPoolExecutor(options.workers) as pool:
         tasks = [(env_id, seed) for seed in options.seeds for env_id in options.env_ids]
-        for job in [pool.submit(run_one, python, *task, options.total_env_steps) for task in tasks]:
-            job.result()
+        jobs = [pool.submit(run_one, experiment, python, *task, options.total_env_steps) for task in tasks]
+        failures = [error for job in jobs if (error := job.result())]
+    if failures:
+        raise SystemExit(f"{len(failures)} of the runs failed")
 
 
 if __name__ == "__main__":
