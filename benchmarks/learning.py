@@ -357,6 +357,15 @@ def report(path: Path, experiments: Sequence[str]) -> None:
     draw(path.with_suffix(".png"), experiments, sorted(table))
 
 
+def spread(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return the mean training return of some runs and its standard deviation as text."""
+    values = [float(row["train_return_mean"]) for row in rows]
+    if len(values) < 2:
+        return f"{values[0]:,.1f}" if values else ""
+    mean = sum(values) / len(values)
+    return f"{mean:,.1f} ± {(sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5:,.1f}"
+
+
 def write_between_markers(path: Path, lines: Sequence[str]) -> None:
     """Replace what stands between the table markers of a Markdown page."""
     begin, end = "<!-- table: begin -->", "<!-- table: end -->"

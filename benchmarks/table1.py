@@ -147,8 +147,8 @@ def report(name: str, page: Path) -> None:
         paper = "" if column.paper is None else f"{column.paper:.2f}"
         complete = f"{count} of {len(TASKS) * len(SEEDS)}" + (f", {diverged} diverged" if diverged else "")
         lines.append(f"| {column.title} | {ours} | {interval} | {paper} | {complete} |")
-        returns.append(f"| {column.title} | {' | '.join(_spread(task) for task in rows)} |")
-    chance = " | ".join(_spread(table.get(task, {}).get("random", [])) for task in TASKS)
+        returns.append(f"| {column.title} | {' | '.join(learning.spread(task) for task in rows)} |")
+    chance = " | ".join(learning.spread(table.get(task, {}).get("random", [])) for task in TASKS)
     lines += ["", *returns, f"| random actions | {chance} |"]
     shown = [experiment for experiment, tasks in found.items() if tasks][:6]
     if shown:
@@ -156,13 +156,6 @@ def report(name: str, page: Path) -> None:
         learning.draw(curves, shown, [task for task in TASKS if any(task in found[name] for name in shown)])
         lines += ["", f"![learning curves]({curves.name})"]
     learning.write_between_markers(page, lines)
-
-
-def _spread(rows: Sequence[dict[str, str]]) -> str:
-    values = [float(row["train_return_mean"]) for row in rows]
-    if len(values) < 2:
-        return f"{values[0]:,.1f}" if values else ""
-    return f"{np.mean(values):,.1f} ± {np.std(values):,.1f}"
 
 
 def main() -> None:

@@ -11,9 +11,19 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import gpu, learning, recurrent, speed, table1, where_time_goes
-from lightning_ppo.config import NormalizeConfig, OptimizerConfig, PolicyConfig, RolloutConfig, UpdateConfig, load
+from benchmarks import ablations, gpu, learning, recurrent, speed, table1, where_time_goes
+from lightning_ppo.config import (
+    NormalizeConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RolloutConfig,
+    UpdateConfig,
+    flat,
+    load,
+    to_container,
+)
 from lightning_ppo.distributions.continuous import GaussianHead
+from lightning_ppo.policy import ActorCritic
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
@@ -331,6 +341,53 @@ def test_every_column_of_table_1_is_a_change_of_the_papers_settings():
             assert config.rollout == replace(papers.rollout, num_steps=papers.update.minibatch_size)
         else:
             assert "epochs" not in allowed and config.rollout == papers.rollout
+
+
+def test_every_ablation_changes_one_of_the_defaults():
+    for task in ablations.TASKS:
+        config = learning.ROOT / "configs" / f"{task}.yaml"
+        defaults = flat(to_container(load([config])))
+        for name, change in ablations.CHANGES.items():
+            changed = flat(to_container(load([config], change.settings)))
+            different = {key for key in {**defaults, **changed} if defaults.get(key) != changed.get(key)}
+            assert len({".".join(key.split(".")[:2]) for key in different}) == 1, name
+
+
+def test_the_ablation_table_is_on_the_scale_of_the_defaults(results, tmp_path):
+    for env_id, scale in (("Hopper-v5", 1.0), ("Swimmer-v5", 10.0)):
+        results("random", env_id, 0.0)
+        results("universal", env_id, 90.0 * scale, 110.0 * scale)
+        results("ablation-in-step", env_id, 50.0 * scale, 30.0 * scale)
+    results("ablation-log-std-0", "Hopper-v5", 100.0)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: begin -->\n<!-- table: end -->\n")
+    ablations.report(page)
+    text = page.read_text()
+    assert "| none | 100.0 ± 10.0 | 1,000.0 ± 100.0 | 2 | 1.00 | 0.90 to 1.10 |" in text
+    assert "| copies in step | 40.0 ± 10.0 | 400.0 ± 100.0 | 2 | 0.40 | 0.30 to 0.50 |" in text
+    assert "| log standard deviation 0 at the start | 100.0 |  |  |  |  |" in text  # one task is not all of them
+
+
+def test_a_time_limit_can_be_taken_for_a_termination():
+    env = ablations.TimeLimitsTerminate(gym.make("Pendulum-v1", max_episode_steps=2))
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(2)]
+    assert ends == [(False, False), (True, False)]
+
+
+def test_plain_networks_differ_from_the_universal_ones_in_their_weights_only():
+    space = gym.spaces.Box(-1.0, 1.0, (5,))
+    plain = ablations.PlainNetworks(space, 3)
+    ours = ActorCritic(space, gym.spaces.Box(-1.0, 1.0, (3,)))
+    shapes = [
+        sorted(tuple(p.shape) for name, p in module.named_parameters() if "log_std" not in name)
+        for module in (plain, ours)
+    ]
+    assert shapes[0] == shapes[1]
+    outputs, values = plain(torch.zeros(7, 5))
+    assert outputs.shape == (7, 3) and values.shape == (7,)
+    first = plain.policy[0].weight
+    assert first.abs().max() <= 5**-0.5 and not torch.allclose(first.T @ first, 2.0 * torch.eye(5), atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["paper/mujoco.yaml", "paper/atari.yaml", "parity/mujoco.yaml"])
