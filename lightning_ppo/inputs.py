@@ -98,21 +98,24 @@ class Inputs(nn.Module):
         structure = self.structure if keys is None else {key: self.structure[key] for key in keys}
         return tree_map(lambda number, leaf: self.parts[number](leaf), structure, observations)
 
-    def update(self, observations: Observations, valid: Tensor, reduce: Reduce) -> None:
+    def update(
+        self, observations: Observations, valid: Tensor, reduce: Reduce, final: Observations | None = None
+    ) -> None:
         """Take the valid (T, N) of observations (T, N, ...) into the statistics.
 
         Args:
-            observations: What the policy saw.
+            observations: What the policy acted on.
             valid: Which rows are transitions.
             reduce: Sums a float64 tensor over all ranks.
+            final: (E, ...), observations beside them that episodes ended with.
         """
 
-        def update(number: int, leaf: Tensor) -> None:
+        def update(number: int, leaf: Tensor, *others: Tensor) -> None:
             part = self.parts[number]
             if isinstance(part, ObservationNormalizer):
-                part.update(leaf[valid], reduce)
+                part.update(torch.cat((leaf[valid], *others)), reduce)
 
-        tree_map(update, self.structure, observations)
+        tree_map(update, self.structure, observations, *(() if final is None else (final,)))
 
 
 def _part(path: str, leaf: gymnasium.Space, normalize: NormalizeConfig) -> nn.Module:

@@ -301,7 +301,7 @@ class PPO(TrainingState):
         self.iterations += 1
         self.env_steps += report.env_steps
         self.action_masks = rollout.action_masks is not None
-        self.policy.update_statistics(rollout.observations, rollout.valid, sum_over_ranks)
+        self.policy.update_statistics(rollout, sum_over_ranks)
         scheduler = self.lr_schedulers()
         learning_rate = self._optimizer().optimizer.param_groups[0]["lr"]
         if not isinstance(scheduler, SteeredLearningRate):

@@ -215,15 +215,15 @@ class ActorCritic(nn.Module):
         starts = torch.zeros_like(rollout.boundary_rows, dtype=torch.bool)
         return self.value(rollout.boundary_observations, rollout.boundary_states, starts)
 
-    def update_statistics(self, observations: Observations, valid: Tensor, reduce: Reduce) -> None:
-        """Take observations (T, N, ...) into the normalisers' statistics, those of valid (T, N) rows.
+    def update_statistics(self, rollout: Rollout, reduce: Reduce) -> None:
+        """Take the observations of a rollout into the normalisers' statistics, those that episodes ended with too.
 
         Args:
-            observations: What the policy saw.
-            valid: Which rows are transitions.
+            rollout: What actor and critic saw.
             reduce: Sums a float64 tensor over all ranks.
         """
-        self.inputs.update(observations, valid, reduce)
+        if self.inputs.normalizers:
+            self.inputs.update(rollout.observations, rollout.valid, reduce, rollout.final_observations())
 
     def initial_states(self, num_envs: int) -> Tensor | None:
         """Return the recurrent states (N, H) before the first step, or None for a policy without memory."""

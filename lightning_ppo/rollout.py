@@ -116,6 +116,21 @@ class Rollout:
         """N."""
         return self.rewards.shape[1]
 
+    def final_observations(self) -> Observations:
+        """Return the last observations (E, ...) of the episodes that ended within the rollout."""
+        ended = (self.valid & (self.terminations | self.truncations)).flatten().nonzero().squeeze(1)
+        boundary = torch.full_like(self.valid, -1, dtype=torch.int64).flatten()
+        boundary[self.boundary_rows] = torch.arange(len(self.boundary_rows), device=boundary.device)
+        apart = boundary[ended]
+        # the others stand in a filler row, or the episode only ended for what is learnt from it and goes on
+        following = ended[apart < 0] + self.num_envs
+        following = following[~self.valid.flatten()[following]]
+
+        def final(leaf: Tensor, boundary_leaf: Tensor) -> Tensor:
+            return torch.cat((boundary_leaf[apart[apart >= 0]], leaf.flatten(0, 1)[following]))
+
+        return tree_map(final, self.observations, self.boundary_observations)
+
     def to(self, device: torch.device) -> "Rollout":
         """Return the rollout with every tensor but the episode statistics on `device`."""
         moved = {

@@ -77,7 +77,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
         stream.sum_over_ranks = lambda tensor: tensor
     if control == "own statistics":
         merged = ActorCritic.update_statistics
-        ActorCritic.update_statistics = lambda self, *rollout: merged(self, *rollout[:2], lambda tensor: tensor)
+        ActorCritic.update_statistics = lambda self, rollout, _: merged(self, rollout, lambda tensor: tensor)
     if control == "gradient sum":
         optimization.mean_over_ranks = distributed.sum_over_ranks
     if control == "own rows":

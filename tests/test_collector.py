@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 import lightning_ppo.policy
 from lightning_ppo.collector import Collector
@@ -447,6 +447,38 @@ def test_bootstrap_sees_the_normalised_final_observation(mode):
     assert rollout.truncations[6]
     torch.testing.assert_close(rollout.values, expected[:7])
     torch.testing.assert_close(rollout.next_values, expected[1:])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_statistics_count_every_observation_once_the_final_ones_too(mode, monkeypatch):
+    # episodes of 1, 2, 3 and 5 steps in rollouts of 5: they end within, at the edge, and all at once
+    env = counters((1, 2, 3, 5), mode, "trunc")
+    policy = linear_policy(env, normalize=True)
+    collecting, counted = collector(env, policy, 5), []
+    normalizer = policy.inputs.normalizers[""]
+    monkeypatch.setattr(normalizer, "update", lambda samples, reduce: counted.extend(samples.flatten().tolist()))
+    expected = []
+    for _ in range(4):
+        rollout = collecting.collect()
+        policy.update_statistics(rollout, lambda x: x)
+        expected += rollout.observations[rollout.valid].flatten().tolist()
+        # an episode of L steps shows 0 to L
+        expected += rollout.episodes.lengths.tolist()
+    assert sorted(counted) == sorted(expected) and 5.0 in counted
+
+
+def test_what_only_counts_as_an_end_for_learning_shows_no_final_observation():
+    class Lesson(SyncVectorEnv):
+        def step(self, actions):
+            *step, infos = super().step(actions)
+            infos |= {"learn_rewards": step[1], "learn_terminations": step[2] | (step[0][:, 0] == 2.0)}
+            return *step, infos
+
+    env = Lesson([lambda: Count(4, "term")], autoreset_mode=SAME_STEP)
+    rollout = collector(env, linear_policy(env), 6).collect()
+    assert column(rollout.terminations) == [0, 1, 0, 1, 0, 1]
+    # the last step is the last row: whether the game goes on is not known there
+    assert rollout.final_observations().flatten().tolist() == [4.0, 2.0]
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])

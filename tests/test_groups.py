@@ -144,7 +144,7 @@ def test_groups_are_one_collector_that_draws_their_noise():
             assert rollouts[0].truncations.any()
             assert torch.equal(rollouts[0].truncations, rollouts[1].truncations)
             for policy, rollout in zip(policies, rollouts, strict=True):
-                policy.update_statistics(rollout.observations, rollout.valid, lambda x: x)
+                policy.update_statistics(rollout, lambda x: x)
                 policy.version += 1
     finally:
         for collector in (grouped, whole):

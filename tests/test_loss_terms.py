@@ -69,8 +69,8 @@ def evaluate(term: LossTerm, policy: ActorCritic, minibatch: Minibatch) -> torch
     return values
 
 
-def fit(entries: list, env: str = "CartPole-v1", **kwargs) -> Watched:
-    model, data = make_pair(env, Watched, rollouts_per_epoch=2, loss_terms=entries, **kwargs)
+def fit(entries: list, env: str = "CartPole-v1", rollouts: int = 2, **kwargs) -> Watched:
+    model, data = make_pair(env, Watched, rollouts_per_epoch=rollouts, loss_terms=entries, **kwargs)
     make_trainer().fit(model, data)
     return model
 
@@ -122,7 +122,7 @@ def test_smoothness_counts_noise_in_normalised_units():
         other = make_policy(spaces.Box(-1, 1, (2,)), normalize=True)
         other.load_state_dict(policy.state_dict())
         observations = unit * minibatch.observations
-        other.update_statistics(observations.unsqueeze(1), torch.ones(32, 1, dtype=torch.bool), lambda x: x)
+        other.inputs.update(observations.unsqueeze(1), torch.ones(32, 1, dtype=torch.bool), lambda x: x)
         torch.manual_seed(5)
         values.append(evaluate(ActionSmoothness(other), other, minibatch._replace(observations=observations)))
     torch.testing.assert_close(*values, rtol=1e-3, atol=1e-6)
@@ -263,13 +263,13 @@ def test_compiled_terms_are_the_eager_ones():
 
 def test_the_mirror_term_makes_the_policy_symmetric():
     def asymmetry(weight: float) -> float:
-        model = fit([entry("mirror_symmetry", weight)], update={"minibatch_size": 16}, **FAST)
+        model = fit([entry("mirror_symmetry", weight)], rollouts=10, **FAST | {"total_env_steps": 640})
         torch.manual_seed(0)
         minibatch = make_minibatch(model.policy, 256)
         with torch.no_grad():
             return float(evaluate(MirrorSymmetry(model.policy, **CARTPOLE_MIRROR), model.policy, minibatch).mean())
 
-    assert asymmetry(10.0) < 0.25 * asymmetry(0.0)
+    assert asymmetry(10.0) < 0.1 * asymmetry(0.0)
 
 
 class Offset(LossTerm):

@@ -221,8 +221,8 @@ def test_a_rollout_of_an_asymmetric_critic_has_ratio_1() -> None:
     )
     before = agent.inputs.normalizers["mass"].count.item()
     rollout = collector.collect()
-    agent.update_statistics(rollout.observations, rollout.valid, lambda x: x)
-    assert agent.inputs.normalizers["mass"].count.item() == before + 9
+    agent.update_statistics(rollout, lambda x: x)
+    assert agent.inputs.normalizers["mass"].count.item() == before + 9 + len(rollout.episodes.returns)
 
 
 def test_an_exported_file_asks_for_nothing_that_the_critic_alone_sees(tmp_path: Any) -> None:
