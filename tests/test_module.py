@@ -296,7 +296,7 @@ def test_overriding_configure_optimizers_is_respected():
     assert trainer.global_step == 8
 
 
-def test_observation_statistics_count_each_valid_row_once_and_only_between_iterations():
+def test_observation_statistics_count_each_observation_once_and_only_between_iterations():
     seen = []
 
     class Spy(Recording):
@@ -306,10 +306,12 @@ def test_observation_statistics_count_each_valid_row_once_and_only_between_itera
 
     model, data = make_pair("CartPole-v1", Spy, rollouts_per_epoch=3)
     make_trainer().fit(model, data)
-    rows = [int(r.valid.sum()) for r in model.rollouts]
+    counted = [torch.cat((r.observations[r.valid], r.final_observations())).double() for r in model.rollouts]
+    rows = [len(observations) for observations in counted]
+    assert sum(rows) > sum(int(r.valid.sum()) for r in model.rollouts)
     assert sorted(set(seen)) == [0, rows[0], rows[0] + rows[1]]
     normalizer = model.policy.inputs.normalizers[""]
-    everything = torch.cat([r.observations[r.valid] for r in model.rollouts]).double()
+    everything = torch.cat(counted)
     assert float(normalizer.count) == len(everything)
     torch.testing.assert_close(normalizer.mean, everything.mean(0))
     torch.testing.assert_close(normalizer.variance, everything.var(0, correction=0))
