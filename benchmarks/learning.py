@@ -416,7 +416,8 @@ def draw(path: Path, experiments: Sequence[str], env_ids: Sequence[str]) -> None
             curves = [c for c in curves if len(c)]
             if not curves:
                 continue
-            steps = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), 100)
+            # a run that diverged keeps the return it had reached
+            steps = np.linspace(max(c[0, 0] for c in curves), max(c[-1, 0] for c in curves), 100)
             returns = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
             axis.plot(steps, returns.mean(0), color=f"C{number}", label=experiment)
             bounds = np.array([bootstrap_interval(at, np.mean, 500) for at in returns.T])

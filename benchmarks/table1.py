@@ -10,12 +10,13 @@ on from its last checkpoint. Seeds come before columns and the columns that matt
 there is comparable. `report` writes docs/table1.md from the rows that exist.
 
 Settings are those of configs/paper/mujoco.yaml but for what a column names. The score of a run is the mean return of
-its last 100 training episodes, on the scale on which uniformly random actions have 0 and the best run of the table 1.
+its last 100 training episodes, on the scale on which uniformly random actions have 0 and the best run of the paper's
+columns has 1.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,7 +102,10 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     if "the weights are those from before this iteration" not in error:
         return error
     run_dir = learning.RUNS / experiment / f"{env_id}-{seed}"
-    last = [row for row in learning.read_rows(run_dir / "metrics.csv") if row.get("rollout/return_mean")][-1]
+    reached = [row for row in learning.read_rows(run_dir / "metrics.csv") if row.get("rollout/return_mean")]
+    if not reached:
+        return error
+    last = reached[-1]
     learning.write_curve(run_dir / "metrics.csv", learning.RESULTS / "curves" / experiment / f"{env_id}-{seed}.csv")
     command = " ".join(["python train.py", *configs, f"env.id={env_id}", *overrides, f"seed={seed}"])
     versions = learning.package_versions("torch", "gymnasium", "mujoco", "numpy")
@@ -113,14 +117,16 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     return ""
 
 
-def scores(table: learning.Table, experiments: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """Return the scores of each experiment's runs by task: 0 is random actions, 1 the best run of all experiments."""
+def scores(
+    table: learning.Table, experiments: Sequence[str], scale: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
+    """Return the scores of each experiment's runs by task: 0 is random actions, 1 the best run of those in `scale`."""
     found: dict[str, dict[str, list[float]]] = {experiment: {} for experiment in experiments}
     for env_id in TASKS:
         rows = table.get(env_id, {})
         returns = {name: [float(row["train_return_mean"]) for row in rows.get(name, [])] for name in experiments}
         chance = [float(row["train_return_mean"]) for row in rows.get("random", [])]
-        best = max((value for values in returns.values() for value in values), default=None)
+        best = max((value for name in scale for value in returns[name]), default=None)
         if not chance or best is None:
             continue
         for experiment, values in returns.items():
@@ -129,24 +135,44 @@ def scores(table: learning.Table, experiments: Sequence[str]) -> dict[str, dict[
     return found
 
 
+def difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
+    """Return how much higher the mean score of one column is than that of another, and its 95 % bootstrap interval."""
+    generator = np.random.default_rng(0)
+
+    def means(column: Mapping[str, Sequence[float]]) -> np.ndarray:
+        drawn = [generator.choice(np.asarray(task), (10_000, len(task))) for task in column.values()]
+        return np.concatenate(drawn, axis=1).mean(1)
+
+    low, high = np.percentile(means(one) - means(other), [2.5, 97.5])
+    mean = np.mean(np.concatenate([*one.values()])) - np.mean(np.concatenate([*other.values()]))
+    return float(mean), float(low), float(high)
+
+
 def report(name: str, page: Path) -> None:
     """Write scores and returns between the markers of the page, and the curves of the first columns beside it."""
     names = {f"{name}-{column}": column for column in COLUMNS}
     table = learning.load_results(["random", *names])
-    lines = ["| objective | ours | 95 % interval | paper | runs |", "|---|---|---|---|---|"]
+    lines = [
+        "| objective | ours | 95 % interval | less clipping, ε = 0.2 | paper | runs |",
+        "|---|---|---|---|---|---|",
+    ]
     returns = [f"| objective | {' | '.join(task.removesuffix('-v5') for task in TASKS)} |", "|---" * 8 + "|"]
-    found = scores(table, list(names))
+    found = scores(table, list(names), [experiment for experiment, column in names.items() if COLUMNS[column].paper])
+    clipping = found[f"{name}-clip-0.2"]
     for experiment, tasks in found.items():
         column, rows = COLUMNS[names[experiment]], [table.get(task, {}).get(experiment, []) for task in TASKS]
         count = sum(len(values) for values in tasks.values())
         diverged = sum(not row["train_return_std"] for task in rows for row in task)
-        ours = interval = ""
+        ours = interval = less = ""
         if count:
             mean, low, high = learning.aggregate(tasks, statistic=lambda values: np.mean(values, axis=-1))
             ours, interval = f"{mean:.2f}", f"{low:.2f} to {high:.2f}" if count > len(tasks) else ""
+            if tasks is not clipping and [*map(len, tasks.values())] == [*map(len, clipping.values())]:
+                mean, low, high = difference(tasks, clipping)
+                less = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if interval else f"{mean:+.2f}"
         paper = "" if column.paper is None else f"{column.paper:.2f}"
         complete = f"{count} of {len(TASKS) * len(SEEDS)}" + (f", {diverged} diverged" if diverged else "")
-        lines.append(f"| {column.title} | {ours} | {interval} | {paper} | {complete} |")
+        lines.append(f"| {column.title} | {ours} | {interval} | {less} | {paper} | {complete} |")
         returns.append(f"| {column.title} | {' | '.join(learning.spread(task) for task in rows)} |")
     chance = " | ".join(learning.spread(table.get(task, {}).get("random", [])) for task in TASKS)
     lines += ["", *returns, f"| random actions | {chance} |"]

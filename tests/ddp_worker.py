@@ -110,7 +110,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
     model = PPO(
         data.observation_space,
         data.action_space,
-        objective="trpo" if trpo else "clip",
+        objective=control if control in ("trpo", "adaptive_kl") else "clip",
         update={
             "epochs": 2,
             "minibatch_size": OWN * STEPS // MINIBATCHES,
@@ -132,7 +132,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
             actions.append(batch.actions.clone())
 
     trainer = pl.Trainer(
-        max_epochs=4 if control in ("", "lstm", "trpo", "apart") else 1,
+        max_epochs=4 if control in ("", "lstm", "trpo", "adaptive_kl", "apart") else 1,
         precision=precision,
         accelerator="cpu",
         devices=WORLD,

@@ -234,16 +234,26 @@ def test_a_racer_that_fails_says_why(tmp_path):
 # ---------------------------------------------------------------- table 1
 
 
-def test_scores_of_table_1_have_random_actions_at_0_and_the_best_run_at_1(results):
+def test_scores_of_table_1_have_random_actions_at_0_and_the_best_run_of_the_papers_columns_at_1(results):
     results("random", "Reacher-v5", -40.0)
     results("t-clip-0.2", "Reacher-v5", -10.0, -20.0)
     results("t-none", "Reacher-v5", -50.0)
     results("t-none", "Ant-v5", 3.0)  # no task of the table
-    table = learning.load_results(["random", "t-clip-0.2", "t-none"])
-    found = table1.scores(table, ["t-clip-0.2", "t-none", "t-trpo"])
+    results("t-trpo", "Reacher-v5", -4.0)
+    table = learning.load_results(["random", "t-clip-0.2", "t-none", "t-trpo"])
+    found = table1.scores(table, ["t-clip-0.2", "t-none", "t-trpo", "t-beta-1"], ["t-clip-0.2", "t-none"])
     assert found["t-clip-0.2"] == {"Reacher-v5": [1.0, pytest.approx(2 / 3)]}
     assert found["t-none"] == {"Reacher-v5": [pytest.approx(-1 / 3)]}
-    assert found["t-trpo"] == {}
+    assert found["t-trpo"] == {"Reacher-v5": [pytest.approx(1.2)]}
+    assert found["t-beta-1"] == {}
+
+
+def test_differences_of_table_1_have_the_spread_of_both_columns():
+    one, other = {"A": [1.0, 3.0], "B": [2.0, 2.0]}, {"A": [0.0, 2.0], "B": [1.0, 1.0]}
+    mean, low, high = table1.difference(one, other)
+    # drawn means of A differ by between -1 and 3, each end in 1 draw of 16; A is half of each column
+    assert mean == 1.0 and (low, high) == (0.0, 2.0)
+    assert table1.difference({"A": [1.0]}, {"A": [0.5, 0.5]}) == (0.5, 0.5, 0.5)
 
 
 def test_a_run_goes_on_with_the_settings_it_began_with_only(results, tmp_path, monkeypatch, capsys):
@@ -284,6 +294,8 @@ def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monke
     assert not run_dir.exists()
     monkeypatch.setattr(learning, "run_one", lambda *arguments: "error: killed")
     assert table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 2, []) == "error: killed"
+    monkeypatch.setattr(learning, "run_one", lambda *arguments: "nan; the weights are those from before this iteration")
+    assert "nan" in table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 3, [])  # it had reached nothing
     assert len(learning.load_results(["t-none"])["Reacher-v5"]["t-none"]) == 1
 
 
@@ -295,11 +307,13 @@ def test_the_page_of_table_1_has_ours_beside_the_papers(results, tmp_path, monke
         results("random", env_id, 0.0)
         results("table1-clip-0.2", env_id, 10.0, 8.0, 6.0)
         results("table1-none", env_id, -2.0)
+        results("table1-trpo", env_id, 20.0, 8.0, 2.0)
     table1.report("table1", page)
     text = page.read_text()
     # rows without a deviation are those of runs that diverged
-    assert "| clipping, ε = 0.2 | 0.80 | 0.73 to 0.87 | 0.82 | 21 of 21, 21 diverged |" in text
-    assert "| no clipping or penalty | -0.20 |  | -0.39 | 7 of 21, 7 diverged |" in text
+    assert "| clipping, ε = 0.2 | 0.80 | 0.73 to 0.87 |  | 0.82 | 21 of 21, 21 diverged |" in text
+    assert "| no clipping or penalty | -0.20 |  |  | -0.39 | 7 of 21, 7 diverged |" in text
+    assert "| TRPO, δ = 0.01 | 1.00 |" in text and "| +0.20 (" in text
     assert "| clipping, ε = 0.2 |" + " 8.0 ± 1.6 |" * 7 in text
     assert "old" not in text and text.startswith("above") and text.endswith("below\n")
 

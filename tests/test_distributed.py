@@ -32,7 +32,10 @@ def distance(one: dict, other: dict) -> float:
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in names)
 
 
-@pytest.mark.parametrize(("env", "control"), [("CartPole-v1", ""), ("Pendulum-v1", ""), ("CartPole-v1", "lstm")])
+@pytest.mark.parametrize(
+    ("env", "control"),
+    [("CartPole-v1", ""), ("Pendulum-v1", ""), ("CartPole-v1", "lstm"), ("Pendulum-v1", "adaptive_kl")],
+)
 def test_two_ranks_equal_one(env, control, tmp_path):
     (alone,) = launch(tmp_path / "one", 1, env, control)
     pair = launch(tmp_path / "two", 2, env, control)
@@ -49,6 +52,11 @@ def test_two_ranks_equal_one(env, control, tmp_path):
             assert together[name] == pytest.approx(single[name], rel=2e-2, abs=2e-5), name
     assert pair[0]["metrics"] == pair[1]["metrics"]
     assert pair[0]["final"]["eval/episodes"] == 3  # shared out over the ranks
+    if control == "adaptive_kl":
+        together, single = (
+            [float(s["objective.coefficient"]) for s in ranks["states"][:5]] for ranks in (pair[0], alone)
+        )
+        assert together == single and single[-1] != 1.0
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])

@@ -394,6 +394,27 @@ def test_every_pair(observation: str, action: str, core: str | None, masked: boo
     assert all(map(torch.equal, tree_leaves(taken), tree_leaves(repeated)))
 
 
+@every_action
+def test_gradients_of_every_head_are_those_of_finite_differences(action: str) -> None:
+    space, name = ACTIONS[action]
+    torch.manual_seed(0)
+    head = make_action_head(space, name, num_features=3).double()
+    rows, (own, features) = 5, (head.num_outputs, head.num_features)
+    masks = torch.from_numpy(random_masks(choices_of(space), rows, np.random.default_rng(0)))
+    legal = masks if masks.shape[1] else None
+    given = torch.randn(rows, features, dtype=torch.float64)  # what gSDE explores with is detached
+    outputs, others = torch.randn(2, rows, own, dtype=torch.float64)
+    with torch.no_grad():
+        old = head.parameters_of(torch.cat((others, given), 1), legal)
+        actions = head.sample(old, head.noise((rows,), torch.Generator().manual_seed(1)).double())
+
+    def of(outputs: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        now = head.parameters_of(torch.cat((outputs, given), 1), legal)
+        return head.log_prob(now, actions), head.entropy(now), head.kl(old, now)
+
+    assert torch.autograd.gradcheck(of, (outputs.requires_grad_(), *head.parameters()))
+
+
 def through_environments() -> Iterator[tuple[str, str, str | None, bool]]:
     """Every kind of observation, every action and every core at least once, with masks where there are choices."""
     for number, (action, (space, _)) in enumerate(ACTIONS.items()):
