@@ -291,9 +291,8 @@ class PPO(TrainingState):
         self.recent_lengths.extend(rollout.episodes.lengths.tolist())
         window = (sum(self.recent_returns), sum(self.recent_lengths), len(self.recent_returns))
         # with scaled gradients an infinite norm is the scaler's business: it skips the step
-        scaled = self._scaled_gradients()
-        divergence = self._divergence(batch)
-        report = report_iteration(rollout, batch, epochs, self.statistics, divergence, window, not scaled)
+        checked = getattr(self.trainer.precision_plugin, "scaler", None) is None
+        report = report_iteration(rollout, batch, epochs, self.statistics, self._divergence(batch), window, checked)
         if not report.finite:
             before.restore()
             raise non_finite(epochs, self.statistics, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
@@ -308,8 +307,7 @@ class PPO(TrainingState):
             step_schedulers(scheduler)
         elif self.learning_rate.adaptive and self._trust_region is None:
             scheduler.set(self.learning_rate.steer(learning_rate, report.kl))
-        update_seconds = time.perf_counter() - started
-        update_seconds -= self._update().latest_compile_seconds
+        update_seconds = time.perf_counter() - started - self._update().latest_compile_seconds
         self.compile_seconds += self._update().latest_compile_seconds
         self.collect_seconds, self.update_seconds = report.collect_seconds, update_seconds
         seconds = self.collect_seconds + update_seconds
@@ -329,9 +327,6 @@ class PPO(TrainingState):
             metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}
         log_metrics(self, metrics)
         self.stop_if_spent(rollout.num_steps * rollout.num_envs)
-
-    def _scaled_gradients(self) -> bool:
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     # ---------------------------------------------------------------- the Trainer's flags and checkpoints
 

@@ -118,16 +118,11 @@ class Rollout:
 
     def final_observations(self) -> Observations:
         """Return the last observations (E, ...) of the episodes that ended within the rollout."""
-        ended = (self.valid & (self.terminations | self.truncations)).flatten().nonzero().squeeze(1)
-        boundary = torch.full_like(self.valid, -1, dtype=torch.int64).flatten()
-        boundary[self.boundary_rows] = torch.arange(len(self.boundary_rows), device=boundary.device)
-        apart = boundary[ended]
-        # the others stand in a filler row, or the episode only ended for what is learnt from it and goes on
-        following = ended[apart < 0] + self.num_envs
-        following = following[~self.valid.flatten()[following]]
+        ended = (self.valid & (self.terminations | self.truncations)).flatten()[self.boundary_rows]
+        fillers = ~self.valid[1:]  # those of the first row end episodes of the rollout before
 
         def final(leaf: Tensor, boundary_leaf: Tensor) -> Tensor:
-            return torch.cat((boundary_leaf[apart[apart >= 0]], leaf.flatten(0, 1)[following]))
+            return torch.cat((boundary_leaf[ended], leaf[1:][fillers]))
 
         return tree_map(final, self.observations, self.boundary_observations)
 
@@ -187,14 +182,13 @@ def _map(function: Callable[[Tensor], Tensor], batch: Minibatch) -> Minibatch:
 
 def split(batch: Minibatch, size: int) -> list[Minibatch]:
     """Return a flat batch in pieces of at most `size` rows; sequences of a recurrent policy are kept whole."""
-    states = batch.states
-    length = 1 if states is None else len(batch.weights) // len(states)
+    length = 1 if batch.states is None else len(batch.weights) // len(batch.states)
     count = max(1, size // length)
     pieces = []
     for first in range(0, len(batch.weights) // length, count):
         rows = slice(first * length, (first + count) * length)
-        piece = _map(itemgetter(rows), batch._replace(states=None))
-        pieces.append(piece._replace(states=None if states is None else states[first : first + count]))
+        states = None if batch.states is None else batch.states[first : first + count]
+        pieces.append(_map(itemgetter(rows), batch._replace(states=None))._replace(states=states))
     return pieces
 
 
