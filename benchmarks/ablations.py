@@ -69,6 +69,7 @@ class Change(NamedTuple):
 
 
 CHANGES = {
+    "no-std-decay": Change("standard deviation left to learning", ("update.std_decay=0.0",)),
     "no-observation-normalisation": Change("observations as they are", ("normalize.observations=false",)),
     "no-reward-scaling": Change("rewards as they are", ("normalize.rewards=false",)),
     "time-limits-terminate": Change(

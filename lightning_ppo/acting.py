@@ -376,7 +376,7 @@ class NumpyActor:
         noise = self._noise[step]
         if isinstance(self.head, StateGaussianHead):
             x, log_std = x[:, : self.head.size], x[:, self.head.size :]
-            noise = noise * np.exp(np.clip(log_std + np.float32(self.head.log_std_init), *LOG_STD_BOUNDS))
+            noise = noise * np.exp(np.clip(log_std + self.head.log_std.numpy(), *LOG_STD_BOUNDS))
         return self._to_env(np.add(x, noise, out=self._actions[step]))
 
     def _to_env(self, actions: np.ndarray) -> np.ndarray:

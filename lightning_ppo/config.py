@@ -22,7 +22,7 @@ ON_ERROR = ("stop", "restart")
 OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl", "trpo")
 SCHEDULED = (
     *("clip_range", "clip_range_high", "value_clip_range", "kl_coefficient"),
-    *("entropy_coefficient", "value_coefficient", "learning_rate"),
+    *("entropy_coefficient", "value_coefficient", "std_decay", "learning_rate"),
 )
 
 T = TypeVar("T")
@@ -191,6 +191,9 @@ class UpdateConfig:
     """Weight of the entropy bonus (c2 of equation 9), usually 0 to 0.02."""
     value_coefficient: Any = 0.5
     """Weight of the value loss (c1 of equation 9)."""
+    std_decay: Any = field(default_factory=lambda: {"kind": "linear", "start": 0.0, "end": 2.0})
+    """How fast the standard deviation of Gaussian actions is made to shrink besides what is learnt, in log units per
+    training budget: 1 divides it by e over the whole of training, 0 leaves it to learning."""
     max_grad_norm: float | None = 0.5
     """Bound on the global gradient norm; null turns clipping off."""
     target_kl: float | None = None
@@ -216,7 +219,7 @@ class UpdateConfig:
 
     def schedules(self) -> dict[str, Schedule]:
         """Return the scheduled coefficients by name; those that may be null only where they are set."""
-        names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient"]
+        names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient", "std_decay"]
         names += [name for name in ("clip_range_high", "value_clip_range") if getattr(self, name) is not None]
         schedules = {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
         _require(

@@ -297,8 +297,10 @@ class PPO(TrainingState):
             before.restore()
             raise non_finite(epochs, self.statistics, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
         self.policy.version += 1
+        progress = self.progress
         self.iterations += 1
         self.env_steps += report.env_steps
+        self.policy.head.shrink(self._values["std_decay"] * (self.progress - progress))
         self.action_masks = rollout.action_masks is not None
         self.policy.update_statistics(rollout, sum_over_ranks)
         scheduler = self.lr_schedulers()

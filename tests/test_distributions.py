@@ -203,6 +203,26 @@ def test_initial_standard_deviation(log_std: float) -> None:
     torch.testing.assert_close(head.log_std.grad, torch.ones(2))
 
 
+@pytest.mark.parametrize("name", ["gaussian", "state_gaussian", "tanh_gaussian", "gsde"])
+def test_shrinking_lowers_every_log_standard_deviation(name: str) -> None:
+    head = make_action_head(box(2), name, -0.5, 3)
+    outputs = torch.randn(4, head.num_outputs + head.num_features)
+    means, log_stds = head.parameters_of(outputs)[:, :4].chunk(2, -1)
+    head.shrink(0.25)
+    now = head.parameters_of(outputs)[:, :4]
+    torch.testing.assert_close(now, torch.cat((means, log_stds - 0.25), -1), atol=1e-5, rtol=0.0)
+
+
+def test_shrinking_reaches_the_gaussian_parts_alone() -> None:
+    space = spaces.Tuple((spaces.Discrete(3), box(2)))
+    head = make_action_head(space)
+    outputs = torch.randn(4, head.num_outputs)
+    before = head.parameters_of(outputs)
+    head.shrink(0.25)
+    change = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.25, 0.25]).expand(4, -1)
+    torch.testing.assert_close(before - head.parameters_of(outputs), change)
+
+
 # ---------------------------------------------------------------- the environment's units
 
 

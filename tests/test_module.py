@@ -83,6 +83,27 @@ def test_first_minibatch_has_ratio_one_and_no_kl(env, precision, worst, mean, sh
     assert (model.log_ratios[-1].exp() - 1.0).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("distribution", ["gaussian", "state_gaussian"])
+def test_the_standard_deviation_decays_between_iterations(distribution):
+    decay = {"kind": "piecewise", "points": [[0.0, 0.0], [0.5, 0.0], [0.5, 2.0], [1.0, 2.0]]}
+    model, data = make_pair(
+        "Pendulum-v1",
+        Recording,
+        update={"epochs": 1, "minibatch_size": 64, "std_decay": decay},
+        optimizer={"learning_rate": 0.0},
+        policy={"distribution": distribution, "log_std_init": -0.5},
+        total_env_steps=8 * 64,
+    )
+    make_trainer(max_epochs=8).fit(model, data)
+    stds = torch.stack([rollout.distribution[..., 1].mean() for rollout in model.rollouts])
+    # an eighth of the value at the start of an iteration: nothing up to a half, then 2 / 8
+    by_hand = -0.5 - torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.25, 0.5])
+    torch.testing.assert_close(stds, by_hand, atol=0.03, rtol=0.0)  # a state may move it a little
+    # what is learnt from was collected with the standard deviation it is evaluated with
+    assert all((report.log_ratios.exp() - 1.0).abs().max() <= 1e-5 for report in model.reports)
+    assert model.policy.head.log_std.item() == pytest.approx(-0.5 - 0.75)
+
+
 def test_acting_in_another_precision_would_break_the_ratio():
     """The control of the test above: collecting outside the precision context is noticed."""
     model, _ = make_pair("CartPole-v1", Recording)

@@ -133,7 +133,7 @@ def marginals(space: Space, name: str, head: ActionHead, outputs: Tensor, masks:
             continue
         mean = take(size)
         if name == "state_gaussian":
-            stds = (take(size) + part_head.log_std_init).clamp(-20.0, 2.0).exp()
+            stds = (take(size) + part_head.log_std.double()).clamp(-20.0, 2.0).exp()
         elif name == "gsde":
             count = part_head.num_features
             mine, features = features[:, :count], features[:, count:]

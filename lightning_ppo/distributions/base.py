@@ -70,3 +70,6 @@ class ActionHead(nn.Module, ABC):
     @abstractmethod
     def to_env(self, actions: Tensor) -> Any:
         """Return what the environment is given, tensors (B, *space.shape) in the structure of the action space."""
+
+    def shrink(self, amount: float) -> None:
+        """Lower the log standard deviations of Gaussian actions by `amount`, in place; others stay as they are."""

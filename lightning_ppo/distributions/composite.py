@@ -34,6 +34,11 @@ class CompositeHead(ActionHead):
         self._sizes = [math.prod(part.action_shape) for part in parts]
         self.action_shape = (sum(self._sizes),)
 
+    def shrink(self, amount: float) -> None:
+        """Lower the log standard deviations of all Gaussian parts."""
+        for part in self._heads:
+            part.shrink(amount)
+
     @property
     def action_dtype(self) -> torch.dtype:
         """Dtype of an action as the policy stores it; integers up to 2^24 are exact in float32."""

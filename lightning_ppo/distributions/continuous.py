@@ -84,6 +84,11 @@ class GaussianHead(BoxHead):
     def _add_log_std(self, initial: float) -> None:
         self.log_std = nn.Parameter(torch.full((self.size,), float(initial)))
 
+    @torch.no_grad()
+    def shrink(self, amount: float) -> None:
+        """Lower the log standard deviations by `amount`, in place."""
+        self.log_std -= amount
+
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return parameters[..., : self.size], parameters[..., self.size : 2 * self.size]
 
@@ -125,20 +130,22 @@ class GaussianHead(BoxHead):
 class StateGaussianHead(GaussianHead):
     """A diagonal Gaussian whose standard deviation depends on the state.
 
-    Outputs are means and log standard deviations, the latter relative to `log_std_init`.
+    Outputs are means and log standard deviations, the latter relative to the buffer `log_std` (A,).
     """
+
+    log_std: Tensor
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
         super().__init__(space, log_std_init)
         self.num_outputs = 2 * self.size
 
     def _add_log_std(self, initial: float) -> None:
-        self.log_std_init = float(initial)
+        self.register_buffer("log_std", torch.full((self.size,), float(initial)))
 
     def parameters_of(self, outputs: Tensor, action_masks: Tensor | None = None) -> Tensor:
         """Return means and log standard deviations, (B, 2A)."""
         mean, log_std = outputs.chunk(2, -1)
-        return torch.cat((mean, (log_std + self.log_std_init).clamp(*LOG_STD_BOUNDS)), -1)
+        return torch.cat((mean, (log_std + self.log_std).clamp(*LOG_STD_BOUNDS)), -1)
 
 
 class TanhGaussianHead(GaussianHead):
