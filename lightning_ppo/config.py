@@ -191,9 +191,11 @@ class UpdateConfig:
     """Weight of the entropy bonus (c2 of equation 9), usually 0 to 0.02."""
     value_coefficient: Any = 0.5
     """Weight of the value loss (c1 of equation 9)."""
-    std_decay: Any = field(default_factory=lambda: {"kind": "linear", "start": 0.0, "end": 2.0})
-    """How fast the standard deviation of Gaussian actions is made to shrink besides what is learnt, in log units per
-    training budget: 1 divides it by e over the whole of training, 0 leaves it to learning."""
+    std_decay: Any = field(
+        default_factory=lambda: {"kind": "piecewise", "points": [[0.0, 0.0], [0.5, 0.0], [1.0, 1.0]]}
+    )
+    """Log units by which the standard deviation of Gaussian actions is lowered besides what is learnt, a schedule over
+    the training budget; 0 leaves it to learning. Nothing is lowered with the objective `trpo`."""
     max_grad_norm: float | None = 0.5
     """Bound on the global gradient norm; null turns clipping off."""
     target_kl: float | None = None

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from lightning_ppo.class_path import instantiate
+from lightning_ppo.class_path import instantiate, load_class
 from lightning_ppo.distributions import ActionHead, CategoricalHead, GaussianHead
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.inputs import is_image
@@ -69,7 +69,8 @@ class DualClip(LossTerm):
 
     def forward(self, policy: ActorCritic, minibatch: Minibatch, now: Evaluation) -> Tensor:
         """Return (r - c) A where r > c and A < 0, else 0."""
-        ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, minibatch.weights).exp()
+        counted = minibatch.weights * (minibatch.advantages < 0.0)
+        ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, counted).exp()
         return (ratios - self.bound).clamp(min=0.0) * minibatch.advantages.clamp(max=0.0)
 
 
@@ -191,7 +192,7 @@ def _check_mirror(kind: str, indices: list[int], signs: list[float], size: int) 
 def make_loss_terms(entries: Sequence[Any], policy: ActorCritic) -> tuple[dict[str, LossTerm], dict[str, Schedule]]:
     """Return the terms and their weights by name, which is that of the class in snake case.
 
-    A term whose weight is the number 0 is left out, so that it costs nothing and draws no random numbers.
+    A term whose weight is always 0 is left out, so that it costs nothing and draws no random numbers.
 
     Args:
         entries: Class paths, or mappings of `class_path`, `init_args` and `weight` (1 if not given).
@@ -208,7 +209,8 @@ def make_loss_terms(entries: Sequence[Any], policy: ActorCritic) -> tuple[dict[s
         if unknown:
             raise ConfigError(f"loss_terms: expected class_path, init_args and weight, got {sorted(unknown)[0]!r}")
         weight = Schedule.parse(settings.pop("weight", 1.0), f"loss_terms: weight of {settings.get('class_path')}")
-        if weight == Schedule():
+        if not any(weight.values):
+            load_class(settings.get("class_path"), "loss_terms", LossTerm)
             continue
         term = instantiate(settings, "loss_terms", LossTerm, policy)
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(term).__name__).lower()

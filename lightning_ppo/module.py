@@ -297,10 +297,9 @@ class PPO(TrainingState):
             before.restore()
             raise non_finite(epochs, self.statistics, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
         self.policy.version += 1
-        progress = self.progress
         self.iterations += 1
         self.env_steps += report.env_steps
-        self.policy.head.shrink(self._values["std_decay"] * (self.progress - progress))
+        self._decay_std()
         self.action_masks = rollout.action_masks is not None
         self.policy.update_statistics(rollout, sum_over_ranks)
         scheduler = self.lr_schedulers()
@@ -329,6 +328,13 @@ class PPO(TrainingState):
             metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}
         log_metrics(self, metrics)
         self.stop_if_spent(rollout.num_steps * rollout.num_envs)
+
+    def _decay_std(self) -> None:
+        """Bring what the standard deviation has been lowered by to where its schedule now is, before anyone acts."""
+        if self._trust_region is None:  # whose bound is one on all that the policy moves by
+            due = self.coefficients["std_decay"](self.progress)
+            self.policy.head.shrink(due - self.std_decay)
+            self.std_decay = due
 
     # ---------------------------------------------------------------- the Trainer's flags and checkpoints
 

@@ -25,6 +25,8 @@ class TrainingState(EvaluationSteps):
         """The training budget over all ranks."""
         self.iterations = 0
         """Rollouts trained on."""
+        self.std_decay = 0.0
+        """Log units by which the standard deviation of Gaussian actions has been lowered besides what is learnt."""
         self.action_masks = False
         """Whether the last rollout said which actions were legal; what is exported then asks for it."""
         self.recent_returns: deque[float] = deque(maxlen=RETURN_WINDOW)
@@ -68,6 +70,7 @@ class TrainingState(EvaluationSteps):
         checkpoint["ppo"] = {
             "env_steps": self.env_steps,
             "iterations": self.iterations,
+            "std_decay": self.std_decay,
             "action_masks": self.action_masks,
             "ranks": gather_objects(
                 {
@@ -85,6 +88,7 @@ class TrainingState(EvaluationSteps):
         if self._trainer is not None and self._trainer.precision == "64-true":
             self.double()  # as Lightning does, but only after it has restored, and rounded, the weights
         self.env_steps, self.iterations = state["env_steps"], state["iterations"]
+        self.std_decay = state.get("std_decay", 0.0)
         self.action_masks = state.get("action_masks", False)
         self.recent_returns.clear()
         self.recent_lengths.clear()

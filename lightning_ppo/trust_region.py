@@ -150,7 +150,9 @@ class TrustRegion(torch.optim.Optimizer):
         with torch.enable_grad():
             loss, divergence = closure()
             moving = self._split(divergence)
-            gradient = self.average(flatten(torch.autograd.grad(loss, moving, retain_graph=True)))
+            gradient = self.average(
+                flatten(torch.autograd.grad(loss, moving, retain_graph=True, materialize_grads=True))
+            )
             product = FisherProduct(divergence, moving, self.damping, self.average)
         old_loss = self.average(loss.detach())
         if not gradient.any():
@@ -183,6 +185,8 @@ class TrustRegion(torch.optim.Optimizer):
 
 def set_gradients(loss: Tensor, parameters: Sequence[Tensor], average: Average) -> None:
     """Make the mean over all ranks of the loss's gradients the `grad` of these parameters, and of no others."""
+    if not parameters:
+        return
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
     for parameter, gradient in zip(parameters, _pieces(average(flatten(gradients)), parameters), strict=True):
         parameter.grad = gradient

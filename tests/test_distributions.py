@@ -207,6 +207,7 @@ def test_initial_standard_deviation(log_std: float) -> None:
 def test_shrinking_lowers_every_log_standard_deviation(name: str) -> None:
     head = make_action_head(box(2), name, -0.5, 3)
     outputs = torch.randn(4, head.num_outputs + head.num_features)
+    outputs[:, head.num_outputs :] = outputs[:, head.num_outputs :].sign()  # far from the floor of gSDE's variance
     means, log_stds = head.parameters_of(outputs)[:, :4].chunk(2, -1)
     head.shrink(0.25)
     now = head.parameters_of(outputs)[:, :4]

@@ -60,7 +60,7 @@ def fit(name: str, epochs: int, resume: str | None = None):
         env, num_envs=2, num_steps=8, backend="sync", rollouts_per_epoch=2, seed=4, evaluation={"episodes": 2}
     )
     update = {"epochs": 2, "minibatch_size": 8, "sequence_length": 4 if "core" in settings.get("policy", {}) else None}
-    model = Watched(data.observation_space, data.action_space, update=update, **settings)
+    model = Watched(data.observation_space, data.action_space, update=update, total_env_steps=64, **settings)
     trainer = make_trainer(max_epochs=epochs, precision="64-true")
     trainer.fit(model, data, ckpt_path=resume, **({"weights_only": True} if resume else {}))
     return model, trainer

@@ -70,6 +70,7 @@ def test_settings_are_taken_over(cartpole):
     assert (config.rollout.gamma, config.update.minibatch_size, config.update.epochs) == (0.98, 32, 3)
     assert (config.update.clip_range, config.update.entropy_coefficient) == (0.3, 0.01)
     assert (config.optimizer.learning_rate, config.update.target_kl) == (0.001, 0.05)
+    assert config.update.std_decay == 0.0
     assert config.update.value_coefficient == 0.5  # 0.25 of the squared error is 0.5 of half of it
     assert (config.policy.hidden_sizes, config.policy.activation) == ([8, 6], "relu")
     assert not config.normalize.observations and not config.normalize.rewards

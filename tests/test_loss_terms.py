@@ -97,6 +97,9 @@ def test_dual_clip_is_the_dual_clipped_surrogate():
     # beyond the bound nothing pushes any more; elsewhere the gradient is that of clip
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratios)
     torch.testing.assert_close(gradient, torch.tensor([1.1, 0.0, 0.0, 2.0]))
+    # a ratio that no float holds does not matter where the advantage is positive
+    now = now._replace(log_probs=minibatch.log_probs + torch.tensor([0.0, 0.0, 100.0, 0.0]))
+    assert DualClip(policy)(policy, minibatch, now)[2] == 0.0
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,))], ids=["discrete", "box"])
@@ -210,8 +213,9 @@ def check_absence(entries: list, compiled: bool) -> None:
 
 
 @each_term
-def test_weight_zero_is_bit_equal_to_absence(name):
-    check_absence([entry(name, 0)], compiled=False)
+@pytest.mark.parametrize("weight", [0, {"kind": "linear", "start": 0.0, "end": 0.0}], ids=["number", "schedule"])
+def test_weight_zero_is_bit_equal_to_absence(name, weight):
+    check_absence([entry(name, weight)], compiled=False)
 
 
 def test_weight_zero_is_bit_equal_to_absence_when_compiled():
@@ -299,6 +303,7 @@ def test_a_term_of_the_users_own_with_parameters(compiled, tmp_path):
     ("entries", "message"),
     [
         (["lightning_ppo.loss_terms.Nothing"], "loss_terms: cannot import"),
+        ([{"class_path": "lightning_ppo.loss_terms.Nothing", "weight": 0}], "loss_terms: cannot import"),
         (["lightning_ppo.policy.ActorCritic"], "loss_terms: lightning_ppo.policy.ActorCritic is no"),
         ([entry("dual_clip", -1)], "values must be finite and not negative"),
         ([{**entry("dual_clip", 1), "wieght": 2}], "got 'wieght'"),

@@ -85,23 +85,44 @@ def test_first_minibatch_has_ratio_one_and_no_kl(env, precision, worst, mean, sh
 
 @pytest.mark.parametrize("distribution", ["gaussian", "state_gaussian"])
 def test_the_standard_deviation_decays_between_iterations(distribution):
-    decay = {"kind": "piecewise", "points": [[0.0, 0.0], [0.5, 0.0], [0.5, 2.0], [1.0, 2.0]]}
     model, data = make_pair(
         "Pendulum-v1",
         Recording,
-        update={"epochs": 1, "minibatch_size": 64, "std_decay": decay},
+        update={"epochs": 1, "minibatch_size": 64},
         optimizer={"learning_rate": 0.0},
         policy={"distribution": distribution, "log_std_init": -0.5},
         total_env_steps=8 * 64,
     )
     make_trainer(max_epochs=8).fit(model, data)
     stds = torch.stack([rollout.distribution[..., 1].mean() for rollout in model.rollouts])
-    # an eighth of the value at the start of an iteration: nothing up to a half, then 2 / 8
-    by_hand = -0.5 - torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.25, 0.5])
+    # by default nothing up to half of the budget, then 1 log unit in 4 iterations
+    by_hand = -0.5 - torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.25, 0.5, 0.75])
     torch.testing.assert_close(stds, by_hand, atol=0.03, rtol=0.0)  # a state may move it a little
     # what is learnt from was collected with the standard deviation it is evaluated with
     assert all((report.log_ratios.exp() - 1.0).abs().max() <= 1e-5 for report in model.reports)
-    assert model.policy.head.log_std.item() == pytest.approx(-0.5 - 0.75)
+    assert model.policy.head.log_std.item() == pytest.approx(-0.5 - 1.0)
+
+
+def test_a_prolonged_run_goes_back_to_where_the_schedule_of_its_standard_deviation_is(tmp_path):
+    def run(budget: int, epochs: int, ckpt: str | None = None) -> PPO:
+        settings = {"optimizer": {"learning_rate": 0.0}, "policy": {"log_std_init": -0.5}}
+        model, data = make_pair("Pendulum-v1", total_env_steps=budget * 64, **settings)
+        trainer = make_trainer(max_epochs=epochs)
+        trainer.fit(model, data, ckpt_path=ckpt, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return model
+
+    assert run(4, 4).policy.head.log_std.item() == pytest.approx(-1.5)
+    # after 6 of 8 iterations half of the decay is due
+    assert run(8, 6, str(tmp_path / "4.ckpt")).policy.head.log_std.item() == pytest.approx(-1.0)
+    model = PPO.load_from_checkpoint(tmp_path / "6.ckpt", weights_only=True)
+    assert model.std_decay == pytest.approx(0.5)
+
+
+def test_a_trust_region_is_not_left_by_a_decay():
+    model, data = make_pair("Pendulum-v1", objective="trpo", total_env_steps=2 * 64)
+    make_trainer(max_epochs=2).fit(model, data)
+    assert model.std_decay == 0.0
 
 
 def test_acting_in_another_precision_would_break_the_ratio():
@@ -639,7 +660,7 @@ def test_wrong_environments_are_refused_by_name():
 )
 def test_resumed_training_is_the_same_bit_for_bit(settings, tmp_path):
     def run(epochs: int, ckpt: str | None = None):
-        model, data = make_pair("Pendulum-v1", rollouts_per_epoch=2, **settings)
+        model, data = make_pair("Pendulum-v1", rollouts_per_epoch=2, total_env_steps=4 * 64, **settings)
         trainer = make_trainer(max_epochs=epochs)
         trainer.fit(model, data, ckpt_path=ckpt, weights_only=True)
         return model, trainer

@@ -84,6 +84,14 @@ def test_bounds_of_their_own_below_and_above() -> None:
     ]
 
 
+def test_a_ratio_that_no_float_holds_has_no_gradient_where_it_is_clipped() -> None:
+    log_ratios = torch.tensor([100.0, -200.0], requires_grad=True)
+    losses = clipped_surrogate_loss(log_ratios, torch.tensor([1.0, -1.0]), 0.2)
+    torch.testing.assert_close(losses, torch.tensor([-1.2, 0.8]))
+    (gradient,) = torch.autograd.grad(losses.sum(), log_ratios)
+    assert gradient.tolist() == [0.0, 0.0]
+
+
 def test_an_infinite_clip_range_does_not_clip() -> None:
     log_ratios, advantages = torch.randn(20, dtype=torch.float64), torch.randn(20, dtype=torch.float64)
     losses = clipped_surrogate_loss(log_ratios, advantages, math.inf)
