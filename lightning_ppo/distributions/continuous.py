@@ -75,6 +75,8 @@ class GaussianHead(BoxHead):
     the means and the log standard deviations.
     """
 
+    log_std: Tensor
+
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
         super().__init__(space)
         self.num_outputs = self.num_noise = self.size
@@ -87,7 +89,7 @@ class GaussianHead(BoxHead):
     @torch.no_grad()
     def shrink(self, amount: float) -> None:
         """Lower the log standard deviations by `amount`, in place."""
-        self.log_std -= amount
+        self.log_std.sub_(amount)
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return parameters[..., : self.size], parameters[..., self.size : 2 * self.size]
@@ -132,8 +134,6 @@ class StateGaussianHead(GaussianHead):
 
     Outputs are means and log standard deviations, the latter relative to the buffer `log_std` (A,).
     """
-
-    log_std: Tensor
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
         super().__init__(space, log_std_init)
