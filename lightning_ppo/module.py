@@ -299,7 +299,8 @@ class PPO(TrainingState):
         self.policy.version += 1
         self.iterations += 1
         self.env_steps += report.env_steps
-        self._decay_std()
+        # the bound of a trust region is one on everything that the policy moves by
+        self.decay_std(Schedule() if self._trust_region else self.coefficients["std_decay"])
         self.action_masks = rollout.action_masks is not None
         self.policy.update_statistics(rollout, sum_over_ranks)
         scheduler = self.lr_schedulers()
@@ -328,13 +329,6 @@ class PPO(TrainingState):
             metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}
         log_metrics(self, metrics)
         self.stop_if_spent(rollout.num_steps * rollout.num_envs)
-
-    def _decay_std(self) -> None:
-        """Bring what the standard deviation has been lowered by to where its schedule now is, before anyone acts."""
-        if self._trust_region is None:  # whose bound is one on all that the policy moves by
-            due = self.coefficients["std_decay"](self.progress)
-            self.policy.head.shrink(due - self.std_decay)
-            self.std_decay = due
 
     # ---------------------------------------------------------------- the Trainer's flags and checkpoints
 

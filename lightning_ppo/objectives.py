@@ -32,9 +32,6 @@ def clipped_surrogate_loss(
 ) -> Tensor:
     """Negative clipped surrogate, L^CLIP of the PPO paper (Schulman et al. 2017, eq. 7).
 
-    min(r A, clip(r) A) bounds the ratio from above where A > 0 and from below elsewhere. The logarithm is bounded here,
-    so that a ratio too large for a float has the gradient 0 where it is clipped.
-
     Args:
         log_ratios: (B,), log pi(a|s) - log pi_old(a|s).
         advantages: (B,).
@@ -48,13 +45,9 @@ def clipped_surrogate_loss(
         ValueError: If the shapes are not both (B,).
     """
     _same_shape(log_ratios, advantages)
-    low, high = (
-        torch.as_tensor(bound, dtype=log_ratios.dtype, device=log_ratios.device)
-        for bound in (clip_range, clip_range if clip_range_high is None else clip_range_high)
-    )
-    lowest, highest = torch.log1p(-low.clamp(max=1.0)), torch.log1p(high)
-    bounded = torch.where(advantages > 0.0, log_ratios.clamp(max=highest), log_ratios.clamp(min=lowest))
-    return -bounded.exp() * advantages
+    ratios = log_ratios.clamp(max=80.0).exp()  # the gradient of a ratio that no float holds would be 0 x inf
+    clipped = ratios.clamp(1.0 - clip_range, 1.0 + (clip_range if clip_range_high is None else clip_range_high))
+    return -torch.minimum(ratios * advantages, clipped * advantages)
 
 
 def outside_clip_range(log_ratios: Tensor, clip_range: Scalar, clip_range_high: Scalar | None = None) -> Tensor:

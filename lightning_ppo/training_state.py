@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_ppo.distributed import gather_objects, rank, world_size
 from lightning_ppo.evaluation_steps import EvaluationSteps
 from lightning_ppo.random_state import get_random_state, restore_generator, set_random_state
+from lightning_ppo.schedules import Schedule
 from lightning_ppo.seeding import derive_seeds
 
 RETURN_WINDOW = 100
@@ -54,6 +55,12 @@ class TrainingState(EvaluationSteps):
         """End training if a rollout of `rows` rows on every rank would exceed the budget."""
         if self.total_env_steps and self.env_steps + rows * world_size() > self.total_env_steps:
             self.trainer.should_stop = True
+
+    def decay_std(self, schedule: Schedule) -> None:
+        """Bring what the standard deviation has been lowered by to where its schedule now is, before anyone acts."""
+        due = schedule(self.progress)
+        self.policy.head.shrink(due - self.std_decay)
+        self.std_decay = due
 
     def shuffle_generator(self) -> torch.Generator:
         """Return the source of this rank's minibatches, on the module's device."""
