@@ -83,19 +83,22 @@ def test_first_minibatch_has_ratio_one_and_no_kl(env, precision, worst, mean, sh
     assert (model.log_ratios[-1].exp() - 1.0).abs().max() > 1e-4
 
 
+DECAY = {"kind": "piecewise", "points": [[0.0, 0.0], [0.5, 0.0], [1.0, 1.0]]}
+
+
 @pytest.mark.parametrize("distribution", ["gaussian", "state_gaussian"])
 def test_the_standard_deviation_decays_between_iterations(distribution):
     model, data = make_pair(
         "Pendulum-v1",
         Recording,
-        update={"epochs": 1, "minibatch_size": 64},
+        update={"epochs": 1, "minibatch_size": 64, "std_decay": DECAY},
         optimizer={"learning_rate": 0.0},
         policy={"distribution": distribution, "log_std_init": -0.5},
         total_env_steps=8 * 64,
     )
     make_trainer(max_epochs=8).fit(model, data)
     stds = torch.stack([rollout.distribution[..., 1].mean() for rollout in model.rollouts])
-    # by default nothing up to half of the budget, then 1 log unit in 4 iterations
+    # nothing up to half of the budget, then 1 log unit in 4 iterations
     by_hand = -0.5 - torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.25, 0.5, 0.75])
     torch.testing.assert_close(stds, by_hand, atol=0.03, rtol=0.0)  # a state may move it a little
     # what is learnt from was collected with the standard deviation it is evaluated with
@@ -106,6 +109,7 @@ def test_the_standard_deviation_decays_between_iterations(distribution):
 def test_a_prolonged_run_goes_back_to_where_the_schedule_of_its_standard_deviation_is(tmp_path):
     def run(budget: int, epochs: int, ckpt: str | None = None) -> PPO:
         settings = {"optimizer": {"learning_rate": 0.0}, "policy": {"log_std_init": -0.5}}
+        settings["update"] = {"minibatch_size": 16, "epochs": 2, "std_decay": DECAY}
         model, data = make_pair("Pendulum-v1", total_env_steps=budget * 64, **settings)
         trainer = make_trainer(max_epochs=epochs)
         trainer.fit(model, data, ckpt_path=ckpt, weights_only=True)
