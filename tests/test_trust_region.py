@@ -402,13 +402,14 @@ def test_the_critic_is_fitted_by_adam():
     for kind in (Watched, Reference):
         settings = {"objective": "trpo", "update": {"minibatch_size": 16}}
         model, data = make_pair("Pendulum-v1", kind, rollouts_per_epoch=3, **settings)
-        trainer = make_trainer()
+        # in float32 the rounding of 120 steps is another on each processor
+        trainer = make_trainer(precision="64-true")
         trainer.fit(model, data)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         (optimizer,) = trainer.optimizers
         steps = {float(state["step"]) for state in optimizer.state_dict()["state"].values() if state["step"] > 0}
         assert steps == {120.0}  # 3 rollouts x 10 epochs x 4 minibatches
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
 
 
 def test_half_precision_is_refused():
