@@ -20,7 +20,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 # Whether text overlaps, a column overflows or a pointer finds its point only a browser can say, and no Python package
 # brings one: .ci/run installs it with apt, and on a machine without one the suite must still pass after pip alone. What
 # the page holds, every number, label and escaped character of it, is tested below without a browser.
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="layout and pointer: needs chromium (apt install chromium)")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs the browser that .ci/run installs by apt; pip has none"
+)
 
 
 def make_run(
