@@ -96,8 +96,8 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
         if name in data:
             settings[section][key] = data[name]
     settings["env"]["id"] = env_id
+    settings["update"]["std_decay"] = 0.0  # theirs is learnt alone
     # theirs weighs the squared error, ours half of it
-    settings["update"]["std_decay"] = 0.0
     settings["update"]["value_coefficient"] = 2.0 * float(data.get("vf_coef", 0.5))
     rates = {"clip_range": settings["update"], "learning_rate": settings.setdefault("optimizer", {})}
     for name, target in rates.items():
