@@ -2,7 +2,8 @@
 
 For a small MLP, LSTM or GRU on the CPU most of a torch call is overhead. `NumpyActor` computes the same action from the
 same parameter memory in a third of the time. It decides actions only: distributions, log-probabilities and values of a
-rollout are always the policy's own.
+rollout are always the policy's own. Where the policy is on a GPU and the environment is not, it acts with a copy of the
+weights as long as that takes less time than the way to the GPU and back.
 """
 
 import textwrap
@@ -26,6 +27,9 @@ from lightning_ppo.recurrence import RecurrentCore
 from lightning_ppo.rollout import Observations
 from lightning_ppo.tree import tree_map
 
+WORK_ON_HOST = 1_000_000
+"""Products of a weight and an input, N times the weights, up to which acting for a GPU stays on the host."""
+
 Arrays = Any
 """An array, or nested dicts and tuples of arrays."""
 
@@ -34,11 +38,13 @@ class Actor(Protocol):
     """Acts through one rollout.
 
     Attributes:
+        device: Where it takes observations from, and has the tensors below.
         actions: (T, N, ...), what was sampled so far, as the policy stores it.
         states: (T, N, H), recurrent states before each step, or None for a policy without memory.
         state: (N, H), recurrent states after the latest step, or None.
     """
 
+    device: torch.device
     actions: Tensor
     states: Tensor | None
     state: Tensor | None
@@ -72,9 +78,10 @@ def make_actor(
         as_tensors: Whether the environment takes its actions as tensors instead of NumPy arrays.
         recorded: Acts instead of the policy, if anything does.
     """
-    on_cpu = generator.device.type == "cpu" and not as_tensors
-    if on_cpu and not torch.is_autocast_enabled("cpu") and NumpyActor.suits(policy):
-        return NumpyActor(policy, shape, generator, state)
+    device = generator.device
+    if not as_tensors and not torch.is_autocast_enabled(device.type) and NumpyActor.suits(policy):
+        if device.type == "cpu" or shape[1] * sum(p.numel() for p in policy.parameters()) <= WORK_ON_HOST:
+            return NumpyActor(policy, shape, generator, state)
     return TorchActor(policy, shape, generator, state, as_tensors, recorded)
 
 
@@ -196,6 +203,11 @@ def _layers(mlp: MLP) -> tuple[list[nn.Linear], Callable[[np.ndarray], None]] | 
     return linear, _IN_PLACE[(kinds or {nn.Tanh}).pop()]
 
 
+def _array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as an array: its memory, or a copy where it is on another device."""
+    return tensor.detach().cpu().numpy()
+
+
 class _NumpyLayers:
     """Linear layers in NumPy.
 
@@ -211,8 +223,8 @@ class _NumpyLayers:
         self._activate = activate
         self._layers = [
             (
-                layer.weight.detach().numpy().T,
-                layer.bias.detach().numpy(),
+                _array(layer.weight).T,
+                _array(layer.bias),
                 np.empty((num_envs, layer.out_features), np.float32),
             )
             for layer in layers
@@ -236,7 +248,7 @@ class _NumpyCore:
     """
 
     def __init__(self, core: RecurrentCore) -> None:
-        weights = (weight.detach().numpy() for weight in core.cell.all_weights[0])
+        weights = (_array(weight) for weight in core.cell.all_weights[0])
         self._w_x, self._w_h, self._b_x, self._b_h = weights
         self._size, self.state_size = core.num_features, core.state_size
         # of the gates i, f, g, o
@@ -283,10 +295,12 @@ class _NumpyCore:
 class NumpyActor:
     """Acts with the arithmetic of `policy.act` written in NumPy, on views of the policy's own parameters.
 
+    Of a policy on another device it takes copies.
+
     Args:
         policy: A policy that `suits`.
         shape: (T, N).
-        generator: Source of the noise, on the CPU.
+        generator: Source of the noise, on the policy's device.
         state: (N, H), recurrent states before the first step, or None for a policy without memory.
     """
 
@@ -294,12 +308,13 @@ class NumpyActor:
         self, policy: ActorCritic, shape: tuple[int, int], generator: torch.Generator, state: Tensor | None = None
     ) -> None:
         head, network, num_envs = policy.head, policy.network, shape[1]
+        self.device = torch.device("cpu")
         self.head = head
-        self.state = state
-        self.states = None if state is None else state.new_empty(*shape, state.shape[-1])
+        self.state = None if state is None else state.cpu()
+        self.states = None if self.state is None else self.state.new_empty(*shape, self.state.shape[-1])
         self.actions = torch.empty((*shape, *head.action_shape), dtype=head.action_dtype)
         self._actions = self.actions.numpy()
-        self._noise = head.noise(shape, generator).numpy()
+        self._noise = _array(head.noise(shape, generator))
         trunks = _acting_trunks(network)
         found = [layers for trunk in trunks if (layers := _layers(trunk.mlp)) is not None]
         self._trunks = [_NumpyLayers(layers, num_envs, activate) for layers, activate in found]
@@ -308,12 +323,13 @@ class NumpyActor:
         normalizer = policy.inputs.parts[0]
         self._normalizer = None
         if isinstance(normalizer, ObservationNormalizer):
-            scale, shift = (value.numpy().reshape(1, -1) for value in (normalizer.scale, normalizer.shift))
+            scale, shift = (_array(value).reshape(1, -1) for value in (normalizer.scale, normalizer.shift))
             self._normalizer = (scale, shift, normalizer.clip, np.empty((num_envs, scale.size), np.float32))
         if isinstance(head, GaussianHead):
+            self._log_std = _array(head.log_std)
             if not isinstance(head, StateGaussianHead):
-                self._noise = self._noise * head.log_std.detach().exp().numpy()
-            self._bounds = tuple(b.numpy() for b in (head.center, head.half_range, head.low, head.high))
+                self._noise = self._noise * np.exp(self._log_std)
+            self._bounds = tuple(_array(b) for b in (head.center, head.half_range, head.low, head.high))
 
     @staticmethod
     def suits(policy: ActorCritic) -> bool:
@@ -376,7 +392,7 @@ class NumpyActor:
         noise = self._noise[step]
         if isinstance(self.head, StateGaussianHead):
             x, log_std = x[:, : self.head.size], x[:, self.head.size :]
-            noise = noise * np.exp(np.clip(log_std + self.head.log_std.numpy(), *LOG_STD_BOUNDS))
+            noise = noise * np.exp(np.clip(log_std + self._log_std, *LOG_STD_BOUNDS))
         return self._to_env(np.add(x, noise, out=self._actions[step]))
 
     def _to_env(self, actions: np.ndarray) -> np.ndarray:

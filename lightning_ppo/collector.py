@@ -108,8 +108,8 @@ class Collector:
         started = time.perf_counter()
         stepper, device = self.stepper, self.generator.device
         shape = self.num_steps, stepper.env.num_envs
-        storage = make_storage(stepper, self.num_steps, device, self.policy.dtype)
         actor = make_actor(self.policy, shape, self.generator, self.state, stepper.takes_tensors, self.recorded)
+        storage = make_storage(stepper, self.num_steps, device, self.policy.dtype, actor.device)
         step = 0
         try:
             for step in range(self.num_steps):
@@ -119,13 +119,13 @@ class Collector:
             storage.check(step)
             raise
         steps = storage.finish()
-        self.state = actor.state
+        self.state = None if actor.state is None else actor.state.to(device)
         episodes = self.episodes.record(steps.rewards, steps.terminations | steps.truncations, steps.valid)
         # an episode cut off at a filler row, where its environment was replaced, had its last step in the row before
         steps.truncations[:-1] |= steps.truncations[1:] & ~steps.valid[1:]
         rollout = Rollout(
             observations=steps.observations,
-            actions=actor.actions,
+            actions=actor.actions.to(device),
             distribution=torch.empty(0),
             log_probs=torch.empty(0),
             values=torch.empty(0),
@@ -140,7 +140,7 @@ class Collector:
             policy_version=self.policy.version,
             action_masks=steps.action_masks,
             starts=None if actor.states is None else steps.starts,
-            states=actor.states,
+            states=None if actor.states is None else actor.states.to(device),
         )
         self._score(rollout)
         rollout.collect_seconds = time.perf_counter() - started

@@ -55,7 +55,9 @@ class Storage(Protocol):
         """
 
 
-def make_storage(stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype) -> Storage:
+def make_storage(
+    stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype, acting: torch.device
+) -> Storage:
     """Return the storage of a rollout of T steps.
 
     Args:
@@ -63,10 +65,11 @@ def make_storage(stepper: Stepper, num_steps: int, device: torch.device, dtype: 
         num_steps: T.
         device: The policy's.
         dtype: The policy's; float64 is stored as that.
+        acting: Where actions are computed, the policy's device or the host.
     """
     if isinstance(stepper, TensorStepper):
         return DeviceStorage(stepper, num_steps, device, dtype)
-    return HostStorage(stepper, num_steps, device, dtype)
+    return HostStorage(stepper, num_steps, device, dtype, resides_elsewhere(acting))
 
 
 def resides_elsewhere(device: torch.device) -> bool:
@@ -77,24 +80,27 @@ def resides_elsewhere(device: torch.device) -> bool:
 class HostStorage:
     """Steps of an environment that speaks NumPy.
 
-    For a policy on another device each observation is sent there as soon as it is known, from pinned memory of its own
-    and without waiting, and stays there.
+    A policy that acts on another device is sent each observation as soon as it is known, from pinned memory of its own
+    and without waiting, and it stays there. One that acts on the host has all of them sent at the end.
 
     Args:
         stepper: What is stepped.
         num_steps: T.
         device: The policy's.
         dtype: The policy's; float64 is stored as that.
+        stream: Whether to send each observation to the policy's device at once.
     """
 
-    def __init__(self, stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype, stream: bool = False
+    ) -> None:
         self.stepper, self.device, self.dtype = stepper, device, dtype
         self._shape = num_steps, stepper.env.num_envs
         self._pinned = device.type == "cuda"
         seen = stepper.observations, stepper.starts, stepper.action_masks
         self._seen = tree_map(lambda x: None if x is None else self._empty(x), seen)
         self._there = None
-        if resides_elsewhere(device):
+        if stream:
             self._there = tree_map(lambda x: None if x is None else torch.empty_like(x, device=device), self._seen)
         self._views = tree_map(lambda x: None if x is None else x.numpy(), self._seen)
         self._rewards = np.empty(self._shape, dtype=np.float64)
@@ -150,7 +156,10 @@ class HostStorage:
         def tensor(x: np.ndarray) -> Tensor:
             return torch.from_numpy(x).to(self.device)
 
-        observations, starts, masks = self._seen if self._there is None else self._there
+        seen = self._there or tree_map(
+            lambda x: None if x is None else x.to(self.device, non_blocking=True), self._seen
+        )
+        observations, starts, masks = seen
         learn_rewards, learn_terminations = self._rewards, self._terminations
         if self._lessons:
             learn_rewards = np.stack([rewards for rewards, _ in self._lessons])
