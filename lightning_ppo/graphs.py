@@ -1,6 +1,7 @@
 """Functions of tensors recorded once as a CUDA graph and replayed: one launch instead of one for every kernel."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,30 +17,41 @@ def can_record(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def record(function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Callable[[], None], Any]:
-    """Record a call of a function, and return what replays it and the outputs that each replay writes over.
+@contextmanager
+def uncached_autocast() -> Iterator[None]:
+    """Cast weights anew wherever autocast wants them in another precision.
+
+    A cast before recording would be read, and never done again, by every replay.
+    """
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
+def record(function: Callable[..., Any], inputs: tuple[Any, ...], before: Any = None) -> tuple[Any, Any]:
+    """Record a call of a function, and return the graph and the outputs that each of its replays writes over.
 
     Args:
         function: Waits for nothing on the device, and reads and writes only tensors that stay where they are.
         inputs: Its arguments, in memory that each replay reads again.
+        before: An earlier graph of the function that will not be replayed again, whose memory is used.
     """
-    # a weight cast before recording would be read, and never cast again, by every replay
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
+    if before is None:
         stream, device = torch.cuda.Stream(), torch.cuda.current_device()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.random.fork_rng([device]):
             for _ in range(WARM_UPS):
                 function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # NCCL's watchdog, a thread of its own, may ask CUDA for something meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = function(*inputs)
-    finally:
-        torch.set_autocast_cache_enabled(cached)
-    return graph.replay, outputs
+    graph = torch.cuda.CUDAGraph()
+    pool = None if before is None else before.pool()
+    # NCCL's watchdog, a thread of its own, may ask CUDA for something meanwhile
+    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+        outputs = function(*inputs)
+    return graph, outputs
 
 
 class Recorded:
@@ -57,7 +69,8 @@ class Recorded:
         self.function = function
         self.reads = reads
         self._places: list[int] = []
-        self._replay: Any = None
+        self._graph: Any = None
+        self._valid = False
         self._inputs: tuple[Any, ...] = ()
         self._latest: tuple[Any, ...] = ()
         self._outputs: Any = None
@@ -71,19 +84,22 @@ class Recorded:
 
     def forget(self) -> None:
         """Record anew at the next call."""
-        self._replay = None
+        self._valid = False
 
     def __call__(self, *arguments: Any) -> Any:
         """Return what the function returns."""
-        if self._replay is None:
+        if not self._valid:
+            self._outputs = None
             self._inputs = tree_map(_own, arguments)
-            self._replay, self._outputs = record(self.function, self._inputs)
+            with uncached_autocast():
+                self._graph, self._outputs = record(self.function, self._inputs, self._graph)
+            self._valid = True
         else:
             for place, value, before in zip(self._inputs, arguments, self._latest, strict=True):
                 if value is not before:
                     _copy(place, value)
         self._latest = arguments
-        self._replay()
+        self._graph.replay()
         return tree_map(_own, self._outputs)
 
 

@@ -19,8 +19,8 @@ MEASURES = ("update/grad_norm", "update/approximate_kl", "update/clip_fraction")
 class MinibatchReport(NamedTuple):
     """What a minibatch tells of itself, without gradients."""
 
-    means: tuple[Tensor, ...]
-    """Scalars: policy loss, value loss, entropy, loss terms."""
+    means: Tensor
+    """(S,): policy loss, value loss, entropy, loss terms."""
     log_ratios: Tensor
     """(B,), log pi(a|s) - log pi_old(a|s), 0 in rows that are no transitions."""
 
@@ -57,9 +57,9 @@ def epoch_statistics(
     """
     log_ratios = torch.stack([report.log_ratios for report in reports])
     clipped = outside_clip_range(log_ratios, clip_range, clip_range_high)
-    columns = (*zip(*(report.means for report in reports), strict=True), tuple(grad_norms))
-    scalars = [torch.stack(column) for column in columns]
-    return torch.stack([*scalars, (kl_k3(log_ratios) * weights).sum(1), (clipped * weights).sum(1)], 1)
+    means = torch.stack([report.means for report in reports])
+    measured = (torch.stack(list(grad_norms)), (kl_k3(log_ratios) * weights).sum(1), (clipped * weights).sum(1))
+    return torch.cat((means, torch.stack(measured, 1)), 1)
 
 
 def report_iteration(

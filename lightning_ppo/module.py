@@ -230,7 +230,7 @@ class PPO(TrainingState):
         extra = [weighted_sum(term(self.policy, minibatch, now), weights) for term in self.loss_terms.values()]
         for name, value in zip(self.loss_terms, extra, strict=True):
             loss = loss + self._current[f"{name}_weight"] * value
-        means = tuple(mean.detach() for mean in (policy_loss, critic_loss, entropy, *extra))
+        means = torch.stack((policy_loss, critic_loss, entropy, *extra)).detach()
         return loss, MinibatchReport(means, terms.log_ratios.detach())
 
     def constrained_loss(self, batch: Minibatch) -> tuple[Tensor, Tensor]:

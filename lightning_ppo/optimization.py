@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_ppo.distributed import max_over_ranks, mean_over_ranks, world_size
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.flat import FlatAdam, FlatParameters
-from lightning_ppo.graphs import Recorded, can_record
+from lightning_ppo.graphs import Recorded, can_record, uncached_autocast
 from lightning_ppo.iteration import MinibatchReport
 from lightning_ppo.rollout import Minibatch, select
 
@@ -61,6 +61,8 @@ class _LossModule(nn.Module):
 class CompiledGradients:
     """Forward and backward of the minibatch loss as one compiled graph, replayed as one CUDA graph on a GPU.
 
+    A loss that cannot be traced is recorded as it is on a GPU, once in each iteration.
+
     Attributes:
         alike: Whether the next call is like the last in all but the values of tensors. It is after a call; set it to
             False where something else may have changed, and what depends on it is compiled again.
@@ -73,6 +75,7 @@ class CompiledGradients:
 
     def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss) -> None:
         self.alike = False
+        self._loss, self._flat = loss, flat
         module = _LossModule(policy, loss)
         self._parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
@@ -89,23 +92,27 @@ class CompiledGradients:
 
         # the compiler counts recompilations per code object, so each instance, with its own sizes, brings its own
         gradients.__code__ = gradients.__code__.replace()
-        compiled = torch.compile(gradients, fullgraph=True, dynamic=False)
-
-        def set_gradients(batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
-            # checking that a call is like the last takes a tenth of the time of a small minibatch
-            unchecked = (
-                torch.compiler.set_stance("default", skip_guard_eval_unsafe=True) if self.alike else nullcontext()
-            )
-            with unchecked:
-                found, reported = compiled(self._parameters, batch, rows, scale)
-            self.alike = True
-            flat.gradients.copy_(found)
-            return reported
-
-        self._set_gradients = set_gradients
+        self._gradients: Any = torch.compile(gradients, fullgraph=True, dynamic=False)
         self._recorded: Recorded | None = None
         if can_record(flat.gradients.device):
-            self._recorded = Recorded(set_gradients, lambda: (*policy.parameters(), *policy.buffers()))
+            self._recorded = Recorded(self._set_gradients, lambda: (*policy.parameters(), *policy.buffers()))
+
+    def _set_gradients(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
+        if self._gradients is None:
+            self._flat.gradients.zero_()
+            loss, reported = self._loss(select(batch, rows, scale))
+            loss.backward()
+            return reported
+        # checking that a call is like the last takes a tenth of the time of a small minibatch; what is compiled depends
+        # on autocast's cache too, which is off while recording
+        with (
+            uncached_autocast() if self._recorded else nullcontext(),
+            torch.compiler.set_stance("default", skip_guard_eval_unsafe=True) if self.alike else nullcontext(),
+        ):
+            found, reported = self._gradients(self._parameters, batch, rows, scale)
+        self.alike = True
+        self._flat.gradients.copy_(found)
+        return reported
 
     def compile(self, batch: Minibatch, minibatch_size: int) -> str | None:
         """Compile for minibatches of one size; return why that failed, if it did.
@@ -121,16 +128,23 @@ class CompiledGradients:
         from torch._inductor.exc import InvalidCxxCompiler
 
         device = batch.weights.device
+        example = batch, torch.arange(minibatch_size, device=device), torch.ones((), device=device)
         try:
             if device.type == "cpu":
                 get_cpp_compiler()
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                for _ in range(1 if self._recorded is None else 2):  # the second call is recorded
-                    self(batch, torch.arange(minibatch_size, device=device), torch.ones((), device=device))
+                try:
+                    self(*example)
+                except TorchDynamoException as error:
+                    reason = f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
+                    if self._recorded is None:
+                        return reason
+                    self._gradients = None
+                    rank_zero_warn(f"compile: {reason}; it is recorded as it is")
+                if self._recorded is not None:
+                    self._recorded(*example)
         except InvalidCxxCompiler:
             return "no C++ compiler was found, install g++"
-        except TorchDynamoException as error:
-            return f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
         except RuntimeError as error:
             if self._recorded is None:
                 raise
@@ -146,10 +160,11 @@ class CompiledGradients:
         # a replay would not notice what has changed; a call does, and compiles again
         compiled = _graphs_compiled()
         reported = self._set_gradients(batch, rows, scale)
-        if _graphs_compiled() == compiled:
+        if self._gradients is not None and _graphs_compiled() == compiled:
             self._recorded.refresh()
         else:
             self._recorded.forget()
+        self.alike = True
         return reported
 
 

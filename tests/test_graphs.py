@@ -1,5 +1,8 @@
 """Recorded functions: on the CPU with an imitation of CUDA graphs that reads and writes the memory a real one would."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -25,7 +28,7 @@ def imitation(monkeypatch):
     """Replays by calling the function with the recorded memory; outputs are always in the same place."""
     recordings = []
 
-    def record(function, inputs):
+    def record(function, inputs, before=None):
         outputs = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, function(*inputs))
         recordings.append(function)
 
@@ -40,7 +43,7 @@ def imitation(monkeypatch):
         for place in tree_leaves(outputs):
             if isinstance(place, torch.Tensor):
                 place.fill_(99)
-        return replay, outputs
+        return SimpleNamespace(replay=replay), outputs
 
     monkeypatch.setattr(graphs, "record", record)
     for room in (collector, optimization):
@@ -120,8 +123,32 @@ def test_a_recorded_loss_sees_what_a_callback_changes_between_iterations(imitati
     assert heavier.seen == pytest.approx([1.0, 2.0, 2.0, 3.0])
 
 
+class GraphBreak(PPO):
+    """Cannot be traced in one piece, but recorded."""
+
+    def policy_loss(self, terms):
+        torch._dynamo.graph_break()
+        return super().policy_loss(terms)
+
+
+def test_a_loss_that_cannot_be_traced_is_recorded_as_it_is_in_each_iteration(imitation):
+    trained = []
+    for compile in (False, True):
+        data = RolloutDataModule("Pendulum-v1", num_envs=2, num_steps=16, rollouts_per_epoch=3)
+        pl.seed_everything(3, verbose=False)
+        spaces = data.observation_space, data.action_space
+        settings = {"update": {"epochs": 2, "minibatch_size": 16}, "policy": {"activation": "gelu"}}
+        model = GraphBreak(*spaces, **settings, compile=compile)
+        with pytest.warns(UserWarning, match="cannot be traced .*recorded as it is") if compile else nullcontext():
+            make_trainer().fit(model, data)
+        trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    # acting twice, and the gradients once to see whether they can be and in every iteration
+    assert len(imitation) == 2 + 1 + 3
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-5)
+
+
 def test_a_policy_that_cannot_be_recorded_acts_as_it_is_with_one_line(monkeypatch):
-    def refuse(function, inputs):
+    def refuse(function, inputs, before):
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
 
     monkeypatch.setattr(graphs, "record", refuse)
