@@ -78,10 +78,10 @@ def make_actor(
         as_tensors: Whether the environment takes its actions as tensors instead of NumPy arrays.
         recorded: Acts instead of the policy, if anything does.
     """
-    device = generator.device
-    if not as_tensors and not torch.is_autocast_enabled(device.type) and NumpyActor.suits(policy):
-        if device.type == "cpu" or shape[1] * sum(p.numel() for p in policy.parameters()) <= WORK_ON_HOST:
-            return NumpyActor(policy, shape, generator, state)
+    device = generator.device.type
+    near = device == "cpu" or shape[1] * sum(p.numel() for p in policy.parameters()) <= WORK_ON_HOST
+    if near and not as_tensors and not torch.is_autocast_enabled(device) and NumpyActor.suits(policy):
+        return NumpyActor(policy, shape, generator, state)
     return TorchActor(policy, shape, generator, state, as_tensors, recorded)
 
 

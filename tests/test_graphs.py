@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_ppo import PPO, RolloutDataModule, collector, graphs, optimization
 from lightning_ppo.acting import RecordedActing
 from lightning_ppo.collector import Collector
+from lightning_ppo.envs import torch_envs
+from lightning_ppo.envs.state import read_layer
 from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.graphs import Recorded
 from lightning_ppo.policy import ActorCritic
@@ -175,6 +177,23 @@ def test_compiled_and_recorded_training_learns_the_same(request, env, device):
     expected, _ = train(env, False, device)
     found, _ = train(env, True, device)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_steps_of_environments_in_torch_are_recorded(imitation, monkeypatch):
+    def play(env):
+        observations, _ = env.reset(seed=4)
+        seen = [observations]
+        for step in range(60):
+            observations, *ends, infos = env.step(torch.arange(6) % 2 if step % 3 else torch.arange(6) % 3 == 0)
+            seen += [observations, *ends, infos["final_obs"]]
+        return torch.cat([x.double().flatten() for x in seen]), read_layer(env)
+
+    expected, (state, _) = play(TorchCartPole(6, max_episode_steps=25))
+    monkeypatch.setattr(torch_envs, "can_record", lambda device: True)
+    found, (found_state, reason) = play(TorchCartPole(6, max_episode_steps=25))
+    assert len(imitation) == 1 and reason == ""
+    assert torch.equal(found, expected)
+    assert str(found_state) == str(state)
 
 
 @pytest.mark.parametrize("device", DEVICES)

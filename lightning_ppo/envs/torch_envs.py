@@ -16,11 +16,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from lightning_ppo.graphs import Recorded, can_record
+
 
 class TorchVectorEnv(VectorEnv, ABC):
     """N copies of a task whose state is one tensor (N, S), with a time limit and SAME_STEP autoreset.
 
-    Every step gives `final_obs` (N, ...) of all copies; of use are those whose episode ended.
+    Every step gives `final_obs` (N, ...) of all copies; of use are those whose episode ended. On a GPU steps replay the
+    first one as a CUDA graph, so what `observe` and `advance` return may depend on nothing but their arguments.
 
     Attributes:
         stagger: Truncate the first episode of each copy after a random share of the limit (see `FirstEpisodeLimit`).
@@ -53,6 +56,7 @@ class TorchVectorEnv(VectorEnv, ABC):
         self.steps: Any = None
         self._limits: Any = None
         self._generator: Any = None
+        self._advance: Any = self._step
 
     @abstractmethod
     def initial_states(self) -> Tensor:
@@ -83,6 +87,8 @@ class TorchVectorEnv(VectorEnv, ABC):
             first = seed if isinstance(seed, int | None) else next(iter(seed))
             self._generator.seed() if first is None else self._generator.manual_seed(int(first))
         self.state = self.initial_states()
+        # a method, since these are not taken for state
+        self._advance = Recorded(self._step).__call__ if can_record(self.state.device) else self._step
         self.steps = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._limits = torch.full_like(self.steps, self.max_episode_steps)
         if self.stagger:
@@ -91,15 +97,22 @@ class TorchVectorEnv(VectorEnv, ABC):
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Step all copies with actions (N, ...) on the environment's device."""
-        state, rewards, terminations = self.advance(self.state, actions)
-        steps = self.steps + 1
-        truncations = steps >= self._limits
+        now = self.state, self.steps, self._limits, self.initial_states(), actions
+        (self.state, self.steps, self._limits), results, final = self._advance(*now)
+        return (*results, {"final_obs": final})
+
+    def _step(self, before: Tensor, steps: Tensor, limits: Tensor, fresh: Tensor, actions: Tensor) -> Any:
+        """Return states, steps and limits after a step, what it shows, and the final observations."""
+        state, rewards, terminations = self.advance(before, actions)
+        steps = steps + 1
+        truncations = steps >= limits
         ended = terminations | truncations
-        self.state = torch.where(ended.unsqueeze(1), self.initial_states(), state)
-        self.steps = torch.where(ended, 0, steps)
+        after = torch.where(ended.unsqueeze(1), fresh, state)
+        steps = torch.where(ended, 0, steps)
         if self.stagger:
-            self._limits = torch.where(ended, self.max_episode_steps, self._limits)
-        return self.observe(self.state), rewards, terminations, truncations, {"final_obs": self.observe(state)}
+            limits = torch.where(ended, self.max_episode_steps, limits)
+        results = self.observe(after), rewards, terminations, truncations
+        return (after, steps, limits), results, self.observe(state)
 
 
 class TorchCartPole(TorchVectorEnv):
