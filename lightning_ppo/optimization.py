@@ -58,6 +58,21 @@ class _LossModule(nn.Module):
         return self.loss(minibatch)
 
 
+def _places(module: nn.Module) -> dict[str, str]:
+    """Return every place where a module keeps a trained parameter, and the first place of that parameter.
+
+    `functional_call` finds the places of shared parameters itself, but not while it is compiled.
+    """
+    places: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for path, owner in module.named_modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                place = f"{path}.{name}" if path else name
+                places[place] = first.setdefault(id(parameter), place)
+    return places
+
+
 class CompiledGradients:
     """Forward and backward of the minibatch loss as one compiled graph, replayed as one CUDA graph on a GPU.
 
@@ -77,7 +92,8 @@ class CompiledGradients:
         self.alike = False
         self._loss, self._flat = loss, flat
         module = _LossModule(policy, loss)
-        self._parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        places = _places(module)
+        self._parameters = {name: module.get_parameter(name).detach() for name in dict.fromkeys(places.values())}
 
         def gradients(
             parameters: dict[str, Tensor], batch: Minibatch, rows: Tensor, scale: Tensor
@@ -85,7 +101,8 @@ class CompiledGradients:
             minibatch = select(batch, rows, scale)
 
             def of_parameters(values: dict[str, Tensor]) -> tuple[Tensor, MinibatchReport]:
-                return functional_call(module, values, (minibatch,))
+                everywhere = {place: values[name] for place, name in places.items()}
+                return functional_call(module, everywhere, (minibatch,), tie_weights=False)
 
             grads, (_, reported) = grad_and_value(of_parameters, has_aux=True)(parameters)
             return flat.join([grads[name] for name in parameters]), reported

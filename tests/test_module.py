@@ -387,6 +387,32 @@ def test_compiled_equals_eager(env, objective):
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-5)
 
 
+class Tied(torch.nn.Module):
+    """Actor and critic keep one layer under two names."""
+
+    def __init__(self, observation_space, num_outputs):
+        super().__init__()
+        self.actor, self.critic = (
+            torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, n)]) for n in (num_outputs, 1)
+        )
+        self.critic[0].weight = self.actor[0].weight
+        self.twin = self.actor[0]
+
+    def forward(self, inputs):
+        actor, critic = torch.tanh(self.twin(inputs)), torch.tanh(self.critic[0](inputs))
+        return self.actor[1](actor), self.critic[1](critic).squeeze(-1)
+
+
+@pytest.mark.parametrize("policy", [{"shared_trunk": True}, {"network": f"{__name__}.Tied"}], ids=["trunk", "tied"])
+def test_shared_parameters_are_compiled(policy):
+    weights = []
+    for compiled in (False, True):
+        model, data = make_pair(rollouts_per_epoch=2, compile=compiled, policy=policy)
+        make_trainer().fit(model, data)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-5)
+
+
 def test_compiling_happens_once_although_schedules_move():
     linear = {"kind": "linear", "start": 0.4, "end": 0.0}
     model, data = make_pair(
