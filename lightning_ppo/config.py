@@ -243,6 +243,7 @@ class OptimizerConfig:
             "target_kl": 0.02,
             "minimum": 1e-5,
             "maximum": 3e-4,
+            "cooldown": 0.5,
         }
     )
     """Step size: a number or a schedule; `adaptive_kl` steers it towards a KL of target_kl per iteration.

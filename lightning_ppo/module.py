@@ -308,7 +308,7 @@ class PPO(TrainingState):
         if not isinstance(scheduler, SteeredLearningRate):
             step_schedulers(scheduler)
         elif self.learning_rate.adaptive and self._trust_region is None:
-            scheduler.set(self.learning_rate.steer(learning_rate, report.kl))
+            scheduler.set(self.learning_rate.steer(learning_rate, report.kl, self.progress))
         update_seconds = time.perf_counter() - started - self._update().latest_compile_seconds
         self.compile_seconds += self._update().latest_compile_seconds
         self.collect_seconds, self.update_seconds = report.collect_seconds, update_seconds

@@ -16,7 +16,7 @@ _FIELDS = {
     "linear": {"start", "end", "until"},
     "cosine": {"start", "end", "until"},
     "piecewise": {"points"},
-    "adaptive_kl": {"start", "target_kl", "minimum", "maximum"},
+    "adaptive_kl": {"start", "target_kl", "minimum", "maximum", "cooldown"},
 }
 
 
@@ -33,6 +33,7 @@ class Schedule:
         target_kl: KL divergence per iteration that `adaptive_kl` holds, in nats.
         minimum: Lower bound of `adaptive_kl`.
         maximum: Upper bound of `adaptive_kl`.
+        cooldown: Share of training, at its end, in which the upper bound of `adaptive_kl` falls linearly to the lower.
     """
 
     kind: str = "constant"
@@ -43,6 +44,7 @@ class Schedule:
     target_kl: float = 0.01
     minimum: float = 1e-5
     maximum: float = 1e-2
+    cooldown: float = 0.0
 
     @property
     def adaptive(self) -> bool:
@@ -84,21 +86,24 @@ class Schedule:
             values["points"] = [list(point) for point in self.points]
         return {"kind": self.kind, **values}
 
-    def steer(self, value: float, kl: float) -> float:
+    def steer(self, value: float, kl: float, progress: float) -> float:
         """Return the next value of an `adaptive_kl` schedule.
 
         Above twice the target the value is divided by 1.5, below half of it multiplied by 1.5: the rule of Rudin et al.
-        2022, "Learning to Walk in Minutes Using Massively Parallel Deep Reinforcement Learning".
+        2022, "Learning to Walk in Minutes Using Massively Parallel Deep Reinforcement Learning". A cooldown is as in
+        Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations".
 
         Args:
             value: The current value.
             kl: Exact KL divergence of the last update in nats.
+            progress: Share of the training budget already used.
         """
         if kl > 2.0 * self.target_kl:
-            return max(value / 1.5, self.minimum)
-        if 0.0 < kl < 0.5 * self.target_kl:
-            return min(value * 1.5, self.maximum)
-        return value
+            value = max(value / 1.5, self.minimum)
+        elif 0.0 < kl < 0.5 * self.target_kl:
+            value *= 1.5
+        left = min((1.0 - progress) / self.cooldown, 1.0) if self.cooldown else 1.0
+        return min(value, self.minimum + left * (self.maximum - self.minimum))
 
     @staticmethod
     def parse(specification: Any, key: str, *, allow_adaptive: bool = False) -> "Schedule":
@@ -163,4 +168,6 @@ def _from_mapping(mapping: Mapping[Any, Any], key: str) -> Schedule:
     bounds = (schedule.minimum, schedule.start, schedule.maximum)
     if schedule.adaptive and not (schedule.target_kl > 0.0 and 0.0 < bounds[0] <= bounds[1] <= bounds[2]):
         raise ConfigError(f"{key}: adaptive_kl needs a positive target_kl and 0 < minimum <= start <= maximum")
+    if not 0.0 <= schedule.cooldown <= 1.0:
+        raise ConfigError(f"{key}.cooldown: expected a share of training in [0, 1], got {schedule.cooldown:g}")
     return schedule

@@ -103,12 +103,25 @@ def test_falling_schedules_never_rise(specification: Any) -> None:
 def test_steering_by_kl(value: float, kl: float, expected: float) -> None:
     schedule = parse(ADAPTIVE, allow_adaptive=True)
     assert schedule.adaptive
-    assert schedule.steer(value, kl) == pytest.approx(expected, rel=1e-4)
+    assert schedule.steer(value, kl, 0.0) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("kl", [math.nan, -1e-9])
 def test_a_meaningless_kl_does_not_steer(kl: float) -> None:
-    assert parse(ADAPTIVE, allow_adaptive=True).steer(1e-3, kl) == 1e-3
+    assert parse(ADAPTIVE, allow_adaptive=True).steer(1e-3, kl, 0.0) == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("progress", "bound"),
+    [(0.0, 1e-2), (0.75, 1e-2), (0.875, 1e-5 + 0.5 * 9.99e-3), (0.95, 1e-5 + 0.2 * 9.99e-3), (1.0, 1e-5)],
+)
+def test_the_upper_bound_falls_to_the_lower_while_cooling_down(progress: float, bound: float) -> None:
+    schedule = parse(ADAPTIVE | {"cooldown": 0.25}, allow_adaptive=True)
+    for kl in (0.002, 0.01, 0.0, math.nan):
+        assert schedule.steer(1e-2, kl, progress) == pytest.approx(bound)
+    # what is slower already is steered as before, and from the lowest rate there is a way back
+    assert schedule.steer(1e-5, 0.01, progress) == pytest.approx(1e-5)
+    assert schedule.steer(1e-5, 0.002, 0.5) == pytest.approx(1.5e-5)
 
 
 def test_an_adaptive_schedule_starts_at_its_start_and_ignores_progress() -> None:
@@ -232,3 +245,9 @@ def test_negative_values_are_refused() -> None:
 )
 def test_the_start_is_the_value_at_progress_zero(specification: Any) -> None:
     assert parse(specification)(0.0) == 1.0
+
+
+@pytest.mark.parametrize("cooldown", [-0.1, 1.5, math.nan])
+def test_a_cooldown_is_a_share_of_training(cooldown: float) -> None:
+    with pytest.raises(ConfigError, match=r"\.cooldown: expected a share of training in \[0, 1\]"):
+        parse(ADAPTIVE | {"cooldown": cooldown}, allow_adaptive=True)
