@@ -124,7 +124,7 @@ class Collector:
         # an episode cut off at a filler row, where its environment was replaced, had its last step in the row before
         steps.truncations[:-1] |= steps.truncations[1:] & ~steps.valid[1:]
         rollout = Rollout(
-            observations=steps.observations,
+            observations=self.policy.inputs.lay_out(steps.observations),
             actions=actor.actions.to(device),
             distribution=torch.empty(0),
             log_probs=torch.empty(0),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ppo.config import NormalizeConfig
 from lightning_ppo.errors import UnsupportedSpaceError
+from lightning_ppo.networks import channels_come_last
 from lightning_ppo.normalization import ObservationNormalizer, Reduce
 from lightning_ppo.rollout import Observations
 from lightning_ppo.spaces import SUPPORTED, space_leaves, space_structure
@@ -97,6 +98,16 @@ class Inputs(nn.Module):
         """Return tensors (B, ...) in the structure of the space, or only entries `keys` of a Dict."""
         structure = self.structure if keys is None else {key: self.structure[key] for key in keys}
         return tree_map(lambda number, leaf: self.parts[number](leaf), structure, observations)
+
+    def lay_out(self, observations: Observations) -> Observations:
+        """Return the same observations (T, N, ...), images with their channels last in memory, as convolutions read."""
+
+        def arrange(number: int, leaf: Tensor) -> Tensor:
+            if not isinstance(self.parts[number], nn.Identity) or channels_come_last(leaf.shape[-3:]):
+                return leaf
+            return leaf.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+        return tree_map(arrange, self.structure, observations)
 
     def update(
         self, observations: Observations, valid: Tensor, reduce: Reduce, final: Observations | None = None

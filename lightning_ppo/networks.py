@@ -54,6 +54,19 @@ class MLP(nn.Sequential):
         return super().forward(x)
 
 
+def channels_come_last(shape: Sequence[int]) -> bool:
+    """Return whether images of a shape are (H, W, C) rather than (C, H, W): the channels are the smallest dimension."""
+    return shape[2] <= min(shape[:2])
+
+
+class PixelConv2d(nn.Conv2d):
+    """A convolution of pixels from 0 to 255 as if they were divided by 255; the weights are, which are fewer."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return (B, C, H, W)."""
+        return nn.functional.conv2d(pixels, self.weight / 255.0, self.bias, self.stride, self.padding)
+
+
 class ImageEncoder(nn.Sequential, ABC):
     """Layers that turn images into features, and the way of uint8 pixels into them.
 
@@ -64,23 +77,22 @@ class ImageEncoder(nn.Sequential, ABC):
     num_features: int
 
     def __init__(self, shape: Sequence[int]) -> None:
-        self.channels_last = shape[2] <= min(shape[:2])
+        self.channels_last = channels_come_last(shape)
         super().__init__(*self.layers(*((shape[2], shape[0], shape[1]) if self.channels_last else shape)))
 
     @abstractmethod
     def layers(self, channels: int, height: int, width: int) -> list[nn.Module]:
-        """Return the layers for images of a size."""
+        """Return the layers for images of a size; the first takes pixels from 0 to 255."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (B, num_features) of uint8 images (B, *shape)."""
         if self.channels_last:
             images = images.movedim(-1, -3)
         device = images.device.type
-        # whole numbers up to 255 are exact in half precision; channels_last is rearranged while it is still bytes
+        # whole numbers up to 255 are exact in half precision; what is not channels_last yet becomes so as bytes
         own = next(self.parameters()).dtype
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
-        pixels = images.contiguous(memory_format=torch.channels_last).to(dtype)
-        return super().forward(pixels / 255.0)
+        return super().forward(images.contiguous(memory_format=torch.channels_last).to(dtype))
 
 
 class NatureCNN(ImageEncoder):
@@ -91,8 +103,9 @@ class NatureCNN(ImageEncoder):
     def layers(self, channels: int, height: int, width: int) -> list[nn.Module]:
         """Return three convolutions and a linear layer."""
         layers: list[nn.Module] = []
-        for outputs, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-            layers += [orthogonal_(nn.Conv2d(channels, outputs, kernel, stride), math.sqrt(2.0)), nn.ReLU()]
+        kinds = PixelConv2d, nn.Conv2d, nn.Conv2d
+        for kind, outputs, kernel, stride in zip(kinds, (32, 64, 64), (8, 4, 3), (4, 2, 1), strict=True):
+            layers += [orthogonal_(kind(channels, outputs, kernel, stride), math.sqrt(2.0)), nn.ReLU()]
             channels, height, width = outputs, (height - kernel) // stride + 1, (width - kernel) // stride + 1
         flat = orthogonal_(nn.Linear(channels * height * width, self.num_features), math.sqrt(2.0))
         return [*layers, nn.Flatten(), flat, nn.ReLU()]
@@ -122,8 +135,8 @@ class ImpalaCNN(ImageEncoder):
     def layers(self, channels: int, height: int, width: int) -> list[nn.Module]:
         """Return three sections of a convolution and two residual blocks, and a linear layer."""
         layers: list[nn.Module] = []
-        for outputs in (16, 32, 32):
-            layers += [orthogonal_(nn.Conv2d(channels, outputs, 3, padding=1), 1.0), nn.MaxPool2d(3, 2, 1)]
+        for kind, outputs in ((PixelConv2d, 16), (nn.Conv2d, 32), (nn.Conv2d, 32)):
+            layers += [orthogonal_(kind(channels, outputs, 3, padding=1), 1.0), nn.MaxPool2d(3, 2, 1)]
             layers += [Residual(outputs), Residual(outputs)]
             channels, height, width = outputs, (height + 1) // 2, (width + 1) // 2
         flat = orthogonal_(nn.Linear(channels * height * width, self.num_features), math.sqrt(2.0))

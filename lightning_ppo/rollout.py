@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_ppo.tree import tree_map
+from lightning_ppo.tree import take_rows, tree_map
 
 Observations = Tensor | dict[str, Any] | tuple[Any, ...]
 """A tensor, or nested dicts and tuples of tensors that share their leading dimensions."""
@@ -201,7 +201,7 @@ def select(batch: Minibatch, indices: Tensor, scale: Tensor | None = None) -> Mi
     if states is not None:
         length = len(batch.weights) // len(states)
         states = states.index_select(0, indices[::length] // length)
-    minibatch = _map(lambda x: x.index_select(0, indices), batch._replace(states=None))._replace(states=states)
+    minibatch = _map(lambda x: take_rows(x, indices), batch._replace(states=None))._replace(states=states)
     return minibatch if scale is None else minibatch._replace(weights=minibatch.weights * scale)
 
 

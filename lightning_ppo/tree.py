@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Apply `function` to every leaf of nested dicts and tuples, and to the same leaf of others of that structure."""
@@ -28,3 +30,10 @@ def tree_store(arrays: Any, index: int, values: Any) -> Any:
         return array[index]
 
     return tree_map(store, arrays, values)
+
+
+def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Return rows (B, ...) of a tensor (R, ...); channels of images that lie last in memory stay there."""
+    if tensor.dim() == 4 and not tensor.is_contiguous():
+        return tensor.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
+    return tensor.index_select(0, rows)
