@@ -18,6 +18,7 @@ from lightning_ppo.hardware import fastest_precision, limit_threads, use_cores
 from lightning_ppo.networks import ImpalaCNN, NatureCNN
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.rollout import Minibatch
+from lightning_ppo.tree import take_rows
 from tests.helpers import transitions, vector
 from tests.test_learning import learn
 from train import build_trainer
@@ -46,6 +47,33 @@ class Lights(gymnasium.Env):
         self.t += 1
         reward = float(action == self.lit)
         return self._observation(), reward, self.t == 20, False, {}
+
+
+@pytest.mark.parametrize("encoder", [NatureCNN, ImpalaCNN])
+def test_encoders_see_pixels_divided_by_255(encoder):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (3, *IMAGE.shape), dtype=torch.uint8)
+    cnn = encoder(IMAGE.shape)
+    first = torch.nn.functional.conv2d(images / 255.0, cnn[0].weight, cnn[0].bias, cnn[0].stride, cnn[0].padding)
+    expected = torch.nn.Sequential(*list(cnn)[1:])(first)
+    torch.testing.assert_close(cnn(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_of_a_rollout_lie_channels_last_in_memory():
+    space = spaces.Dict(
+        {"picture": IMAGE, "numbers": spaces.Box(-1, 1, (3, 40, 44)), "last": Lights().observation_space}
+    )
+    inputs = ActorCritic(space, spaces.Discrete(2)).inputs
+    seen = {
+        key: torch.from_numpy(np.stack([[part.sample() for _ in range(3)] for _ in range(2)]))
+        for key, part in space.items()
+    }
+    there = inputs.lay_out(seen)
+    for key, leaf in there.items():
+        assert torch.equal(leaf, seen[key])
+        rows = take_rows(leaf.flatten(0, 1), torch.tensor([4, 0]))
+        assert torch.equal(rows, seen[key].flatten(0, 1)[[4, 0]])
+        assert rows.is_contiguous(memory_format=torch.channels_last) == (key == "picture"), key
 
 
 def test_pictures_are_learnt_from():
