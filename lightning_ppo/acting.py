@@ -3,7 +3,7 @@
 For a small MLP, LSTM or GRU on the CPU most of a torch call is overhead. `NumpyActor` computes the same action from the
 same parameter memory in a third of the time. It decides actions only: distributions, log-probabilities and values of a
 rollout are always the policy's own. Where the policy is on a GPU and the environment is not, it acts with a copy of the
-weights as long as that takes less time than the way to the GPU and back.
+weights as long as there are few, which takes less time than the way to the GPU and back.
 """
 
 import textwrap
@@ -28,7 +28,9 @@ from lightning_ppo.rollout import Observations
 from lightning_ppo.tree import tree_map
 
 WORK_ON_HOST = 1_000_000
-"""Products of a weight and an input, N times the weights, up to which acting for a GPU stays on the host."""
+"""Products of a weight and an input, N times the weights, up to which acting for a GPU stays on the host.
+
+Not measured but for 11,000, where it took half the time of the GPU (docs/speed.md)."""
 
 Arrays = Any
 """An array, or nested dicts and tuples of arrays."""

@@ -64,7 +64,7 @@ class Collector:
         seeds: One seed per environment for the first reset.
         action_mask: Where action masks come from, see `EnvConfig.action_mask`.
         skip_first: Do not report the first episode of each environment, which may have been cut short.
-        compile: Replay acting as a CUDA graph where the policy is on a GPU.
+        compile: Replay acting on a GPU as a CUDA graph.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Collector:
         # an episode cut off at a filler row, where its environment was replaced, had its last step in the row before
         steps.truncations[:-1] |= steps.truncations[1:] & ~steps.valid[1:]
         rollout = Rollout(
-            observations=self.policy.inputs.lay_out(steps.observations),
+            observations=self.policy.lay_out(steps.observations),
             actions=actor.actions.to(device),
             distribution=torch.empty(0),
             log_probs=torch.empty(0),

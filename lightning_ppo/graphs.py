@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 WARM_UPS = 3
 """Calls before recording, in which libraries allocate and choose what must not change afterwards."""
@@ -39,18 +39,25 @@ def record(function: Callable[..., Any], inputs: tuple[Any, ...], before: Any = 
         inputs: Its arguments, in memory that each replay reads again.
         before: An earlier graph of the function that will not be replayed again, whose memory is used.
     """
-    if before is None:
-        stream, device = torch.cuda.Stream(), torch.cuda.current_device()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), torch.random.fork_rng([device]):
-            for _ in range(WARM_UPS):
-                function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    pool = None if before is None else before.pool()
-    # NCCL's watchdog, a thread of its own, may ask CUDA for something meanwhile
-    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
-        outputs = function(*inputs)
+    device = next(leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+    with torch.cuda.device(device):
+        here = torch.cuda.current_stream()
+        if before is None:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream), torch.random.fork_rng([device]):
+                for _ in range(WARM_UPS):
+                    function(*inputs)
+            here.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        pool = None if before is None else before.pool()
+        try:
+            # NCCL's watchdog, a thread of its own, may ask CUDA for something meanwhile
+            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+                outputs = function(*inputs)
+        except RuntimeError:
+            torch.cuda.set_stream(here)  # a recording that fails leaves its own behind
+            raise
     return graph, outputs
 
 
@@ -115,6 +122,7 @@ def _copy(place: Any, value: Any) -> None:
         raise ValueError(f"recorded with {expected}, called with {structure}")
     for there, here in zip(places, leaves, strict=True):
         if isinstance(there, Tensor):
-            if there.shape != here.shape:
-                raise ValueError(f"recorded with a tensor {tuple(there.shape)}, called with {tuple(here.shape)}")
+            if (there.shape, there.dtype) != (here.shape, here.dtype):
+                recorded, given = ((tuple(x.shape), x.dtype) for x in (there, here))
+                raise ValueError(f"recorded with a tensor {recorded}, called with {given}")
             there.copy_(here, non_blocking=True)

@@ -66,7 +66,7 @@ def _places(module: nn.Module) -> dict[str, str]:
     places: dict[str, str] = {}
     first: dict[int, str] = {}
     for path, owner in module.named_modules():
-        for name, parameter in owner.named_parameters(recurse=False):
+        for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
             if parameter.requires_grad:
                 place = f"{path}.{name}" if path else name
                 places[place] = first.setdefault(id(parameter), place)
@@ -75,8 +75,6 @@ def _places(module: nn.Module) -> dict[str, str]:
 
 class CompiledGradients:
     """Forward and backward of the minibatch loss as one compiled graph, replayed as one CUDA graph on a GPU.
-
-    A loss that cannot be traced is recorded as it is on a GPU, once in each iteration.
 
     Attributes:
         alike: Whether the next call is like the last in all but the values of tensors. It is after a call; set it to
@@ -90,7 +88,7 @@ class CompiledGradients:
 
     def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss) -> None:
         self.alike = False
-        self._loss, self._flat = loss, flat
+        self._flat = flat
         module = _LossModule(policy, loss)
         places = _places(module)
         self._parameters = {name: module.get_parameter(name).detach() for name in dict.fromkeys(places.values())}
@@ -115,11 +113,6 @@ class CompiledGradients:
             self._recorded = Recorded(self._set_gradients, lambda: (*policy.parameters(), *policy.buffers()))
 
     def _set_gradients(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
-        if self._gradients is None:
-            self._flat.gradients.zero_()
-            loss, reported = self._loss(select(batch, rows, scale))
-            loss.backward()
-            return reported
         # checking that a call is like the last takes a tenth of the time of a small minibatch; what is compiled depends
         # on autocast's cache too, which is off while recording
         with (
@@ -150,18 +143,12 @@ class CompiledGradients:
             if device.type == "cpu":
                 get_cpp_compiler()
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                try:
+                for _ in range(1 if self._recorded is None else 2):  # the second call is recorded
                     self(*example)
-                except TorchDynamoException as error:
-                    reason = f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
-                    if self._recorded is None:
-                        return reason
-                    self._gradients = None
-                    rank_zero_warn(f"compile: {reason}; it is recorded as it is")
-                if self._recorded is not None:
-                    self._recorded(*example)
         except InvalidCxxCompiler:
             return "no C++ compiler was found, install g++"
+        except TorchDynamoException as error:
+            return f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
         except RuntimeError as error:
             if self._recorded is None:
                 raise
@@ -177,11 +164,10 @@ class CompiledGradients:
         # a replay would not notice what has changed; a call does, and compiles again
         compiled = _graphs_compiled()
         reported = self._set_gradients(batch, rows, scale)
-        if self._gradients is not None and _graphs_compiled() == compiled:
+        if _graphs_compiled() == compiled:
             self._recorded.refresh()
         else:
             self._recorded.forget()
-        self.alike = True
         return reported
 
 

@@ -203,6 +203,16 @@ class ActorCritic(nn.Module):
         joined = (torch.cat(parts).unflatten(0, zeros.shape) for parts in zip(*pieces, strict=True))
         return Evaluation(*joined), self._boundary_values(rollout)
 
+    def lay_out(self, observations: Observations) -> Observations:
+        """Return observations (T, N, ...), in memory as the built-in encoders read them fastest.
+
+        Networks of a user's own get them as they are.
+        """
+        own = self.network
+        trunks = (own.actor_trunk, own.critic_trunk) if isinstance(own, ActorCriticNetwork) else ()
+        built_in = trunks and all(isinstance(trunk.encoder, Encoder) for trunk in trunks)
+        return self.inputs.lay_out(observations) if built_in else observations
+
     @torch.no_grad()
     def rollout_values(self, rollout: Rollout, sequence_length: int = 1) -> tuple[Tensor, Tensor]:
         """Return the current values of a rollout's observations (T, N) and boundary observations (K,), in eval mode."""

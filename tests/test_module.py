@@ -397,10 +397,11 @@ class Tied(torch.nn.Module):
         )
         self.critic[0].weight = self.actor[0].weight
         self.twin = self.actor[0]
+        self.shift = self.slope = torch.nn.Parameter(torch.tensor([0.5]))
 
     def forward(self, inputs):
         actor, critic = torch.tanh(self.twin(inputs)), torch.tanh(self.critic[0](inputs))
-        return self.actor[1](actor), self.critic[1](critic).squeeze(-1)
+        return self.actor[1](actor) * self.slope + self.shift, self.critic[1](critic).squeeze(-1)
 
 
 @pytest.mark.parametrize("policy", [{"shared_trunk": True}, {"network": f"{__name__}.Tied"}], ids=["trunk", "tied"])

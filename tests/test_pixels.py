@@ -63,17 +63,47 @@ def test_images_of_a_rollout_lie_channels_last_in_memory():
     space = spaces.Dict(
         {"picture": IMAGE, "numbers": spaces.Box(-1, 1, (3, 40, 44)), "last": Lights().observation_space}
     )
-    inputs = ActorCritic(space, spaces.Discrete(2)).inputs
+    agent = ActorCritic(space, spaces.Discrete(2))
     seen = {
         key: torch.from_numpy(np.stack([[part.sample() for _ in range(3)] for _ in range(2)]))
         for key, part in space.items()
     }
-    there = inputs.lay_out(seen)
+    there = agent.lay_out(seen)
     for key, leaf in there.items():
         assert torch.equal(leaf, seen[key])
         rows = take_rows(leaf.flatten(0, 1), torch.tensor([4, 0]))
         assert torch.equal(rows, seen[key].flatten(0, 1)[[4, 0]])
         assert rows.is_contiguous(memory_format=torch.channels_last) == (key == "picture"), key
+
+
+class Flat(torch.nn.Module):
+    """Takes for granted that images lie in memory in the order of their dimensions."""
+
+    num_features = 4 * 40 * 44
+
+    def __init__(self, observation_space):
+        super().__init__()
+
+    def forward(self, images):
+        return images.view(len(images), -1) / 255.0
+
+
+def test_encoders_of_ones_own_get_images_as_they_are():
+    agent = ActorCritic(IMAGE, spaces.Discrete(2), PolicyConfig(encoder=f"{__name__}.Flat", hidden_sizes=[4]))
+    images = torch.zeros(2, 3, *IMAGE.shape, dtype=torch.uint8)
+    assert agent.lay_out(images) is images
+    assert agent.value(agent.lay_out(images).flatten(0, 1)).shape == (6,)
+
+
+def test_half_precision_divides_the_pixels():
+    """Weights divided by 255 would be too small for it."""
+    torch.manual_seed(0)
+    layer = NatureCNN(IMAGE.shape)[0].half()
+    with torch.no_grad():
+        layer.weight.mul_(1e-2)
+        pixels = torch.randint(0, 256, (2, *IMAGE.shape)).half()
+        exact = torch.nn.functional.conv2d(pixels.double() / 255.0, layer.weight.double(), stride=4)
+    torch.testing.assert_close(layer(pixels).double(), exact, rtol=5e-3, atol=1e-4)
 
 
 def test_pictures_are_learnt_from():

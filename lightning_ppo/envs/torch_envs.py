@@ -97,7 +97,8 @@ class TorchVectorEnv(VectorEnv, ABC):
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Step all copies with actions (N, ...) on the environment's device."""
-        now = self.state, self.steps, self._limits, self.initial_states(), actions
+        # a clone, since a recording copies only what is another object than before
+        now = self.state, self.steps, self._limits, self.initial_states(), actions.clone()
         (self.state, self.steps, self._limits), results, final = self._advance(*now)
         return (*results, {"final_obs": final})
 
