@@ -69,10 +69,6 @@ class Change(NamedTuple):
 
 
 CHANGES = {
-    "no-annealing": Change(
-        "neither cooldown nor decay of the standard deviation",
-        ("optimizer.learning_rate.cooldown=0.0", "update.std_decay=0.0"),
-    ),
     "no-cooldown": Change("no cooldown of the learning rate", ("optimizer.learning_rate.cooldown=0.0",)),
     "no-std-decay": Change("standard deviation left to learning", ("update.std_decay=0.0",)),
     "no-observation-normalisation": Change("observations as they are", ("normalize.observations=false",)),
