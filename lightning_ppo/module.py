@@ -281,8 +281,8 @@ class PPO(TrainingState):
                 self._current[name] = torch.tensor(value, device=self.device)
             self._current[name].fill_(value)
         scheduler = self.lr_schedulers()
-        if isinstance(scheduler, SteeredLearningRate) and not self.learning_rate.adaptive:
-            scheduler.set(self.learning_rate(progress))
+        if isinstance(scheduler, SteeredLearningRate) and not (self.learning_rate.adaptive and self._trust_region):
+            scheduler.follow(self.learning_rate, progress)
 
     @torch.no_grad()
     def _finish(self, rollout: Rollout, batch: Minibatch, epochs: Tensor, before: Snapshot, started: float) -> None:
@@ -308,7 +308,7 @@ class PPO(TrainingState):
         if not isinstance(scheduler, SteeredLearningRate):
             step_schedulers(scheduler)
         elif self.learning_rate.adaptive and self._trust_region is None:
-            scheduler.set(self.learning_rate.steer(learning_rate, report.kl, self.progress))
+            scheduler.steer(self.learning_rate, report.kl, self.progress)
         update_seconds = time.perf_counter() - started - self._update().latest_compile_seconds
         self.compile_seconds += self._update().latest_compile_seconds
         self.collect_seconds, self.update_seconds = report.collect_seconds, update_seconds

@@ -23,26 +23,38 @@ from lightning_ppo.flat import FlatAdam, FlatParameters
 from lightning_ppo.graphs import Recorded, can_record, uncached_autocast
 from lightning_ppo.iteration import MinibatchReport
 from lightning_ppo.rollout import Minibatch, select
+from lightning_ppo.schedules import Schedule
 
 Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
 
 
 class SteeredLearningRate(LRScheduler):
-    """Hands the learning rate that PPO computes to the optimizer, where Lightning's callbacks look for it."""
+    """Hands the learning rate that PPO computes to the optimizer, where Lightning's callbacks look for it.
+
+    Attributes:
+        value: The rate without its bound.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, value: float) -> None:
-        self.value = value
+        self.value = self.used = value
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return the value for every parameter group."""
-        return [self.value] * len(self.optimizer.param_groups)
+        """Return the rate for every parameter group."""
+        return [self.used] * len(self.optimizer.param_groups)
 
-    def set(self, value: float) -> None:
-        """Use `value` from now on."""
-        self.value = value
+    def follow(self, schedule: Schedule, progress: float) -> None:
+        """Use what a schedule says for `progress`; of one that is steered the value stays, and the bound moves."""
+        self._set(self.value if schedule.adaptive else schedule(progress), schedule.bound(progress))
+
+    def steer(self, schedule: Schedule, kl: float, progress: float) -> None:
+        """Use what an `adaptive_kl` schedule makes of the KL divergence of the last update."""
+        self._set(schedule.steer(self.value, kl, self.used), schedule.bound(progress))
+
+    def _set(self, value: float, bound: float) -> None:
+        self.value, self.used = value, min(value, bound)
         for group in self.optimizer.param_groups:
-            group["lr"] = value
+            group["lr"] = self.used
         self._last_lr = self.get_lr()
 
 

@@ -86,24 +86,33 @@ class Schedule:
             values["points"] = [list(point) for point in self.points]
         return {"kind": self.kind, **values}
 
-    def steer(self, value: float, kl: float, progress: float) -> float:
+    def steer(self, value: float, kl: float, used: float = math.inf) -> float:
         """Return the next value of an `adaptive_kl` schedule.
 
         Above twice the target the value is divided by 1.5, below half of it multiplied by 1.5: the rule of Rudin et al.
-        2022, "Learning to Walk in Minutes Using Massively Parallel Deep Reinforcement Learning". A cooldown is as in
-        Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations".
+        2022, "Learning to Walk in Minutes Using Massively Parallel Deep Reinforcement Learning".
 
         Args:
             value: The current value.
             kl: Exact KL divergence of the last update in nats.
-            progress: Share of the training budget already used.
+            used: What the update used, where a cooldown bounds it.
         """
         if kl > 2.0 * self.target_kl:
-            value = max(value / 1.5, self.minimum)
-        elif 0.0 < kl < 0.5 * self.target_kl:
-            value *= 1.5
-        left = min((1.0 - progress) / self.cooldown, 1.0) if self.cooldown else 1.0
-        return min(value, self.minimum + left * (self.maximum - self.minimum))
+            return max(min(value, used) / 1.5, self.minimum)
+        if 0.0 < kl < 0.5 * self.target_kl:
+            return min(value * 1.5, self.maximum)
+        return value
+
+    def bound(self, progress: float) -> float:
+        """Return what the value is bounded by at `progress` while an `adaptive_kl` schedule cools down, else infinity.
+
+        As in Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations". The
+        value that is steered stays as it is, so that nothing is lost if the budget grows.
+        """
+        if not self.cooldown:
+            return math.inf
+        left = min((1.0 - progress) / self.cooldown, 1.0)
+        return self.minimum + left * (self.maximum - self.minimum)
 
     @staticmethod
     def parse(specification: Any, key: str, *, allow_adaptive: bool = False) -> "Schedule":

@@ -714,3 +714,32 @@ def test_a_run_resumed_at_its_end_saves_what_it_loaded(tmp_path):
         trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
         saved.append(torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["ppo"])
     assert saved[0]["ranks"][0]["shuffle"] is not None and same(*saved)
+
+
+def test_a_cooldown_follows_a_budget_that_grows(tmp_path):
+    """What is steered is kept apart from its bound, so a run that goes on learns as fast as one that never stopped."""
+    rate = {"kind": "adaptive_kl", "start": 1e-3, "maximum": 1e-3, "minimum": 1e-5, "target_kl": 1e3, "cooldown": 0.5}
+
+    def rates(steps, path=None):
+        used = {}
+
+        class Spy(PPO):
+            def training_step(self, rollout, batch_idx):
+                super().training_step(rollout, batch_idx)
+                used[self.env_steps] = self.trainer.callback_metrics["update/learning_rate"].item()
+
+        model, data = make_pair(
+            model=Spy, rollouts_per_epoch=4, optimizer={"learning_rate": rate}, total_env_steps=steps
+        )
+        trainer = make_trainer(max_epochs=-1)
+        trainer.fit(model, data, ckpt_path=path, weights_only=True)
+        return used, trainer
+
+    through, _ = rates(1024)
+    short, trainer = rates(512)
+    assert min(short.values()) < 0.5e-3
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = rates(1024, tmp_path / "half.ckpt")
+    later = [*through.values()][len(short) :]  # copies that are reset do not step, so the steps differ by a few
+    assert len(later) > 4 and [*resumed.values()] == pytest.approx(later, abs=2e-5)
+    assert min(resumed.values()) < 2e-4
