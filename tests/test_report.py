@@ -17,12 +17,6 @@ from lightning_ppo.report.charts import nice_ticks, short, tick_labels
 from lightning_ppo.report.runs import POINTS, changed_settings, group_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Whether text overlaps, a column overflows or a pointer finds its point only a browser can say, and no Python package
-# brings one: .ci/run installs it with apt, and on a machine without one the suite must still pass after pip alone. What
-# the page holds, every number, label and escaped character of it, is tested below without a browser.
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs the browser that .ci/run installs by apt; pip has none"
-)
 
 
 def make_run(
@@ -199,6 +193,7 @@ def browse(page: Path, width: int, folder: Path, *flags: str) -> tuple[dict, np.
     """Return what the probe saw and a screenshot (height, width, 3)."""
     from PIL import Image
 
+    assert CHROMIUM is not None, "there is no browser: apt install chromium"
     harness = folder / "harness.html"
     frame = f'<iframe style="border: 0" width={width} height={HEIGHT} srcdoc="{html.escape(page.read_text() + PROBE)}">'
     harness.write_text(f'<!DOCTYPE html><body style="margin: 0">{frame}</iframe></body>')
@@ -223,7 +218,7 @@ def line_height(picture: np.ndarray, box: list[float], colour: tuple[int, int, i
     return 1.0 - rows.mean() / height
 
 
-@needs_browser
+@pytest.mark.browser
 @pytest.mark.parametrize(("width", "columns"), [(1280, 3), (400, 1)])
 def test_a_browser_draws_it(width, columns, runs, tmp_path):
     page = tmp_path / "page.html"
@@ -243,7 +238,7 @@ def test_a_browser_draws_it(width, columns, runs, tmp_path):
     assert line_height(picture, probe["box"], (200, 80, 30)) == pytest.approx(12.5 / 150, abs=0.02)
 
 
-@needs_browser
+@pytest.mark.browser
 def test_it_is_dark_where_the_reader_wants_it_dark(runs, tmp_path):
     page = tmp_path / "page.html"
     command(["report", str(runs[0]), "--output", str(page)])
