@@ -54,7 +54,7 @@ class Rollout:
     """T steps of N environments, time-major.
 
     Attributes:
-        observations: (T, N, ...), what the policy saw.
+        observations: (T, N, ...), what the policy saw; images (C, H, W) may have their channels last in memory.
         actions: (T, N, ...), what it sampled, before any clipping to the action space.
         distribution: (T, N, P), parameters of the distribution it sampled from.
         log_probs: (T, N), log-probabilities of the actions.

@@ -92,7 +92,7 @@ class HostStorage:
     """
 
     def __init__(
-        self, stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype, stream: bool = False
+        self, stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype, stream: bool
     ) -> None:
         self.stepper, self.device, self.dtype = stepper, device, dtype
         self._shape = num_steps, stepper.env.num_envs
