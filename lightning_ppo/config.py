@@ -125,7 +125,7 @@ class RolloutConfig:
 
     num_steps: int = 64
     """T, steps per environment and iteration."""
-    gamma: float = 0.99
+    gamma: float = 0.995
     """Discount factor in [0, 1]."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation in [0, 1]; 0 is the TD error, 1 the Monte Carlo return."""
@@ -192,7 +192,7 @@ class UpdateConfig:
     value_coefficient: Any = 0.5
     """Weight of the value loss (c1 of equation 9)."""
     std_decay: Any = field(
-        default_factory=lambda: {"kind": "piecewise", "points": [[0.0, 0.0], [0.75, 0.0], [1.0, 0.7]]}
+        default_factory=lambda: {"kind": "piecewise", "points": [[0.0, 0.0], [0.75, 0.0], [1.0, 0.5]]}
     )
     """Log units by which the standard deviation of Gaussian actions is lowered besides what is learnt, a schedule over
     the training budget; 0 leaves it to learning. Nothing is lowered with the objective `trpo`."""

@@ -100,7 +100,7 @@ class Rollout:
     starts: Tensor | None = None
     states: Tensor | None = None
     boundary_states: Tensor | None = None
-    gamma: float = 0.99
+    gamma: float = 0.995
     gae_lambda: float = 0.95
     scaled_rewards: Tensor | None = None
     advantages: Tensor | None = None
