@@ -11,7 +11,7 @@ from lightning_ppo.advantages import following_values
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.graphs import can_record
+from lightning_ppo.graphs import autocast_cache, can_record
 from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.random_state import restore_generator
 from lightning_ppo.rollout import Rollout
@@ -99,7 +99,7 @@ class Collector:
             EnvironmentFault: If the environment raises, or returns a wrong shape, a NaN or an infinity.
         """
         failed, self.stepper.failed = self.stepper.failed, True  # as it stays if collecting is not finished
-        with eval_mode(self.policy):
+        with eval_mode(self.policy), autocast_cache(True):
             rollout = self._collect()
         self.stepper.failed = failed
         return rollout

@@ -18,17 +18,20 @@ def can_record(device: torch.device) -> bool:
 
 
 @contextmanager
-def uncached_autocast() -> Iterator[None]:
-    """Cast weights anew wherever autocast wants them in another precision.
+def autocast_cache(enabled: bool) -> Iterator[None]:
+    """Turn the cache on or off that keeps what autocast makes of weights in another precision, and forget its casts.
 
-    A cast before recording would be read, and never done again, by every replay.
+    Lightning turns it off. On, weights are cast once for many calls, which must not change them; off, a cast is part of
+    what is recorded, where one made before would be read, and never done again, by every replay.
     """
     cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
+    torch.set_autocast_cache_enabled(enabled)
     try:
         yield
     finally:
         torch.set_autocast_cache_enabled(cached)
+        if enabled:
+            torch.clear_autocast_cache()
 
 
 def record(function: Callable[..., Any], inputs: tuple[Any, ...], before: Any = None) -> tuple[Any, Any]:
@@ -98,7 +101,7 @@ class Recorded:
         if not self._valid:
             self._outputs = None
             self._inputs = tree_map(_own, arguments)
-            with uncached_autocast():
+            with autocast_cache(False):
                 self._graph, self._outputs = record(self.function, self._inputs, self._graph)
             self._valid = True
         else:

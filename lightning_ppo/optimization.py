@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_ppo.distributed import max_over_ranks, mean_over_ranks, world_size
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.flat import FlatAdam, FlatParameters
-from lightning_ppo.graphs import Recorded, can_record, uncached_autocast
+from lightning_ppo.graphs import Recorded, autocast_cache, can_record
 from lightning_ppo.iteration import MinibatchReport
 from lightning_ppo.rollout import Minibatch, select
 from lightning_ppo.schedules import Schedule
@@ -128,7 +128,7 @@ class CompiledGradients:
         # checking that a call is like the last takes a tenth of the time of a small minibatch; what is compiled depends
         # on autocast's cache too, which is off while recording
         with (
-            uncached_autocast() if self._recorded else nullcontext(),
+            autocast_cache(False) if self._recorded else nullcontext(),
             torch.compiler.set_stance("default", skip_guard_eval_unsafe=True) if self.alike else nullcontext(),
         ):
             found, reported = self._gradients(self._parameters, batch, rows, scale)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_ppo.policy
 from lightning_ppo.collector import Collector
@@ -748,3 +749,38 @@ def test_first_episodes_that_were_cut_are_trained_on_but_not_reported():
         reported[skip] = sorted(rollout.episodes.lengths.tolist())
     assert len(reported[False]) == len(reported[True]) + 3 and reported[False][0] < 200
     assert set(reported[True]) == {200}
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a tensor of some shape is turned into bfloat16."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        wanted = keywords.get("dtype") is torch.bfloat16
+        self.count += function is torch.ops.aten._to_copy.default and wanted and arguments[0].shape == self.shape
+        return function(*arguments, **keywords)
+
+
+def test_autocast_casts_weights_once_for_a_rollout_and_anew_for_the_next():
+    env = counters((3,), NEXT_STEP)
+    policy = ActorCritic(env.single_observation_space, env.single_action_space, PolicyConfig(hidden_sizes=[5, 7]))
+    weight = policy.network.actor_trunk.mlp[2].weight
+    source = collector(env, policy, 16)
+    # as Lightning's precision does, with the cache off
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        for change in (0.0, 1.0):
+            with torch.no_grad():
+                weight += change
+            with Casts(weight.shape) as casts:
+                rollout = source.collect()
+            # of the actor and of the critic
+            assert casts.count == 2
+            with torch.no_grad():
+                seen = policy.distribution(rollout.observations.flatten(0, 1))
+            torch.testing.assert_close(rollout.distribution.flatten(0, 1), seen, rtol=0, atol=0)
+        assert not torch.is_autocast_cache_enabled()
+        assert policy.value(rollout.observations.flatten(0, 1)).requires_grad
