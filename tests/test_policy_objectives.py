@@ -203,7 +203,7 @@ def test_objectives_learn_cartpole(name):
     from lightning_ppo import PPO, RolloutDataModule
 
     pl.seed_everything(1, verbose=False)
-    data = RolloutDataModule("CartPole-v1", num_envs=16, num_steps=32, rollouts_per_epoch=20)
+    data = RolloutDataModule("CartPole-v1", num_envs=16, num_steps=32, gamma=0.99, rollouts_per_epoch=20)
     model = PPO(data.observation_space, data.action_space, objective=name, total_env_steps=20_000)
     rate = 3e-3 if name == "policy_gradient" else 1e-3
     model.learning_rate = type(model.learning_rate)(start=rate)
