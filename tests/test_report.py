@@ -74,7 +74,7 @@ def test_numbers_are_short():
 def test_seeds_are_one_group_with_a_band(runs):
     groups = group_runs([read_run(path) for path in runs])
     assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [
-        ("gamma=0.99", [1, 2, 3]),
+        ("gamma=0.995", [1, 2, 3]),
         ("gamma=0.9", [1]),
     ]
     steps, mean, low, high = groups[0].band("rollout/return_mean")
@@ -127,7 +127,7 @@ def text_of(page: str) -> str:
 def test_the_table_has_means_over_seeds(runs):
     text = text_of(make_page([read_run(path) for path in runs]))
     # 50, 100 and 150: mean 100, standard deviation 50; the evaluation's last values are 100, 200 and 300
-    assert "gamma=0.99 3 seeds 100 ± 50 200 ± 100" in text
+    assert "gamma=0.995 3 seeds 100 ± 50 200 ± 100" in text
     assert f"seed 2 {runs[2]} 100 ± 2 200 100,000 1,234 2 min 5 s (25% collecting)" in text
     assert "Constant throughout a run: update/clip_range 0.2." in text
     assert "torch 2.1, 2.2, 2.3" in text
@@ -230,7 +230,7 @@ def test_a_browser_draws_it(width, columns, runs, tmp_path):
     # a pointer in the middle, at 50,000 steps: three seeds at 25, 50 and 75, the other settings at 12.5
     steps, first, second = probe["tip"]
     assert re.match(r"(49|50),\d{3} steps", steps)
-    means = re.search(r"([\d.]+) \(([\d.]+) to ([\d.]+)\) gamma=0.99", first)
+    means = re.search(r"([\d.]+) \(([\d.]+) to ([\d.]+)\) gamma=0.995", first)
     assert [float(value) for value in means.groups()] == pytest.approx([50, 25, 75], rel=0.02)
     assert float(re.match(r" ([\d.]+) gamma=0.9", second).group(1)) == pytest.approx(12.5, rel=0.04)
     # the lines stand where they belong on an axis from 0 to 150
