@@ -267,13 +267,13 @@ def test_compiled_terms_are_the_eager_ones():
 
 def test_the_mirror_term_makes_the_policy_symmetric():
     def asymmetry(weight: float) -> float:
-        model = fit([entry("mirror_symmetry", weight)], rollouts=10, **FAST | {"total_env_steps": 640})
+        model = fit([entry("mirror_symmetry", weight)], rollouts=30, **FAST | {"total_env_steps": 1920})
         torch.manual_seed(0)
         minibatch = make_minibatch(model.policy, 256)
         with torch.no_grad():
             return float(evaluate(MirrorSymmetry(model.policy, **CARTPOLE_MIRROR), model.policy, minibatch).mean())
 
-    assert asymmetry(10.0) < 0.1 * asymmetry(0.0)
+    assert asymmetry(10.0) < 0.01 * asymmetry(0.0)
 
 
 class Offset(LossTerm):

@@ -631,8 +631,8 @@ def test_recomputed_advantages_are_those_of_the_current_critic():
         advantage, expected = torch.zeros(4), []
         following = torch.cat((values[1:], last[None]))
         for t in range(15, -1, -1):
-            delta = rollout.scaled_rewards[t] + 0.99 * following[t] - values[t]
-            advantage = delta + 0.99 * 0.95 * advantage
+            delta = rollout.scaled_rewards[t] + rollout.gamma * following[t] - values[t]
+            advantage = delta + rollout.gamma * rollout.gae_lambda * advantage
             expected.insert(0, advantage)
         torch.testing.assert_close(batch.advantages.view(16, 4), torch.stack(expected), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(batch.returns.view(16, 4), torch.stack(expected) + values, rtol=1e-4, atol=1e-5)
