@@ -69,6 +69,7 @@ class Change(NamedTuple):
 
 
 CHANGES = {
+    "gamma-0.99": Change("discount 0.99", ("rollout.gamma=0.99",)),
     "no-cooldown": Change("no cooldown of the learning rate", ("optimizer.learning_rate.cooldown=0.0",)),
     "no-std-decay": Change("standard deviation left to learning", ("update.std_decay=0.0",)),
     "no-observation-normalisation": Change("observations as they are", ("normalize.observations=false",)),
