@@ -394,7 +394,8 @@ def build_trainer(
     callbacks += [instantiate(entry, "callbacks", Callback) for entry in config.callbacks]
     callbacks += extra_callbacks
     loggers: list[Any] = []
-    if writes and given.pop("logger", True) in (None, True):
+    given.pop("callbacks", None)
+    if given.pop("logger", True) in (None, True) and writes:
         loggers = [
             MetricsCSV(run_dir / "metrics.csv", lambda: model.env_steps, resume_step),
             TensorBoardEvents(run_dir, lambda: model.env_steps, resume_step),

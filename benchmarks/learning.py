@@ -112,20 +112,22 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
 
     A run that was killed goes on with the settings it began with, so it fails if it is asked for with others.
     """
+    import yaml
+
     settings = [*configs, *([f"env.id={env_id}"] if env_id else []), *overrides]
     shown = subprocess.run(
         [sys.executable, "train.py", *settings, "--print-config"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if shown.returncode:
         raise SystemExit(shown.stderr)
-    env_id = next(line.split("id:")[1].strip() for line in shown.stdout.splitlines() if line.startswith("  id:"))
+    env_id = str(yaml.safe_load(shown.stdout)["env"]["id"])
     if error := keep_settings(experiment, env_id, shown.stdout):
         print(f"{experiment} {env_id} seed {seed}: failed\n{error}", flush=True)
         return error
     if is_done(experiment, env_id, seed):
         print(f"{experiment} {env_id} seed {seed}: done before")
         return ""
-    run_dir = RUNS / experiment / f"{env_id.replace('/', '_')}-{seed}"
+    run_dir = RUNS / experiment / f"{file_name(env_id)}-{seed}"
     command_line = " ".join(["python train.py", *settings, f"seed={seed}"])
     begun = _beginning(run_dir)
     command = [sys.executable, "train.py", *settings, f"seed={seed}", f"run_dir={run_dir}"]
@@ -156,6 +158,11 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
     return ""
 
 
+def file_name(env_id: str) -> str:
+    """Return an environment's id as files are named after it."""
+    return env_id.replace("/", "_").replace(":", "_")
+
+
 def keep_settings(experiment: str, env_id: str, shown: str) -> str:
     """Write down the settings of an experiment on a task, or return how they differ from those of its other runs.
 
@@ -168,7 +175,7 @@ def keep_settings(experiment: str, env_id: str, shown: str) -> str:
     """
     import yaml
 
-    path = RESULTS / "settings" / experiment / f"{env_id.replace('/', '_')}.yaml"
+    path = RESULTS / "settings" / experiment / f"{file_name(env_id)}.yaml"
     settings = {name: value for name, value in yaml.safe_load(shown).items() if name not in OF_ONE_RUN}
     if path.exists():
         told = ", ".join(differences(yaml.safe_load(path.read_text()), settings))
@@ -411,7 +418,7 @@ def draw(path: Path, experiments: Sequence[str], env_ids: Sequence[str]) -> None
         axis.axis("off")
     for axis, env_id in zip(axes.flat, env_ids, strict=False):
         for number, experiment in enumerate(experiments):
-            files = sorted((RESULTS / "curves" / experiment).glob(f"{env_id.replace('/', '_')}-*.csv"))
+            files = sorted((RESULTS / "curves" / experiment).glob(f"{file_name(env_id)}-*.csv"))
             curves = [np.loadtxt(f, delimiter=",", skiprows=1, ndmin=2) for f in files]
             curves = [c for c in curves if len(c)]
             if not curves:

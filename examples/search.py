@@ -44,7 +44,9 @@ def objective(trial: optuna.Trial, folder: Path, settings: list[str]) -> float:
     }
     overrides = [f"{key}={value}" for key, value in suggested.items()]
     run_dir = folder / f"trial_{trial.number:04d}"
-    config = load([], [*settings, *overrides, f"run_dir={run_dir}", "trainer.enable_progress_bar=false"])
+    files = [setting for setting in settings if "=" not in setting]
+    shared = [setting for setting in settings if "=" in setting]
+    config = load(files, [*shared, *overrides, f"run_dir={run_dir}", "trainer.enable_progress_bar=false"])
     return train(config, callbacks=[Pruning(trial)])["eval_return_mean"]
 
 
@@ -66,7 +68,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Search for settings with Optuna.")
     parser.add_argument("--trials", type=int, default=20, help="trials to run (default: 20)")
     parser.add_argument("--folder", type=Path, default=Path("runs/search"), help="study and runs (runs/search)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that all trials share")
+    parser.add_argument("settings", nargs="*", metavar="setting", help="YAML files and key=value that all trials share")
     options = parser.parse_args()
     study = search(options.folder, options.trials, options.settings)
     if any(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials):

@@ -39,6 +39,13 @@ NUMBERS = {
 }
 """Parameters of SB3's PPO that have a setting of equal meaning, or near enough, here."""
 
+RATES = {
+    "clip_range": ("update", "clip_range"),
+    "clip_range_vf": ("update", "value_clip_range"),
+    "learning_rate": ("optimizer", "learning_rate"),
+}
+"""Those that may be schedules, which SB3 stores as code unless they are constant."""
+
 CNN_LAYERS = ("cnn.0", "cnn.2", "cnn.4", "linear.0")
 """Of SB3's NatureCNN, in the order of ours."""
 
@@ -99,13 +106,13 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
     settings["update"]["std_decay"] = 0.0  # theirs is learnt alone
     # theirs weighs the squared error, ours half of it
     settings["update"]["value_coefficient"] = 2.0 * float(data.get("vf_coef", 0.5))
-    rates = {"clip_range": settings["update"], "learning_rate": settings.setdefault("optimizer", {})}
-    for name, target in rates.items():
+    settings["optimizer"] = {}
+    for name, (section, key) in RATES.items():
         value = _constant(data.get(name))
-        if value is None:
+        if value is not None:
+            settings[section][key] = value
+        elif name != "clip_range_vf" or data.get(name) is not None:  # null turns it off, as here
             notes.append(f"{name} is a schedule, which is stored as code; set it anew, the default is taken")
-        else:
-            target[name] = value
     actor_cnn, critic_cnn = _cnn(agent, "policy_net"), _cnn(agent, "value_net")
     pairs = [
         (one, other) for layers in zip(actor_cnn, critic_cnn, strict=True) for one, other in zip(*layers, strict=True)

@@ -15,6 +15,7 @@ from gymnasium.vector import SyncVectorEnv
 from lightning_ppo.config import EnvConfig
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import EMULATOR_FPS, is_atari
+from lightning_ppo.envs.make import find_spec
 from lightning_ppo.errors import EnvironmentFault, UserError
 from lightning_ppo.evaluation import play
 from lightning_ppo.policy import ActorCritic
@@ -149,6 +150,10 @@ class Stage:
         if render_mode == "human" and not _has_display():
             raise UserError("there is no display to open a window on; write a file instead, with --video out.mp4")
         _render_without_display()
+        if find_spec(env.id).entry_point is None:
+            raise EnvironmentFault(
+                f"env.id: {env.id} steps many copies at once and has no single one to show; name an environment of one copy"
+            )
         kwargs = {**env.kwargs, "render_mode": render_mode}
         vector_env = make_vector_env(env.id, 1, backend="sync", kwargs=kwargs, wrappers=env.wrappers, atari=env.atari)
         assert isinstance(vector_env, SyncVectorEnv)

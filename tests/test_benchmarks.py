@@ -275,6 +275,19 @@ def test_a_run_goes_on_with_the_settings_it_began_with_only(results, tmp_path, m
     assert learning.is_done("own", "CartPole-v1", 1) and not any((tmp_path / "runs" / "own").iterdir())
 
 
+def test_ids_with_a_module_are_known_again(results, tmp_path, monkeypatch, capsys):
+    (tmp_path / "grid.py").write_text("from gymnasium.envs.classic_control import CartPoleEnv\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
+    small = ["total_env_steps=128", "env.num_envs=2", "rollout.num_steps=32", "update.minibatch_size=64"]
+    small += ["evaluation.final_episodes=0"]
+    for _ in range(2):
+        learning.run_one("own", [], "grid:CartPoleEnv", 1, small)
+    assert capsys.readouterr().out.endswith("own grid:CartPoleEnv seed 1: done before\n")
+    curves = learning.RESULTS / "curves" / "own"
+    assert [path.name for path in curves.iterdir()] == ["grid_CartPoleEnv-1.csv"]
+
+
 def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
     run_dir = tmp_path / "runs" / "t-none" / "Reacher-v5-1"

@@ -239,6 +239,8 @@ def test_help_names_commands_and_configs(capsys):
 def test_fast_dev_run_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("trainer.fast_dev_run=true", f"run_dir={tmp_path / 'run'}") == 0
+    quiet = ["trainer.logger=false", "trainer.callbacks=null"]
+    assert run("trainer.fast_dev_run=true", f"run_dir={tmp_path / 'run'}", *quiet) == 0
     assert list(tmp_path.iterdir()) == []
 
 

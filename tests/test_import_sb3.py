@@ -18,6 +18,7 @@ from lightning_ppo import PPO
 from lightning_ppo.checkpoint import read_checkpoint
 from lightning_ppo.cli import main as command
 from lightning_ppo.config import load_over
+from lightning_ppo.sb3 import read_zip, to_settings
 from tests.data.images import OBSERVATIONS, weights
 
 DATA = Path(__file__).parent / "data"
@@ -74,6 +75,21 @@ def test_settings_are_taken_over(cartpole):
     assert config.update.value_coefficient == 0.5  # 0.25 of the squared error is 0.5 of half of it
     assert (config.policy.hidden_sizes, config.policy.activation) == ([8, 6], "relu")
     assert not config.normalize.observations and not config.normalize.rewards
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        (None, None, []),
+        ({"value_schedule": "ConstantSchedule(val=0.4)"}, 0.4, []),
+        ({":serialized:": "gAWV"}, None, ["clip_range_vf is a schedule"]),
+    ],
+)
+def test_clipping_of_values_is_taken_over(theirs, ours, told):
+    agent = read_zip(DATA / "sb3_cartpole.zip")
+    config, notes = to_settings(agent._replace(data=agent.data | {"clip_range_vf": theirs}), "CartPole-v1")
+    assert config.update.value_clip_range == ours and config.update.clip_range == 0.3
+    assert [note[: len(start)] for note, start in zip(notes, told, strict=True)] == told
 
 
 def test_training_goes_on_from_it(cartpole, tmp_path, capsys):

@@ -87,6 +87,12 @@ def test_seeds_are_one_group_with_a_band(runs):
     assert groups[0].band("no/such/column") is None
 
 
+def test_what_does_not_change_learning_makes_no_group_of_its_own(tmp_path):
+    beside = ("checkpoint.every_env_steps=1000", "checkpoint.keep=3", "evaluation.episodes=3")
+    paths = [make_run(tmp_path / "a", 1.0, 1), make_run(tmp_path / "b", 2.0, 2, beside)]
+    assert [len(group.runs) for group in group_runs([read_run(path) for path in paths])] == [2]
+
+
 def test_a_short_run_counts_only_where_it_has_values(tmp_path):
     make_run(tmp_path / "a", 1.0, 1)
     short_run = make_run(tmp_path / "b", 3.0, 2)

@@ -24,8 +24,10 @@ def example():
 
 
 def test_three_trials_are_run_and_kept(example, tmp_path):
-    study = example.search(tmp_path / "search", 2, TINY)
-    study = example.search(tmp_path / "search", 1, TINY)  # goes on with the same study
+    file = tmp_path / "shared.yaml"
+    file.write_text("rollout: {gamma: 0.9}\n")
+    study = example.search(tmp_path / "search", 2, [str(file), *TINY])
+    study = example.search(tmp_path / "search", 1, [str(file), *TINY])  # goes on with the same study
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert all(1 <= trial.value <= 500 for trial in study.trials)
     assert len({trial.params["learning_rate"] for trial in study.trials}) == 3
@@ -33,7 +35,7 @@ def test_three_trials_are_run_and_kept(example, tmp_path):
     steps = list(study.trials[0].intermediate_values)
     assert len(steps) == 3 and all(100 < later - earlier <= 128 for earlier, later in pairwise(steps))
     config = (tmp_path / "search" / "trial_0000" / "config.yaml").read_text()
-    assert f"gae_lambda: {study.trials[0].params['gae_lambda']}" in config
+    assert f"gae_lambda: {study.trials[0].params['gae_lambda']}" in config and "gamma: 0.9\n" in config
 
 
 def test_a_hopeless_trial_is_pruned(example, tmp_path):

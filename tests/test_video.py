@@ -94,6 +94,7 @@ def test_a_preview_is_small_and_evenly_spaced():
     ("env", "message"),
     [
         (EnvConfig("tests.helpers:Count"), "render_mode"),
+        (EnvConfig("lightning_ppo.envs.torch_envs:TorchCartPole"), "has no single one to show"),
         (EnvConfig("tests.test_video:Shown", kwargs={"broken": True}), "cannot be rendered: OSError: no canvas"),
     ],
 )

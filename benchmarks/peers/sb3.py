@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.learning import RESULTS, ROOT, RUNS, append_row, is_done, provenance, write_curve
+from benchmarks.learning import RESULTS, ROOT, RUNS, append_row, file_name, is_done, provenance, write_curve
 from benchmarks.peers.environments import peer_python
 
 BUDGET = 1_000_000
@@ -28,7 +28,7 @@ def run_one(experiment: str, python: Path, env_id: str, seed: int, total_env_ste
     if is_done(experiment, env_id, seed):
         print(f"{name}: done before")
         return ""
-    run_dir = RUNS / experiment / f"{env_id.replace('/', '_')}-{seed}"
+    run_dir = RUNS / experiment / f"{file_name(env_id)}-{seed}"
     script = ROOT / "benchmarks" / "peers" / "sb3_train.py"
     print(f"{name}: running", flush=True)
     finished = subprocess.run(

@@ -76,7 +76,7 @@ def make_vector_env(
         if ale.is_atari(env_id):
             env_id, kwargs = env_id.removeprefix(ale.NAMESPACE), ale.pool_settings(atari) | kwargs
         return _make_pool(env_id, num_envs, kwargs)
-    spec = _find_spec(env_id)
+    spec = find_spec(env_id)
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
     if backend == "auto":
         backend = "vector" if native and not watched and not wrappers else "sync"
@@ -156,7 +156,7 @@ def _log_mujoco_warnings() -> None:
     mujoco.set_mju_user_warning(receive)
 
 
-def _find_spec(env_id: str) -> EnvSpec:
+def find_spec(env_id: str) -> EnvSpec:
     module_name, separator, attribute = env_id.partition(":")
     if separator:
         try:

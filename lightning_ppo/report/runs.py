@@ -20,7 +20,7 @@ POINTS = 300
 
 INCIDENTAL = (
     *("seed", "run_dir", "resume", "debug", "trainer.enable_progress_bar", "loggers"),
-    *("checkpoint.every_n_epochs", "checkpoint.save_best"),
+    *("checkpoint.every_env_steps", "checkpoint.keep", "checkpoint.save_best"),
     *("evaluation.episodes", "evaluation.final_episodes", "evaluation.every_n_epochs", "evaluation.num_envs"),
 )
 """Settings that do not make it another experiment."""
