@@ -358,5 +358,4 @@ class PPO(TrainingState):
             settings = self.optimizer_settings
             update_settings(self._optimizer().optimizer, betas=tuple(settings.betas), eps=settings.epsilon)
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None and hasattr(data, "num_steps"):
-            self.stop_if_spent(data.num_steps * data.num_envs)
+        self.begin(data.num_steps * data.num_envs if hasattr(data, "num_steps") else None)

@@ -104,13 +104,15 @@ class Schedule:
         return value
 
     def bound(self, progress: float) -> float:
-        """Return what the value is bounded by at `progress` while an `adaptive_kl` schedule cools down, else infinity.
+        """Return what the value of an `adaptive_kl` schedule is bounded by at `progress`; of others, infinity.
 
-        As in Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations". The
+        It is the maximum, and falls from there while the schedule cools down, as in Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations". The
         value that is steered stays as it is, so that nothing is lost if the budget grows.
         """
-        if not self.cooldown:
+        if not self.adaptive:
             return math.inf
+        if not self.cooldown:
+            return self.maximum
         left = min((1.0 - progress) / self.cooldown, 1.0)
         return self.minimum + left * (self.maximum - self.minimum)
 

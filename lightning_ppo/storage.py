@@ -108,7 +108,7 @@ class HostStorage:
         self._truncations = np.empty(self._shape, dtype=np.bool_)
         self._valid = np.ones(self._shape, dtype=np.bool_)
         self._finals: list[tuple[int, int, Any]] = []
-        self._lessons: list[Lesson] = []
+        self._lessons: Lesson | None = None
         self._first_step = stepper.num_steps
 
     def _empty(self, x: np.ndarray) -> Tensor:
@@ -137,7 +137,10 @@ class HostStorage:
         stepper = self.stepper
         self._rewards[step], self._terminations[step], self._truncations[step] = rewards, terminations, truncations
         if stepper.lesson is not None:
-            self._lessons.append(stepper.lesson)
+            if self._lessons is None:
+                self._lessons = np.empty_like(self._rewards), np.empty_like(self._terminations)
+            for kept, given in zip(self._lessons, stepper.lesson, strict=True):
+                kept[step] = given
         if stepper.any_filler:
             self._valid[step] = ~stepper.filler
         if stepper.final_observations:
@@ -161,9 +164,8 @@ class HostStorage:
         )
         observations, starts, masks = seen
         learn_rewards, learn_terminations = self._rewards, self._terminations
-        if self._lessons:
-            learn_rewards = np.stack([rewards for rewards, _ in self._lessons])
-            learn_terminations = np.stack([terminations for _, terminations in self._lessons])
+        if self._lessons is not None:
+            learn_rewards, learn_terminations = self._lessons
         return Steps(
             observations,
             tree_map(tensor, boundary),
@@ -279,7 +281,7 @@ class DeviceStorage:
     def _boundary(self, terminations: Tensor, truncations: Tensor) -> tuple[Any, Tensor]:
         """Return the next observations that no row of the rollout shows, and the rows that they follow.
 
-        Of those within the rollout only the ones that a value is asked of: after truncations, not terminations.
+        A value is asked only of those after truncations; the others count in the statistics.
         """
         num_steps, num_envs = self._shape
         rows = torch.arange((num_steps - 1) * num_envs, num_steps * num_envs, device=self.device)
@@ -291,9 +293,12 @@ class DeviceStorage:
         if self.stepper.any_filler:  # NEXT_STEP: final observations are shown as the next ones
             return boundary, rows
         finals = self._observations if self._finals is None else self._finals
-        inner = (truncations & ~terminations)[:-1].flatten().nonzero().squeeze(1)
-        if len(inner) and self._finals is None:
-            self.stepper.warn_of_missing_finals()
+        if self._finals is None:
+            inner = (truncations & ~terminations)[:-1].flatten().nonzero().squeeze(1)
+            if len(inner):
+                self.stepper.warn_of_missing_finals()
+        else:
+            inner = (truncations | terminations)[:-1].flatten().nonzero().squeeze(1)
         ended = terminations[-1] | truncations[-1]
 
         def complete(after: Tensor, final: Tensor) -> Tensor:

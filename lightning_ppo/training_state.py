@@ -5,6 +5,7 @@ from collections import deque
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_ppo.distributed import gather_objects, rank, world_size
@@ -26,6 +27,8 @@ class TrainingState(EvaluationSteps):
         """The training budget over all ranks."""
         self.iterations = 0
         """Rollouts trained on."""
+        self.begun_at = 0
+        """Iterations that an earlier fit made, whose epochs are not those of this one."""
         self.std_decay = 0.0
         """Log units by which the standard deviation of Gaussian actions has been lowered besides what is learnt."""
         self.action_masks = False
@@ -48,8 +51,26 @@ class TrainingState(EvaluationSteps):
             return min(self.env_steps / self.total_env_steps, 1.0)
         trainer = self.trainer
         if trainer.max_epochs and trainer.max_epochs > 0 and math.isfinite(trainer.num_training_batches):
-            return min(self.iterations / (trainer.max_epochs * trainer.num_training_batches), 1.0)
+            made = self.iterations - self.begun_at
+            return min(max(made, 0) / (trainer.max_epochs * trainer.num_training_batches), 1.0)
         return 0.0
+
+    def begin(self, rows: int | None) -> None:
+        """Tell the iterations of earlier fits from those of this one, and end it if its budget of steps is used up.
+
+        Args:
+            rows: Of a rollout on every rank, if that is known.
+        """
+        trainer = self.trainer
+        if trainer.ckpt_path is None and math.isfinite(trainer.num_training_batches):
+            self.begun_at = self.iterations - trainer.current_epoch * int(trainer.num_training_batches)
+        if rows is not None:
+            self.stop_if_spent(rows)
+            if trainer.should_stop:
+                rank_zero_warn(
+                    f"nothing is trained: {self.env_steps:,} steps are done, and another rollout would exceed "
+                    f"total_env_steps={self.total_env_steps:,}; raise it"
+                )
 
     def stop_if_spent(self, rows: int) -> None:
         """End training if a rollout of `rows` rows on every rank would exceed the budget."""
@@ -77,6 +98,7 @@ class TrainingState(EvaluationSteps):
         checkpoint["ppo"] = {
             "env_steps": self.env_steps,
             "iterations": self.iterations,
+            "begun_at": self.begun_at,
             "std_decay": self.std_decay,
             "action_masks": self.action_masks,
             "ranks": gather_objects(
@@ -95,6 +117,7 @@ class TrainingState(EvaluationSteps):
         if self._trainer is not None and self._trainer.precision == "64-true":
             self.double()  # as Lightning does, but only after it has restored, and rounded, the weights
         self.env_steps, self.iterations = state["env_steps"], state["iterations"]
+        self.begun_at = state.get("begun_at", 0)
         self.std_decay = state.get("std_decay", 0.0)
         self.action_masks = state.get("action_masks", False)
         self.recent_returns.clear()

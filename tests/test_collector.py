@@ -89,7 +89,8 @@ class InPlaceVector(VectorEnv):
         self.rewards, self.terminations, self.truncations = np.zeros(2), np.zeros(2, np.bool_), np.zeros(2, np.bool_)
 
     def reset(self, *, seed=None, options=None):
-        self.counts[(options or {}).get("reset_mask", slice(None))] = 0.0
+        for array in (self.counts, self.rewards, self.terminations, self.truncations):
+            array[(options or {}).get("reset_mask", slice(None))] = 0
         return self.counts, {}
 
     def step(self, actions):
@@ -480,6 +481,37 @@ def test_what_only_counts_as_an_end_for_learning_shows_no_final_observation():
     assert column(rollout.terminations) == [0, 1, 0, 1, 0, 1]
     # the last step is the last row: whether the game goes on is not known there
     assert sorted(rollout.final_observations().flatten().tolist()) == [2.0, 4.0]
+
+
+def test_what_to_learn_from_may_stand_in_arrays_that_are_reused():
+    class Lesson(InPlaceVector):
+        learnt = np.zeros(2), np.zeros(2, np.bool_)
+
+        def step(self, actions):
+            *step, infos = super().step(actions)
+            self.learnt[0][:] = 10.0 * self.counts[:, 0]
+            self.learnt[1][:] = self.counts[:, 0] == 2.0
+            return *step, infos | {"learn_rewards": self.learnt[0], "learn_terminations": self.learnt[1]}
+
+    env = Lesson(SAME_STEP)
+    rollout = collector(env, linear_policy(env), 6).collect()
+    assert rollout.rewards[:, 0].tolist() == [10, 20, 30, 0, 10, 20]
+    assert rollout.terminations[:, 1].tolist() == [0, 1, 0, 0, 0, 1]
+    assert rollout.episodes.returns.tolist() == [4.0, 4.0]
+
+
+@pytest.mark.parametrize(("name", "found"), [("rewards", r"\(1,\)"), ("truncations", r"\(2, 1\)")])
+def test_results_of_another_shape_are_named(name, found):
+    class Misshapen(InPlaceVector):
+        def step(self, actions):
+            observations, *results, infos = super().step(actions)
+            index = ("rewards", "terminations", "truncations").index(name)
+            results[index] = results[index][:1] if name == "rewards" else results[index][:, None]
+            return observations, *results, infos
+
+    env = Misshapen(SAME_STEP)
+    with pytest.raises(EnvironmentFault, match=rf"returned {name} of shape {found} .* at step 1, expected \(2,\)"):
+        collector(env, linear_policy(env), 6).collect()
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])

@@ -113,6 +113,10 @@ def test_tensors_give_the_rollouts_that_arrays_give(mode, policy, masked):
         torch.testing.assert_close(ours.next_values[bootstrapped], theirs.next_values[bootstrapped])
         for name in ("log_probs", "values", "scaled_rewards", "advantages", "returns"):
             torch.testing.assert_close(getattr(ours, name)[valid], getattr(theirs, name)[valid], msg=name)
+        for mine, other in zip(
+            tree_leaves(ours.final_observations()), tree_leaves(theirs.final_observations()), strict=True
+        ):
+            assert torch.equal(mine.sort(0).values, other.sort(0).values)  # they count in the statistics
         assert torch.equal(ours.episodes.returns, theirs.episodes.returns)
         assert torch.equal(ours.episodes.lengths, theirs.episodes.lengths)
 
@@ -297,6 +301,24 @@ def test_masks_in_infos_are_obeyed_and_checked():
     with pytest.raises(EnvironmentFault, match="env 1 masks every choice of an action at step 3"):
         Collector(env, policy, 8, torch.Generator(), [0]).collect()
     assert play(policy, Masked(4, max_episode_steps=2), 4, seeds=[0]).lengths.tolist() == [2, 2, 2, 2]
+
+
+class Late(Masked):
+    """Says nothing of masks before its first step."""
+
+    def reset(self, **kwargs):
+        return super().reset(**kwargs)[0], {}
+
+    def step(self, actions):
+        return super().step(torch.zeros_like(actions))
+
+
+def test_masks_that_come_late_are_not_ignored():
+    env = Late(4)
+    policy = ActorCritic(env.single_observation_space, env.single_action_space)
+    with pytest.raises(EnvironmentFault, match="gave action masks at step 1, but none before"):
+        Collector(env, policy, 2, torch.Generator(), [0]).collect()
+    assert Collector(env, policy, 2, torch.Generator(), [0], "none").collect().action_masks is None
 
 
 @pytest.mark.parametrize(

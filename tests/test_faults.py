@@ -57,6 +57,8 @@ class Touchy(Count):
         return {
             "array_reward": (observation, np.ones(1), False, False, {}),
             "text_reward": (observation, "much", False, False, {}),
+            "nan_observation": (observation + np.nan, 1.0, False, False, {}),
+            "infinite_reward": (observation, np.float32(np.inf), False, False, {}),
             "four": (observation, 1.0, False, {}),
             "nothing": None,
             "int_done": (observation, 1.0, 0, False, {}),
@@ -178,6 +180,19 @@ def test_a_copy_is_replaced_and_the_others_go_on(build, backend, caplog):
     ]
     assert "env 1 raised in step" in message  # for the third time
     assert caplog.text.count("it was replaced") == 2
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("kind", "told"), [("nan_observation", "the observation nan"), ("infinite_reward", "the reward inf")]
+)
+def test_a_copy_that_returns_no_numbers_is_replaced(build, backend, kind, told, caplog):
+    stepper = build(kind, backend, max_restarts=1)
+    stepper.step(np.array([0, 0, 0]))
+    rewards, _, truncations = stepper.step(np.array([0, 1, 0]))
+    assert truncations.tolist() == stepper.filler.tolist() == [False, True, False] and np.isfinite(rewards).all()
+    assert stepper.observations.flatten().tolist() == [2.0, 0.0, 2.0]
+    assert f"env 1 returned {told} from step 2, expected" in caplog.text and "it was replaced" in caplog.text
 
 
 def test_processes_that_die_are_started_again(build, caplog):

@@ -280,6 +280,42 @@ def test_without_a_step_budget_schedules_follow_epochs():
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
+def test_the_epochs_of_every_fit_are_a_budget_of_their_own(tmp_path):
+    rates = []
+
+    class Spy(PPO):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    linear = {"kind": "linear", "start": 1.0e-3, "end": 0.0}
+    falling = pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    model, data = make_pair(model=Spy, rollouts_per_epoch=2, optimizer={"learning_rate": linear})
+    first = make_trainer(max_epochs=2)
+    first.fit(model, data)
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    make_trainer(max_epochs=2).fit(model, data)
+    assert rates[:4] == falling and rates[4:] == falling
+    # a loaded agent begins anew, a resumed fit goes on, and so does a Trainer that is given more epochs
+    rates.clear()
+    loaded = Spy.load_from_checkpoint(tmp_path / "first.ckpt", weights_only=True)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(loaded, data)
+    trainer.save_checkpoint(tmp_path / "second.ckpt")
+    resumed = Spy.load_from_checkpoint(tmp_path / "second.ckpt", weights_only=True)
+    make_trainer(max_epochs=2).fit(resumed, data, ckpt_path=tmp_path / "second.ckpt", weights_only=True)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(loaded, data)
+    assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4, 5e-4, 2.5e-4])
+
+
+def test_a_budget_that_is_used_up_is_told():
+    model, data = make_pair(total_env_steps=128)
+    make_trainer(max_epochs=-1).fit(model, data)
+    with pytest.warns(UserWarning, match="nothing is trained: 124 steps .* would exceed total_env_steps=128; raise it"):
+        make_trainer(max_epochs=-1).fit(model, data)
+    assert model.env_steps == 124
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_non_finite_loss_stops_before_anything_is_lost(compiled):
     class Broken(PPO):

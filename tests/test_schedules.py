@@ -118,7 +118,8 @@ def test_a_meaningless_kl_does_not_steer(kl: float) -> None:
 def test_the_upper_bound_falls_to_the_lower_while_cooling_down(progress: float, bound: float) -> None:
     schedule = parse(ADAPTIVE | {"cooldown": 0.25}, allow_adaptive=True)
     assert schedule.bound(progress) == pytest.approx(bound)
-    assert parse(ADAPTIVE, allow_adaptive=True).bound(progress) == math.inf
+    assert parse(ADAPTIVE, allow_adaptive=True).bound(progress) == 1e-2
+    assert parse(LINEAR).bound(progress) == math.inf
     # too large a KL came of what was used; too small a one says nothing of the bound
     assert schedule.steer(9e-3, 0.03, 3e-3) == pytest.approx(2e-3)
     assert schedule.steer(4e-3, 0.002, 3e-3) == pytest.approx(6e-3)

@@ -17,6 +17,7 @@ from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.state import read_layer, write_layer
 from lightning_ppo.errors import EnvironmentFault
+from lightning_ppo.tree import tree_leaves
 
 MakeEnv = Callable[[], gymnasium.Env]
 
@@ -144,11 +145,15 @@ class GuardedEnv(gymnasium.Wrapper):
         if not isinstance(result[-1], dict):
             return f"the info {result[-1]!r}", "expected a dict"
         misfit = _misfit(self.env.observation_space, result[0])
+        if misfit is None and self._mendable():  # of others the rollout is looked at as a whole
+            misfit = _not_finite(result[0])
         if misfit is not None or length == 2:
             return misfit
         _, reward, terminated, truncated, _ = result
         if not isinstance(reward, float | int | np.number) and not (np.ndim(reward) == 0 and _is_number(reward)):
             return f"the reward {' '.join(repr(reward).split())[:60]}", "expected a number"
+        if self._mendable() and not np.isfinite(float(reward)):
+            return f"the reward {float(reward)}", "expected a finite number"
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, bool | np.bool_):
                 return f"{name}={' '.join(repr(flag).split())[:60]}", "expected a bool"
@@ -175,6 +180,15 @@ def _misfit(space: gymnasium.Space, observation: Any, path: str = "") -> tuple[s
     elif space.shape is not None and np.shape(observation) != space.shape:
         wanted = f"but its observation space has shape {space.shape}"
         return f"an observation of shape {np.shape(observation)}{entry}", wanted
+    return None
+
+
+def _not_finite(observation: Any) -> tuple[str, str] | None:
+    """Return the first number of an observation that is none, or infinite."""
+    for leaf in tree_leaves(observation):
+        values = np.asarray(leaf)
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            return f"the observation {values[~np.isfinite(values)][0]}", "expected finite numbers"
     return None
 
 

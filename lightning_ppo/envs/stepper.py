@@ -175,11 +175,13 @@ class VectorStepper(Stepper):
         self.lesson = (infos[REWARDS], infos[TERMINATIONS]) if REWARDS in infos else None
         if self.final_observations:
             self.final_observations = {}
-        if terminations.dtype != np.bool_ or truncations.dtype != np.bool_:
-            raise EnvironmentFault(
-                f"the environment returned terminations of type {terminations.dtype} and truncations of type "
-                f"{truncations.dtype} at step {self.num_steps}, expected bool"
-            )
+        for name, values in (("rewards", rewards), ("terminations", terminations), ("truncations", truncations)):
+            if np.shape(values) != self._ended.shape or (name != "rewards" and values.dtype != np.bool_):
+                raise EnvironmentFault(
+                    f"the environment returned {name} of shape {np.shape(values)} and type "
+                    f"{getattr(values, 'dtype', type(values).__name__)} at step {self.num_steps}, expected "
+                    f"{self._ended.shape}{'' if name == 'rewards' else ' and bool'}"
+                )
         ended = terminations | truncations
         any_ended = bool(ended.any())
         if self.mode is AutoresetMode.NEXT_STEP:
@@ -191,6 +193,8 @@ class VectorStepper(Stepper):
                 self.filler, self.any_filler = self._replaced(infos), FAULT in infos
             self.starts = ended | self.filler
             if any_ended:
+                if self.mode is AutoresetMode.DISABLED:  # the reset may write into what the step has returned
+                    rewards, terminations, truncations = rewards.copy(), terminations.copy(), truncations.copy()
                 observations, infos = self._final(observations, ended, infos)
         self._set_observations(observations, infos, self._fresh_masks(ended) if any_ended else self._every_row)
         return rewards, terminations, truncations

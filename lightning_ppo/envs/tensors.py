@@ -73,6 +73,7 @@ class TensorStepper(Stepper):
         self._warned = False
         self.sizes = masked_choices(env, action_mask)
         self._mask_source, _, self._mask_key = action_mask.partition(":")
+        self._looks_for_masks = self._mask_source == "auto"
         if self._mask_source == "method":
             raise ConfigError(f"env.action_mask: {action_mask} calls single copies; this environment has none to call")
         self.action_masks: Tensor | None = None
@@ -124,6 +125,8 @@ class TensorStepper(Stepper):
     def _read(self, observations: Any, infos: dict[str, Any]) -> Any:
         """Check shapes, take in the action masks, and return the observations without them."""
         tree_map(self._check_shape, self._spaces, observations)
+        if self._looks_for_masks and self._mask_source == "none" and "action_mask" in infos:
+            raise EnvironmentFault(f"the environment gave action masks at step {self.num_steps}, but none before")
         if self._mask_source != "none":
             masks = infos.get("action_mask") if self._mask_source == "info" else observations[self._mask_key]
             expected = (self.env.num_envs, sum(self.sizes))
