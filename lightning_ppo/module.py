@@ -358,4 +358,4 @@ class PPO(TrainingState):
             settings = self.optimizer_settings
             update_settings(self._optimizer().optimizer, betas=tuple(settings.betas), eps=settings.epsilon)
         data = getattr(self.trainer, "datamodule", None)
-        self.begin(data.num_steps * data.num_envs if hasattr(data, "num_steps") else None)
+        self.begin(None if data is None or not hasattr(data, "num_steps") else data.num_steps * data.num_envs)

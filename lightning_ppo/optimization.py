@@ -27,7 +27,7 @@ from lightning_ppo.schedules import Schedule
 
 Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
 
-COMPILER_OPTIONS: dict[str, str | int | bool] = {"cpp.use_decompose_tanh": True}
+COMPILER_OPTIONS: dict[str, Any] = {"cpp.use_decompose_tanh": True}
 """On a CPU tanh is 2 / (1 + exp(-2 x)) - 1: half the time, an error of 1e-7 that is not relative to a small tanh."""
 
 

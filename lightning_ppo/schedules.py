@@ -106,8 +106,9 @@ class Schedule:
     def bound(self, progress: float) -> float:
         """Return what the value of an `adaptive_kl` schedule is bounded by at `progress`; of others, infinity.
 
-        It is the maximum, and falls from there while the schedule cools down, as in Haegele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations". The
-        value that is steered stays as it is, so that nothing is lost if the budget grows.
+        It is the maximum, and falls from there while the schedule cools down, as in Haegele et al. 2024, "Scaling Laws
+        and Compute-Optimal Training Beyond Fixed Training Durations". The value that is steered stays as it is, so that
+        nothing is lost if the budget grows.
         """
         if not self.adaptive:
             return math.inf

@@ -152,7 +152,7 @@ class Stage:
         _render_without_display()
         if find_spec(env.id).entry_point is None:
             raise EnvironmentFault(
-                f"env.id: {env.id} steps many copies at once and has no single one to show; name an environment of one copy"
+                f"env.id: {env.id} steps many copies at once and has no single one to show; name one that is single"
             )
         kwargs = {**env.kwargs, "render_mode": render_mode}
         vector_env = make_vector_env(env.id, 1, backend="sync", kwargs=kwargs, wrappers=env.wrappers, atari=env.atari)

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import random
 
 import gymnasium
 import numpy as np
@@ -152,6 +153,22 @@ class Sampling(Count):
         observation, _, *rest = super().step(action)
         prize = self.prizes.sample()
         return observation, float(prize["a"] + prize["b"][0][0]), *rest
+
+
+class Careless(Count):
+    """Observes what the global generators give, whatever its seed."""
+
+    def _observation(self):
+        return np.array([random.random() + np.random.random() + float(torch.rand(()))], dtype=np.float32)
+
+
+def test_copies_in_processes_that_ignore_their_seeds_differ(build):
+    def first():
+        np.random.seed(3)
+        return build("tests.test_envs:Careless", 3, backend="async").reset(seed=[1, 2, 3])[0].flatten().tolist()
+
+    seen = first()
+    assert len(set(seen)) == 3 and first() == seen
 
 
 @pytest.fixture

@@ -157,6 +157,11 @@ def _log_mujoco_warnings() -> None:
 
 
 def find_spec(env_id: str) -> EnvSpec:
+    """Return the spec of a registered id, or one of a class named by its import path.
+
+    Raises:
+        EnvironmentFault: If there is no such environment, or a package is missing.
+    """
     module_name, separator, attribute = env_id.partition(":")
     if separator:
         try:

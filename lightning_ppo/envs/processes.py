@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
@@ -43,7 +45,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self._max_restarts, self._restarts = max_restarts, 0
         self._seeds: list[int] = []
         trainer = os.getpid()
-        self._copies = [_undisturbed(make, trainer) for make in copies]
+        self._copies = [_undisturbed(make, trainer, index) for index, make in enumerate(copies)]
         self._start()
 
     def _start(self) -> None:
@@ -126,13 +128,20 @@ def shown(action: Any) -> str:
     return f" (last action {' '.join(parts.split())})"
 
 
-def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int) -> Callable[[], gymnasium.Env]:
-    """Return `make` for another process, where signals that are the trainer's to handle are ignored."""
+def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int, index: int) -> Callable[[], gymnasium.Env]:
+    """Return `make` for another process, where signals that are the trainer's to handle are ignored.
+
+    The global generators, which it inherits, are seeded anew there: environments that draw from them would be alike.
+    """
 
     def make_undisturbed() -> gymnasium.Env:
         if os.getpid() != trainer:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            own = int(np.random.SeedSequence([np.random.randint(2**31), index]).generate_state(1)[0])
+            random.seed(own)
+            np.random.seed(own)
+            torch.manual_seed(own)
         return make()
 
     return make_undisturbed
