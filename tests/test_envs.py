@@ -137,24 +137,6 @@ class Restart(Count):
         return observation, float(self.position[0]), *rest
 
 
-class Sampling(Count):
-    """Draws its rewards from spaces that it has seeded."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.prizes = spaces.Dict({"a": spaces.Discrete(1000), "b": spaces.Tuple((spaces.Box(0.0, 1.0),))})
-
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self.prizes.seed(seed)
-        return super().reset(seed=seed, options=options)
-
-    def step(self, action):
-        observation, _, *rest = super().step(action)
-        prize = self.prizes.sample()
-        return observation, float(prize["a"] + prize["b"][0][0]), *rest
-
-
 class Careless(Count):
     """Observes what the global generators give, whatever its seed."""
 
@@ -481,10 +463,6 @@ def test_state_of_arrays_that_share_memory_is_exact_or_not_known(build):
         assert "View." in reason
     else:
         assert_resumes(lambda: build("tests.test_envs:View", 2, kwargs={"length": 3}), 4, 5)
-
-
-def test_state_of_what_spaces_sample_from(build):
-    assert_resumes(lambda: build("tests.test_envs:Sampling", 2, kwargs={"length": 3}), 4, 5)
 
 
 @pytest.mark.parametrize("name", ["OwnState", "OwnArrayState"])

@@ -1,9 +1,8 @@
 """Save and restore the exact state of environments as plain data.
 
 An environment or wrapper may offer `get_state()` and `set_state(state)`. For the others every layer's attributes are
-read: numbers, strings, arrays, tensors, random generators and containers of them are state, as is what spaces sample
-from; specs, functions and the rest of spaces are constant; anything else means that the state cannot be known to be
-complete, and says so.
+read: numbers, strings, arrays, tensors, random generators and containers of them are state; spaces, specs and functions
+are constant; anything else means that the state cannot be known to be complete, and says so.
 """
 
 import enum
@@ -80,8 +79,6 @@ class _Reader:
         for name, value in vars(layer).items():
             if name == "envs" or (name == "env" and isinstance(value, gymnasium.Env | VectorEnv)):
                 children[name] = None
-            elif isinstance(value, gymnasium.Space):
-                attributes[name] = {"space": self.encode(_get_draws(value), f"{path}.{name}")}
             elif isinstance(value, _CONSTANT) or name in ("env_fns", "metadata") or _is_mujoco_model(value):
                 continue
             elif _is_mujoco_data(value):
@@ -160,9 +157,6 @@ class _Writer:
             if isinstance(value, dict) and "mujoco" in value:
                 _set_mujoco(layer.model, getattr(layer, name), value["mujoco"])
                 continue
-            if isinstance(value, dict) and "space" in value:
-                _set_draws(vars(layer)[name], self.decode(value["space"], None))
-                continue
             if isinstance(value, dict) and "ale" in value:
                 layer.restore_state(type(layer.clone_state())(value["ale"].numpy().tobytes()))
                 continue
@@ -234,27 +228,6 @@ def _ask_processes(env: AsyncVectorEnv) -> list[Any]:
     if not all(states):
         raise _Opaque(max(reasons))
     return list(states)
-
-
-def _parts(space: gymnasium.Space) -> list[gymnasium.Space]:
-    """Return the spaces that a Dict or Tuple is made of."""
-    if isinstance(space, gymnasium.spaces.Dict):
-        return list(space.spaces.values())
-    return list(space.spaces) if isinstance(space, gymnasium.spaces.Tuple) else []
-
-
-def _get_draws(space: gymnasium.Space) -> list[Any]:
-    """Return the states of the generators from which a space and its parts sample; None of those that never did."""
-    own = getattr(space, "_np_random", None)
-    return [None if own is None else own.bit_generator.state, *map(_get_draws, _parts(space))]
-
-
-def _set_draws(space: gymnasium.Space, states: list[Any]) -> None:
-    own, *parts = states
-    if own is not None:
-        space.np_random.bit_generator.state = own
-    for part, state in zip(_parts(space), parts, strict=True):
-        _set_draws(part, state)
 
 
 def _is_ale(value: Any) -> bool:
