@@ -66,7 +66,7 @@ class TrainingState(EvaluationSteps):
             self.begun_at = self.iterations - trainer.current_epoch * int(trainer.num_training_batches)
         if rows is not None:
             self.stop_if_spent(rows)
-            if trainer.should_stop:
+            if trainer.should_stop and trainer.ckpt_path is None:  # a resumed run may only have to end
                 rank_zero_warn(
                     f"nothing is trained: {self.env_steps:,} steps are done, and another rollout would exceed "
                     f"total_env_steps={self.total_env_steps:,}; raise it"
