@@ -28,7 +28,7 @@ from lightning_ppo.schedules import Schedule
 Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
 
 COMPILER_OPTIONS: dict[str, Any] = {"cpp.use_decompose_tanh": True}
-"""On a CPU tanh is 2 / (1 + exp(-2 x)) - 1: half the time, an error of 1e-7 that is not relative to a small tanh."""
+"""On a CPU tanh is 2 / (1 + exp(-2 x)) - 1: faster (docs/speed.md), with an error of 1e-7 that is not relative."""
 
 
 class SteeredLearningRate(LRScheduler):

@@ -51,8 +51,7 @@ class TrainingState(EvaluationSteps):
             return min(self.env_steps / self.total_env_steps, 1.0)
         trainer = self.trainer
         if trainer.max_epochs and trainer.max_epochs > 0 and math.isfinite(trainer.num_training_batches):
-            made = self.iterations - self.begun_at
-            return min(max(made, 0) / (trainer.max_epochs * trainer.num_training_batches), 1.0)
+            return min((self.iterations - self.begun_at) / (trainer.max_epochs * trainer.num_training_batches), 1.0)
         return 0.0
 
     def begin(self, rows: int | None) -> None:
@@ -64,18 +63,19 @@ class TrainingState(EvaluationSteps):
         trainer = self.trainer
         if trainer.ckpt_path is None and math.isfinite(trainer.num_training_batches):
             self.begun_at = self.iterations - trainer.current_epoch * int(trainer.num_training_batches)
-        if rows is not None:
-            self.stop_if_spent(rows)
-            if trainer.should_stop and trainer.ckpt_path is None:  # a resumed run may only have to end
-                rank_zero_warn(
-                    f"nothing is trained: {self.env_steps:,} steps are done, and another rollout would exceed "
-                    f"total_env_steps={self.total_env_steps:,}; raise it"
-                )
+        # a resumed run may only have to end
+        if rows is not None and self.stop_if_spent(rows) and trainer.ckpt_path is None:
+            rank_zero_warn(
+                f"nothing is trained: {self.env_steps:,} steps are done, and another rollout would exceed "
+                f"total_env_steps={self.total_env_steps:,}; raise it"
+            )
 
-    def stop_if_spent(self, rows: int) -> None:
-        """End training if a rollout of `rows` rows on every rank would exceed the budget."""
-        if self.total_env_steps and self.env_steps + rows * world_size() > self.total_env_steps:
+    def stop_if_spent(self, rows: int) -> bool:
+        """End training if a rollout of `rows` rows on every rank would exceed the budget; return whether it would."""
+        spent = bool(self.total_env_steps) and self.env_steps + rows * world_size() > (self.total_env_steps or 0)
+        if spent:
             self.trainer.should_stop = True
+        return spent
 
     def decay_std(self, schedule: Schedule) -> None:
         """Bring what the standard deviation has been lowered by to where its schedule now is, before anyone acts."""

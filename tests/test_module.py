@@ -1,6 +1,7 @@
 """The update: ratio 1 before the first step, counts, gradient clipping, KL control, schedules, bad numbers."""
 
 import math
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -306,6 +307,18 @@ def test_the_epochs_of_every_fit_are_a_budget_of_their_own(tmp_path):
     trainer.fit_loop.max_epochs = 2
     trainer.fit(loaded, data)
     assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4, 5e-4, 2.5e-4])
+
+
+def test_a_fit_that_a_callback_ends_at_once_has_no_budget_to_tell_of():
+    class Enough(pl.Callback):
+        def on_train_start(self, trainer, module):
+            trainer.should_stop = True
+
+    model, data = make_pair(total_env_steps=None)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        make_trainer(max_epochs=1, callbacks=[Enough()]).fit(model, data)
+    assert not any("nothing is trained" in str(warning.message) for warning in told)
 
 
 def test_a_budget_that_is_used_up_is_told():
