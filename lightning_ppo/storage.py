@@ -292,13 +292,12 @@ class DeviceStorage:
         )
         if self.stepper.any_filler:  # NEXT_STEP: final observations are shown as the next ones
             return boundary, rows
-        finals = self._observations if self._finals is None else self._finals
-        if self._finals is None:
-            inner = (truncations & ~terminations)[:-1].flatten().nonzero().squeeze(1)
-            if len(inner):
-                self.stepper.warn_of_missing_finals()
-        else:
-            inner = (truncations | terminations)[:-1].flatten().nonzero().squeeze(1)
+        known = self._finals is not None
+        finals = self._finals if known else self._observations
+        wanted = truncations | terminations if known else truncations & ~terminations
+        inner = wanted[:-1].flatten().nonzero().squeeze(1)
+        if len(inner) and not known:
+            self.stepper.warn_of_missing_finals()
         ended = terminations[-1] | truncations[-1]
 
         def complete(after: Tensor, final: Tensor) -> Tensor:
