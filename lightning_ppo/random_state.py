@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 
+def seed_global_generators(seed: int) -> None:
+    """Seed torch's, NumPy's and Python's global generators of this process, from which environments may draw."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 def get_random_state() -> dict[str, Any]:
     """Return the state of torch's, CUDA's, NumPy's and Python's global generators."""
     numpy_state = np.random.get_state(legacy=False)["state"]

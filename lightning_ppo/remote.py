@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import random
 import signal
 import threading
 import time
@@ -28,7 +27,7 @@ from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.errors import ConfigError, EnvironmentFault, UserError
 from lightning_ppo.policy import ActorCritic
-from lightning_ppo.random_state import get_random_state, set_random_state
+from lightning_ppo.random_state import get_random_state, seed_global_generators, set_random_state
 from lightning_ppo.rollout import Episodes, Rollout
 from lightning_ppo.seeding import derive_seeds
 from lightning_ppo.tree import tree_map
@@ -67,9 +66,7 @@ def make_collector(
 ) -> Collector:
     """Return a collector with environments of its own, for a process of its own; see `Collector`."""
     (drawn_from,) = derive_seeds(noise_seed, 0, 1, "training")
-    torch.manual_seed(drawn_from)  # the global generators, from which environments may draw
-    np.random.seed(drawn_from)
-    random.seed(drawn_from)
+    seed_global_generators(drawn_from)
     env = with_lessons(make_env(), settings)
     generator = torch.Generator().manual_seed(noise_seed)
     return Collector(env, policy, num_steps, generator, seeds, settings.action_mask, is_staggered(env))

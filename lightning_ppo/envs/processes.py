@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import random
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -12,11 +11,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
 from lightning_ppo.errors import EnvironmentFault
+from lightning_ppo.random_state import seed_global_generators
 
 FAULT, REPLACED = "lightning_ppo.fault", "lightning_ppo.replaced"
 """Infos of a copy that failed: what happened, and whether a new copy has taken its place."""
@@ -138,10 +137,8 @@ def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int, index: int) ->
         if os.getpid() != trainer:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            own = int(np.random.SeedSequence([np.random.randint(2**31), index]).generate_state(1)[0])
-            random.seed(own)
-            np.random.seed(own)
-            torch.manual_seed(own)
+            seeds = np.random.SeedSequence([np.random.randint(2**31), index])
+            seed_global_generators(int(seeds.generate_state(1)[0]))
         return make()
 
     return make_undisturbed
