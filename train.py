@@ -212,11 +212,12 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     from lightning_ppo.datamodule import RolloutDataModule
     from lightning_ppo.distributed import gather_objects
     from lightning_ppo.files import replacing
-    from lightning_ppo.hardware import limit_threads, use_cores
+    from lightning_ppo.hardware import keep_freed_memory, limit_threads, use_cores
     from lightning_ppo.module import PPO
 
     _quiet()
     limit_threads()
+    keep_freed_memory()
     pl.seed_everything(config.seed, verbose=False)
     checkpoint = None if config.resume == "auto" else config.resume  # `auto` found none
     resumed = read_checkpoint(checkpoint) if checkpoint else None

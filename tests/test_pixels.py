@@ -1,6 +1,9 @@
 """Images: encoders, bytes until they are inside the network, and precision and threads by the processor."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import gymnasium
 import numpy as np
@@ -193,6 +196,30 @@ def test_convolutions_get_the_cores_and_small_networks_one_thread(monkeypatch):
     use_cores(pixels)
     use_cores(pixels, processes=4)
     assert told == [1, 6, 1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_freed_memory_is_used_again_unless_the_person_says_how(monkeypatch):
+    """In processes of their own, since the setting stays."""
+    script = """
+import resource, torch
+from lightning_ppo.hardware import keep_freed_memory
+keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**22), torch.ones(2**22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for _ in range(10):
+    faults()
+print(sum(faults() for _ in range(20)))
+"""
+
+    def faults(**variables):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+        command = [sys.executable, "-c", script]
+        return int(subprocess.run(command, env={**environment, **variables}, capture_output=True, check=True).stdout)
+
+    assert 10 * faults() < faults(MALLOC_MMAP_THRESHOLD_="131072")
 
 
 def test_precision_follows_the_processor_and_the_person(monkeypatch, tmp_path):
