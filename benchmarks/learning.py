@@ -26,6 +26,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 RUNS = ROOT / "benchmarks" / "runs"
@@ -112,8 +115,6 @@ def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: i
 
     A run that was killed goes on with the settings it began with, so it fails if it is asked for with others.
     """
-    import yaml
-
     settings = [*configs, *([f"env.id={env_id}"] if env_id else []), *overrides]
     shown = subprocess.run(
         [sys.executable, "train.py", *settings, "--print-config"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -173,8 +174,6 @@ def keep_settings(experiment: str, env_id: str, shown: str) -> str:
         env_id: The task.
         shown: The settings as YAML.
     """
-    import yaml
-
     path = RESULTS / "settings" / experiment / f"{file_name(env_id)}.yaml"
     settings = {name: value for name, value in yaml.safe_load(shown).items() if name not in OF_ONE_RUN}
     if path.exists():
@@ -237,8 +236,6 @@ def bootstrap_interval(
     values: Sequence[float], statistic: Callable[[Any], Any], samples: int = 10_000
 ) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of a statistic of independent runs."""
-    import numpy as np
-
     generator = np.random.default_rng(0)
     drawn = generator.choice(np.asarray(values), (samples, len(values)))
     low, high = np.percentile([statistic(d) for d in drawn], [2.5, 97.5])
@@ -248,7 +245,6 @@ def bootstrap_interval(
 def play_randomly(env_id: str, episodes: int = 100) -> None:
     """Append the return of uniformly random actions, where scores have their 0, unless its row exists."""
     import gymnasium
-    import numpy as np
 
     if is_done("random", env_id, 0):
         print(f"random {env_id}: done before")
@@ -276,8 +272,6 @@ def interquartile_mean(scores: Any) -> Any:
     Robust like the median, but with less variance (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of
     the Statistical Precipice", section 4.3).
     """
-    import numpy as np
-
     ordered = np.sort(np.asarray(scores, dtype=float), axis=-1)
     cut = ordered.shape[-1] // 4
     return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
@@ -295,8 +289,6 @@ def aggregate(
         samples: Bootstrap draws.
         statistic: Reduces the last axis.
     """
-    import numpy as np
-
     generator = np.random.default_rng(0)
     drawn = [generator.choice(np.asarray(task), (samples, len(task))) for task in scores.values()]
     low, high = np.percentile(statistic(np.concatenate(drawn, axis=1)), [2.5, 97.5])
@@ -331,8 +323,6 @@ def load_results(experiments: Sequence[str]) -> Table:
 
 def report(path: Path, experiments: Sequence[str]) -> None:
     """Write the table between the markers of a Markdown page, and the learning curves beside the page."""
-    import numpy as np
-
     table = load_results(experiments)
     lines = [
         "| environment | experiment | seeds | training return, mean ± std | 95 % interval | per seed | evaluation |"
@@ -347,8 +337,9 @@ def report(path: Path, experiments: Sequence[str]) -> None:
             mean, interval = f"{np.mean(returns):,.1f}", ""
             if len(returns) > 1:
                 low, high = bootstrap_interval(returns, np.mean, 2000)
-                mean, interval = f"{mean} ± {np.std(returns):,.1f}", f"{low:,.1f} to {high:,.1f}"
-            each = ", ".join(f"{value:,.0f}" for value in returns)
+                mean, interval = f"{mean} ± {np.std(returns, ddof=1):,.1f}", f"{low:,.1f} to {high:,.1f}"
+            decimals = 1 if abs(np.mean(returns)) < 100 else 0
+            each = ", ".join(f"{value:,.{decimals}f}" for value in returns)
             played = [float(row["eval_return_mean"]) for row in rows if row["eval_return_mean"]]
             evaluated = f"{np.mean(played):,.1f}" if played else ""
             lines.append(f"| {env_id} | {experiment} | {len(rows)} | {mean} | {interval} | {each} | {evaluated} |")
@@ -409,7 +400,6 @@ def draw(path: Path, experiments: Sequence[str], env_ids: Sequence[str]) -> None
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    import numpy as np
 
     columns = min(4, len(env_ids))
     height = -(-len(env_ids) // columns)

@@ -87,10 +87,13 @@ def test_report_holds_a_row_per_experiment_and_task_and_one_per_aggregate(result
     learning.report(page, ["own", "sb3"])
     text = page.read_text()
     assert "old" not in text and text.startswith("before\n") and text.endswith("after\n")
-    assert "| Ant-v5 | own | 2 | 250.0 ± 50.0 | 200.0 to 300.0 | 200, 300 |  |" in text
+    assert "| Ant-v5 | own | 2 | 250.0 ± 70.7 | 200.0 to 300.0 | 200, 300 |  |" in text
     assert "| Hopper-v5 | sb3 | 2 | 100.0 ± 0.0 | 100.0 to 100.0 | 100, 100 |  |" in text
     assert "| sb3 | Ant, Hopper | 2 | 1.00 | 1.00 to 1.00 |" in text
     assert "| own | Ant, Hopper | 2 | 2.50 | 2.00 to 3.00 |" in text
+    results("own", "Reacher-v5", -4.25, -5.75)
+    learning.report(page, ["own"])
+    assert "| Reacher-v5 | own | 2 | -5.0 ± 1.1 | -5.8 to -4.2 | -4.2, -5.8 |  |" in page.read_text()
     # a task with more seeds counts no more than the others
     results("many", "Ant-v5", 200.0, 300.0, *[900.0] * 8)
     results("many", "Hopper-v5", 200.0, 300.0)
