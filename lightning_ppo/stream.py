@@ -24,7 +24,7 @@ class RolloutStream(IterableDataset):
         collector: Collects.
         settings: Discounting.
         length: Items per iteration over the stream.
-        normalize: Whether to normalise advantages.
+        epsilon: For normalising advantages; None leaves them as they are.
         precision: Enters the precision context the update runs in.
     """
 
@@ -33,13 +33,13 @@ class RolloutStream(IterableDataset):
         collector: RolloutCollector,
         settings: RolloutConfig,
         length: int,
-        normalize: bool = True,
+        epsilon: float | None = 1e-8,
         precision: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         self.collector = collector
         self.settings = settings
         self.length = length
-        self.normalize = normalize
+        self.epsilon = epsilon
         self.precision = precision
         self._running = torch.zeros(collector.num_envs, dtype=torch.float64)
 
@@ -76,7 +76,7 @@ class RolloutStream(IterableDataset):
             scaler.update(sums[rollout.valid], sum_over_ranks)
             rollout.scaled_rewards = scaler(rollout.rewards)
         rollout.advantages, rollout.returns = estimate_advantages(
-            rollout, rollout.values, rollout.next_values, self.normalize, sum_over_ranks
+            rollout, rollout.values, rollout.next_values, self.epsilon, sum_over_ranks
         )
 
     def state_dict(self) -> dict[str, Any]:
