@@ -656,30 +656,6 @@ def test_collecting_neither_drops_units_nor_moves_batch_statistics():
         torch.testing.assert_close(again, rollout.log_probs)
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-def test_advantages_are_divided_by_their_deviation_and_epsilon_where_rewards_are_scaled(scaled):
-    seen = []
-
-    class Spy(Recording):
-        def _estimate_again(self, rollout):
-            batch = super()._estimate_again(rollout)
-            seen.append((rollout, batch.advantages))
-            return batch
-
-    def deviations(**settings):
-        seen.clear()
-        update = {"epochs": 2, "minibatch_size": 16, "recompute_advantages": True, **settings}
-        optimizer = {"learning_rate": 0.0}
-        model, data = make_pair("Pendulum-v1", Spy, update=update, optimizer=optimizer, normalize={"rewards": scaled})
-        make_trainer().fit(model, data)
-        rollout, again = seen[0]
-        return rollout.advantages.std().item(), again.std().item()
-
-    raw = deviations(normalize_advantages=False)
-    expected = [std / (std + 3.0) if scaled else 1.0 for std in raw]
-    assert deviations(advantage_epsilon=3.0) == pytest.approx(expected, rel=1e-4)
-
-
 def test_recomputed_advantages_are_those_of_the_current_critic():
     """Before the second epoch values, bootstraps and advantages are the ones a fresh estimate would give."""
     seen = []
