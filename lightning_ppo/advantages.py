@@ -79,15 +79,12 @@ def following_values(values: Tensor, boundary_values: Tensor, boundary_rows: Ten
     return following.index_copy(0, boundary_rows, boundary_values.to(values.dtype)).view(values.shape)
 
 
-def normalize_advantages(
-    advantages: Tensor, valid: Tensor, epsilon: float = 1e-8, reduce: Reduce = lambda x: x
-) -> Tensor:
-    """Shift advantages to mean 0 and divide by their standard deviation, over the valid rows of all ranks.
+def normalize_advantages(advantages: Tensor, valid: Tensor, reduce: Reduce = lambda x: x) -> Tensor:
+    """Shift and scale advantages to mean 0 and standard deviation 1 over the valid rows of all ranks.
 
     Args:
         advantages: (T, N).
         valid: (T, N) bool; the other rows do not count and come out as 0.
-        epsilon: Added to the standard deviation, so that differences much smaller are not blown up.
         reduce: Sums a float64 tensor over all ranks; the identity on one rank.
     """
     rows = torch.where(valid, advantages, torch.zeros_like(advantages)).double()
@@ -95,11 +92,11 @@ def normalize_advantages(
     mean = total / count
     deviations = torch.where(valid, rows - mean, torch.zeros_like(rows))
     variance = reduce(deviations.square().sum().reshape(1))[0] / (count - 1.0).clamp(min=1.0)
-    return (deviations / (variance.sqrt() + epsilon)).to(advantages.dtype)
+    return (deviations / (variance.sqrt() + 1e-8)).to(advantages.dtype)
 
 
 def estimate_advantages(
-    rollout: Rollout, values: Tensor, next_values: Tensor, epsilon: float | None, reduce: Reduce = lambda x: x
+    rollout: Rollout, values: Tensor, next_values: Tensor, normalize: bool, reduce: Reduce = lambda x: x
 ) -> tuple[Tensor, Tensor]:
     """Return advantages and value targets of a rollout under the given values, each (T, N).
 
@@ -107,7 +104,7 @@ def estimate_advantages(
         rollout: Its scaled rewards, episode ends and discounting are used.
         values: (T, N), V(s_t), of the critic that collected or of a later one.
         next_values: (T, N), V(s_{t+1}).
-        epsilon: For normalising the advantages; None leaves them as they are.
+        normalize: Whether to normalise the advantages.
         reduce: Sums a float64 tensor over all ranks.
     """
     assert rollout.scaled_rewards is not None
@@ -120,9 +117,7 @@ def estimate_advantages(
         gamma=rollout.gamma,
         gae_lambda=rollout.gae_lambda,
     )
-    if epsilon is not None:
-        advantages = normalize_advantages(advantages, rollout.valid, epsilon, reduce)
-    return advantages, returns
+    return normalize_advantages(advantages, rollout.valid, reduce) if normalize else advantages, returns
 
 
 def discounted_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ class RolloutConfig:
 
     num_steps: int = 64
     """T, steps per environment and iteration."""
-    gamma: float = 0.9925
+    gamma: float = 0.995
     """Discount factor in [0, 1]."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation in [0, 1]; 0 is the TD error, 1 the Monte Carlo return."""
@@ -203,10 +203,7 @@ class UpdateConfig:
     recompute_advantages: bool = False
     """Estimate advantages and value targets anew before each epoch, with the critic as it then is."""
     normalize_advantages: bool = True
-    """Shift the advantages of a rollout (over all ranks) to mean 0 and divide them by their standard deviation."""
-    advantage_epsilon: float = 0.02
-    """Added to that standard deviation where `normalize.rewards` scales rewards, in units of the discounted return's:
-    where all actions are about as good, noise is not blown up into lessons. Else it is 1e-8."""
+    """Shift and scale the advantages of a rollout (over all ranks) to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
         _require(self.epochs is None or self.epochs >= 1, f"update.epochs: must be at least 1, got {self.epochs}")
@@ -219,10 +216,6 @@ class UpdateConfig:
         _require(
             self.target_kl is None or self.target_kl > 0.0,
             f"update.target_kl: must be a positive number or null, got {self.target_kl}",
-        )
-        _require(
-            self.advantage_epsilon > 0.0 and math.isfinite(self.advantage_epsilon),
-            f"update.advantage_epsilon: must be positive, got {self.advantage_epsilon:g}",
         )
         self.schedules()
 
@@ -256,8 +249,8 @@ class OptimizerConfig:
     """Step size: a number or a schedule; `adaptive_kl` steers it towards a KL of target_kl per iteration.
 
     With the objective `trpo` it is the critic's, and `adaptive_kl` leaves it at its start."""
-    betas: list[float] = field(default_factory=lambda: [0.99, 0.99])
-    """Decay rates of Adam's moments, alike so that gradients which grow take no longer steps (Dohare et al. 2023)."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Decay rates of Adam's moments."""
     epsilon: float = 1e-5
     """Adam's epsilon; 1e-5 as in OpenAI baselines."""
 

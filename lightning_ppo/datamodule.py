@@ -201,7 +201,7 @@ class RolloutDataModule(pl.LightningDataModule):
                 self._collector(module),
                 self.rollout_settings,
                 self.rollouts_per_epoch,
-                module.advantage_epsilon,
+                module.update_settings.normalize_advantages,
                 self.trainer.precision_plugin.forward_context,
             )
             self._restore()

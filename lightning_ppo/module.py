@@ -185,21 +185,14 @@ class PPO(TrainingState):
         """Return the exact KL divergence of the behaviour policy from the current one, summed over this rank's rows."""
         return weighted_sum(self.policy.divergences(batch), batch.weights)
 
-    @property
-    def advantage_epsilon(self) -> float | None:
-        """What is added to the standard deviation by which advantages are divided; None where they are not."""
-        if not self.update_settings.normalize_advantages:
-            return None
-        # rewards that are not scaled have no unit in which the setting could be small
-        return 1e-8 if self.policy.reward_scaler is None else self.update_settings.advantage_epsilon
-
     @torch.no_grad()
     def _estimate_again(self, rollout: Rollout) -> Minibatch:
         """Return the rollout's rows with advantages and value targets of the current critic."""
         length = self.sequence_length(rollout.num_steps)
         values, boundary_values = self.policy.rollout_values(rollout, length)
         next_values = following_values(values, boundary_values, rollout.boundary_rows)
-        advantages, returns = estimate_advantages(rollout, values, next_values, self.advantage_epsilon, sum_over_ranks)
+        normalize = self.update_settings.normalize_advantages
+        advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)
         return replace(rollout, advantages=advantages, returns=returns).flatten(length)
 
     def _update(self) -> MinibatchUpdate:

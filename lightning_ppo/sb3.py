@@ -106,8 +106,7 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
     settings["update"]["std_decay"] = 0.0  # theirs is learnt alone
     # theirs weighs the squared error, ours half of it
     settings["update"]["value_coefficient"] = 2.0 * float(data.get("vf_coef", 0.5))
-    settings["update"]["advantage_epsilon"] = 1e-8
-    settings["optimizer"] = {"betas": [0.9, 0.999]}
+    settings["optimizer"] = {}
     for name, (section, key) in RATES.items():
         value = _constant(data.get(name))
         if value is not None:

@@ -24,7 +24,7 @@ class RolloutStream(IterableDataset):
         collector: Collects.
         settings: Discounting.
         length: Items per iteration over the stream.
-        epsilon: For normalising advantages; None leaves them as they are.
+        normalize: Whether to normalise advantages.
         precision: Enters the precision context the update runs in.
     """
 
@@ -33,13 +33,13 @@ class RolloutStream(IterableDataset):
         collector: RolloutCollector,
         settings: RolloutConfig,
         length: int,
-        epsilon: float | None = 1e-8,
+        normalize: bool = True,
         precision: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         self.collector = collector
         self.settings = settings
         self.length = length
-        self.epsilon = epsilon
+        self.normalize = normalize
         self.precision = precision
         self._running = torch.zeros(collector.num_envs, dtype=torch.float64)
 
@@ -76,7 +76,7 @@ class RolloutStream(IterableDataset):
             scaler.update(sums[rollout.valid], sum_over_ranks)
             rollout.scaled_rewards = scaler(rollout.rewards)
         rollout.advantages, rollout.returns = estimate_advantages(
-            rollout, rollout.values, rollout.next_values, self.epsilon, sum_over_ranks
+            rollout, rollout.values, rollout.next_values, self.normalize, sum_over_ranks
         )
 
     def state_dict(self) -> dict[str, Any]:

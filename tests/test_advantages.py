@@ -257,8 +257,8 @@ def test_two_ranks_normalize_as_one() -> None:
     whole = normalize_advantages(advantages, valid)
     # unequal shares, so that a mean of the ranks' means would be wrong
     parts = on_ranks(
-        lambda reduce: normalize_advantages(advantages[:, :3], valid[:, :3], reduce=reduce),
-        lambda reduce: normalize_advantages(advantages[:, 3:], valid[:, 3:], reduce=reduce),
+        lambda reduce: normalize_advantages(advantages[:, :3], valid[:, :3], reduce),
+        lambda reduce: normalize_advantages(advantages[:, 3:], valid[:, 3:], reduce),
     )
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-12, atol=1e-12)
 

@@ -176,7 +176,7 @@ def collector(env, policy, num_steps, seed=0):
 
 def stream(env, policy, num_steps, gamma, gae_lambda):
     settings = RolloutConfig(num_steps, gamma, gae_lambda)
-    return RolloutStream(collector(env, policy, num_steps), settings, 1, epsilon=None)
+    return RolloutStream(collector(env, policy, num_steps), settings, 1, normalize=False)
 
 
 def counters(lengths, mode, end="term", reward=None):

@@ -186,7 +186,7 @@ def test_returns_are_scaled_and_rewards_stay_raw():
     policy = make_policy(env, rewards=True)
     with torch.no_grad():
         policy.network.critic_output.weight.zero_()
-    rollout = make_stream(env, policy, 4, gamma=0.0, epsilon=None).next_rollout()
+    rollout = make_stream(env, policy, 4, gamma=0.0, normalize=False).next_rollout()
     assert rollout.rewards.flatten().tolist() == [1, 2, 3, 4]
     # gamma 0, V = 0: the discounted sums are the rewards, with variance (1.5^2 + .5^2) x 2 / 4 = 1.25
     expected = torch.tensor([[1.0], [2.0], [3.0], [4.0]]) / 1.25**0.5
@@ -198,7 +198,7 @@ def test_returns_are_scaled_and_rewards_stay_raw():
 def test_without_a_scaler_returns_are_raw():
     env = vector([lambda: Count(4, "term", None)], AutoresetMode.SAME_STEP)
     policy = make_policy(env)
-    rollout = make_stream(env, policy, 4, gamma=1.0, gae_lambda=1.0, epsilon=None).next_rollout()
+    rollout = make_stream(env, policy, 4, gamma=1.0, gae_lambda=1.0, normalize=False).next_rollout()
     # lambda 1: returns are the sums of the rewards to come
     torch.testing.assert_close(rollout.returns.flatten(), torch.tensor([10.0, 9.0, 7.0, 4.0]))
 
@@ -212,7 +212,7 @@ def test_normalised_advantages(mode):
     env, raw_env = vector(makers, mode), vector(makers, mode)
     policy = make_policy(env)
     rollout = make_stream(env, policy, 32).next_rollout()
-    raw = make_stream(raw_env, policy, 32, epsilon=None).next_rollout().advantages
+    raw = make_stream(raw_env, policy, 32, normalize=False).next_rollout().advantages
     valid = rollout.advantages[rollout.valid].double()
     assert valid.mean().item() == pytest.approx(0.0, abs=1e-6)
     assert valid.std().item() == pytest.approx(1.0, abs=1e-6)
