@@ -1,31 +1,36 @@
-"""Linear layers in the shape from which the compiler makes the fastest code for CPUs."""
+"""Compiling for CPUs: linear layers in the shape of which the compiler makes the fastest code."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, fx, nn
 
 NARROW = 2
 """Outputs of a layer that is a weighted sum of its inputs, at most: a matrix product this narrow is slower."""
+OPTIONS: dict[str, Any] = {"cpp.use_decompose_tanh": True, "pattern_matcher": False}
+"""Of the compiler (docs/speed.md).
+
+Tanh is 2 / (1 + exp(-2 x)) - 1: faster, with an error of 1e-7 that is not relative. The compiler's patterns would put
+products and biases together again."""
 
 
-class FusedLinear(TorchFunctionMode):
-    """While active, linear layers are products and sums, so that what surrounds them is computed along.
+def cpu_compiler(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Compile a graph, its linear layers in full precision as products and sums; a backend of `torch.compile`.
 
-    Compiled for a CPU, a linear layer is one call of a library, which first writes the bias into each row of the
-    result, and so is each of the two products of its gradient, however narrow. Sums become part of the compiled
-    kernels beside them.
+    A linear layer is one call of a library, which first writes the bias into each row of the result, and so is each of
+    the two products of its gradient, however narrow. Sums become part of the kernels beside them.
     """
+    for node in graph.graph.nodes:
+        if node.target is nn.functional.linear and _dtype(node) == _dtype(node.args[1]) != torch.bfloat16:
+            node.target = _linear
+    graph.recompile()
+    return torch._inductor.compile(graph, [*inputs], options=OPTIONS)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """Replace `torch.nn.functional.linear`, of inputs (..., F), in full precision."""
-        if func is nn.functional.linear and not torch.is_autocast_enabled("cpu"):
-            return _linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    value = node.meta.get("example_value")
+    return value.dtype if isinstance(value, Tensor) else None
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

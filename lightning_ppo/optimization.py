@@ -20,19 +20,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_ppo.distributed import max_over_ranks, mean_over_ranks, world_size
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.flat import FlatAdam, FlatParameters
-from lightning_ppo.fused_linear import FusedLinear
+from lightning_ppo.fused_linear import cpu_compiler
 from lightning_ppo.graphs import Recorded, autocast_cache, can_record
 from lightning_ppo.iteration import MinibatchReport
 from lightning_ppo.rollout import Minibatch, select
 from lightning_ppo.schedules import Schedule
 
 Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
-
-CPU_OPTIONS: dict[str, Any] = {"cpp.use_decompose_tanh": True, "pattern_matcher": False}
-"""Of the compiler on a CPU (docs/speed.md).
-
-Tanh is 2 / (1 + exp(-2 x)) - 1: faster, with an error of 1e-7 that is not relative. The compiler's patterns would put
-products and biases together again, see `FusedLinear`."""
 
 
 class SteeredLearningRate(LRScheduler):
@@ -109,7 +103,6 @@ class CompiledGradients:
         self.alike = False
         self._flat = flat
         module = _LossModule(policy, loss)
-        on_cpu = flat.gradients.device.type == "cpu"
         places = _places(module)
         self._parameters = {name: module.get_parameter(name).detach() for name in dict.fromkeys(places.values())}
 
@@ -122,14 +115,13 @@ class CompiledGradients:
                 everywhere = {place: values[name] for place, name in places.items()}
                 return functional_call(module, everywhere, (minibatch,), tie_weights=False)
 
-            with FusedLinear() if on_cpu else nullcontext():
-                grads, (_, reported) = grad_and_value(of_parameters, has_aux=True)(parameters)
+            grads, (_, reported) = grad_and_value(of_parameters, has_aux=True)(parameters)
             return flat.join([grads[name] for name in parameters]), reported
 
         # the compiler counts recompilations per code object, so each instance, with its own sizes, brings its own
         gradients.__code__ = gradients.__code__.replace()
-        options = CPU_OPTIONS if on_cpu else None
-        self._gradients: Any = torch.compile(gradients, fullgraph=True, dynamic=False, options=options)
+        backend = cpu_compiler if flat.gradients.device.type == "cpu" else "inductor"
+        self._gradients: Any = torch.compile(gradients, fullgraph=True, dynamic=False, backend=backend)
         self._recorded: Recorded | None = None
         if can_record(flat.gradients.device):
             self._recorded = Recorded(self._set_gradients, lambda: (*policy.parameters(), *policy.buffers()))

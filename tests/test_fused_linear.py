@@ -3,39 +3,41 @@
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 
-from lightning_ppo.fused_linear import NARROW, FusedLinear
+from lightning_ppo.fused_linear import NARROW, cpu_compiler
 
 
-@pytest.mark.parametrize("outputs", [1, NARROW, NARROW + 1, 64])
+def compiled(function, *inputs):
+    """Return what a function returns when it is compiled for a CPU, and the code."""
+    return run_and_get_code(torch.compile(function, fullgraph=True, backend=cpu_compiler), *inputs)
+
+
+@pytest.mark.parametrize("outputs", [1, NARROW, NARROW + 1])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [(), (7,), (5, 7)])
 def test_outputs_and_gradients_are_those_of_linear_layers(outputs, bias, rows):
-    layer = nn.Linear(17, outputs, bias=bias, dtype=torch.float64)
-    inputs = torch.randn(*rows, 17, dtype=torch.float64, requires_grad=True)
+    layer, inputs = nn.Linear(17, outputs, bias=bias, dtype=torch.float64), torch.randn(*rows, 17, dtype=torch.float64)
 
-    def results():
-        found = layer(inputs)
-        return [found, *torch.autograd.grad(found.square().sum(), (inputs, *layer.parameters()))]
+    def results(inputs, parameters):
+        def loss(inputs, parameters):
+            return torch.func.functional_call(layer, parameters, inputs).square().sum()
 
-    expected = results()
-    with FusedLinear():
-        torch.testing.assert_close(results(), expected, rtol=1e-12, atol=1e-12)
+        return torch.func.grad_and_value(loss, argnums=(0, 1))(inputs, parameters)
+
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    found, _ = compiled(results, inputs, parameters)
+    torch.testing.assert_close(found, results(inputs, parameters), rtol=1e-12, atol=1e-12)
 
 
 def test_compiled_code_calls_no_product_for_a_narrow_layer_and_adds_the_bias_itself():
-    from torch._inductor.utils import run_and_get_code
+    wide, narrow, inputs = nn.Linear(17, 64), nn.Linear(64, 1), torch.randn(128, 17)
 
-    from lightning_ppo.optimization import CPU_OPTIONS
-
-    wide, narrow = nn.Linear(17, 64), nn.Linear(64, 1)
-
+    @torch.no_grad()
     def loss(inputs):
-        with FusedLinear():
-            return narrow(wide(inputs).tanh()).square().mean()
+        return narrow(wide(inputs).tanh()).square().mean()
 
-    inputs = torch.randn(128, 17)
-    found, (code, *_) = run_and_get_code(torch.compile(loss, fullgraph=True, options=CPU_OPTIONS), inputs)
+    found, (code, *_) = compiled(loss, inputs)
     torch.testing.assert_close(found, loss(inputs))
     assert "addmm" not in code
     assert code.count("extern_kernels.mm(") == 1
@@ -43,5 +45,22 @@ def test_compiled_code_calls_no_product_for_a_narrow_layer_and_adds_the_bias_its
 
 def test_half_precision_stays_a_linear_layer():
     layer, inputs = nn.Linear(17, 1), torch.randn(5, 17)
-    with torch.autocast("cpu", torch.bfloat16), FusedLinear():
-        assert layer(inputs).dtype == torch.bfloat16
+
+    @torch.no_grad()
+    def outputs(inputs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(inputs)
+
+    found, _ = compiled(outputs, inputs)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, outputs(inputs), rtol=1e-2, atol=1e-2)
+
+
+def test_what_torch_writes_in_python_is_traced_beside_linear_layers():
+    layer, inputs = nn.Linear(17, 6), torch.randn(5, 17)
+
+    @torch.no_grad()
+    def outputs(inputs):
+        return layer(inputs).unflatten(-1, (2, 3))
+
+    torch.testing.assert_close(compiled(outputs, inputs)[0], outputs(inputs))
