@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
     """Let the process use freed memory again, up to 1 GiB, before the system gets it back.
 
     By default glibc returns large blocks at once, and the next update waits while the system clears as many pages.
-    Does nothing with other C libraries, and where one of glibc's own variables MALLOC_..._ is set.
+    Does nothing with other C libraries, and where MALLOC_... or GLIBC_TUNABLES tell glibc.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return

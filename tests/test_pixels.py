@@ -1,9 +1,11 @@
 """Images: encoders, bytes until they are inside the network, and precision and threads by the processor."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -17,7 +19,7 @@ from lightning_ppo.callbacks import Timing
 from lightning_ppo.config import PolicyConfig, load
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.evaluation import play
-from lightning_ppo.hardware import fastest_precision, limit_threads, use_cores
+from lightning_ppo.hardware import fastest_precision, keep_freed_memory, limit_threads, use_cores
 from lightning_ppo.networks import ImpalaCNN, NatureCNN
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.rollout import Minibatch
@@ -198,9 +200,27 @@ def test_convolutions_get_the_cores_and_small_networks_one_thread(monkeypatch):
     assert told == [1, 6, 1]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
-def test_freed_memory_is_used_again_unless_the_person_says_how(monkeypatch):
-    """In processes of their own, since the setting stays."""
+@pytest.mark.parametrize(
+    ("library", "variables", "told"),
+    [
+        # M_MMAP_THRESHOLD is -3 and M_TRIM_THRESHOLD -1 in malloc.h
+        ("glibc", {}, [(-3, 32 * 1024**2), (-1, 1024**3)]),
+        ("glibc", {"MALLOC_ARENA_MAX": "1"}, []),
+        ("glibc", {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=0"}, []),
+        ("", {}, []),
+    ],
+)
+def test_glibc_alone_is_told_to_keep_memory_unless_a_person_tells_it(monkeypatch, library, variables, told):
+    calls = []
+    monkeypatch.setattr(os, "environ", variables)
+    monkeypatch.setattr(platform, "libc_ver", lambda: (library, ""))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *given: calls.append(given)))
+    keep_freed_memory()
+    assert calls == told
+
+
+def test_freed_memory_is_used_again_unless_the_person_says_how():
+    """In processes of their own, since the setting stays; other C libraries go their own way in both."""
     script = """
 import resource, torch
 from lightning_ppo.hardware import keep_freed_memory
@@ -219,7 +239,8 @@ print(sum(faults() for _ in range(20)))
         command = [sys.executable, "-c", script]
         return int(subprocess.run(command, env={**environment, **variables}, capture_output=True, check=True).stdout)
 
-    assert 10 * faults() < faults(MALLOC_MMAP_THRESHOLD_="131072")
+    fewer = 10 if platform.libc_ver()[0] == "glibc" else 0
+    assert fewer * faults() < faults(MALLOC_MMAP_THRESHOLD_="131072")
 
 
 def test_precision_follows_the_processor_and_the_person(monkeypatch, tmp_path):
