@@ -43,6 +43,17 @@ def test_compiled_code_calls_no_product_for_a_narrow_layer_and_adds_the_bias_its
     assert code.count("extern_kernels.mm(") == 1
 
 
+def test_layers_that_name_their_arguments():
+    weight, bias, inputs = torch.randn(1, 17), torch.randn(1), torch.randn(5, 17)
+
+    def outputs(inputs):
+        return nn.functional.linear(inputs, weight=weight, bias=bias)
+
+    found, (code, *_) = compiled(outputs, inputs)
+    torch.testing.assert_close(found, outputs(inputs))
+    assert "mm(" not in code
+
+
 def test_half_precision_stays_a_linear_layer():
     layer, inputs = nn.Linear(17, 1), torch.randn(5, 17)
 
