@@ -7,6 +7,10 @@
 The callback sets an attribute of the training environments between two rollouts. That reaches the copies that this
 process steps (`env.backend=sync`, the default for an environment of your own), not those that other processes step for
 it (`rollout.processes`, `rollout.overlap`). Evaluation has environments of its own, which keep the full difficulty.
+
+On the command line, from the root of the repository:
+
+    python train.py env.id=examples.curriculum:Corridor 'callbacks=[examples.curriculum.Curriculum]'
 """
 
 import argparse
