@@ -159,6 +159,12 @@ def test_multi_node_scripts_are_those_of_the_documentation(script, launcher):
     assert set(options.findall(documented(launcher))) <= set(options.findall(text))
 
 
+def launched(script: str, launcher: str) -> list[str]:
+    """Return what a script's launcher starts, `train.py` and its arguments."""
+    (command,) = [words for words in commands((MULTI_NODE / script).read_text()) if words[0] == launcher]
+    return command[command.index("train.py") :]
+
+
 @pytest.mark.parametrize(
     ("script", "launcher", "nodes", "processes"),
     [
@@ -169,10 +175,14 @@ def test_multi_node_scripts_are_those_of_the_documentation(script, launcher):
 )
 def test_multi_node_scripts_start_as_many_processes_as_the_settings_say(script, launcher, nodes, processes):
     text = (MULTI_NODE / script).read_text()
-    (command,) = [words for words in commands(text) if words[0] == launcher]
-    called = command[command.index("train.py") :]
-    assert f"trainer.num_nodes={re.search(nodes, text, re.MULTILINE).group(1)}" in called
-    assert f"trainer.devices={re.search(processes, text, re.MULTILINE).group(1)}" in called
+    settings = launched(script, launcher)
+    assert f"trainer.num_nodes={re.search(nodes, text, re.MULTILINE).group(1)}" in settings
+    assert f"trainer.devices={re.search(processes, text, re.MULTILINE).group(1)}" in settings
+
+
+def test_multi_node_scripts_train_the_same_with_settings_that_exist():
+    called = launched("slurm.sh", "srun")
+    assert called == launched("torchrun.sh", "torchrun")
     shown = subprocess.run([sys.executable, *called, "--print-config"], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0 and "id: HalfCheetah-v5" in shown.stdout
 
