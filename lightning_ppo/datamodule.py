@@ -18,7 +18,7 @@ from lightning_ppo.distributed import gather_objects, raise_together, rank, worl
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.masks import observed_space
-from lightning_ppo.envs.stagger import is_staggered
+from lightning_ppo.envs.stagger import in_step_because, is_staggered, prepare
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
@@ -63,6 +63,7 @@ class RolloutDataModule(pl.LightningDataModule):
         rollouts_per_epoch: Rollouts per Lightning epoch.
         backend: See `EnvConfig.backend`.
         env_kwargs: Arguments of the environment's constructor.
+        stagger: See `EnvConfig.stagger`.
         evaluation: Settings of the `evaluation` section.
         evaluation_env: Vector environment to evaluate on; needed where `env` is an already built one.
         seed: Seeds environments and sampling; None takes the seed of torch's global generator.
@@ -84,6 +85,7 @@ class RolloutDataModule(pl.LightningDataModule):
         rollouts_per_epoch: int = 5,
         backend: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
+        stagger: bool | None = None,
         evaluation: EvaluationConfig | Mapping[str, Any] | None = None,
         evaluation_env: VectorEnv | None = None,
         seed: int | None = None,
@@ -100,10 +102,12 @@ class RolloutDataModule(pl.LightningDataModule):
         )
         if self._given_env is not None:
             num_envs = self._given_env.num_envs
-        env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
+        env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs, "stagger": stagger}
         rollout = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda}
         rollout |= {"overlap": overlap, "processes": processes}
         self.env_settings = as_section(EnvConfig, {**base, **_given(env_settings)}, "env")
+        if self._given_env is not None:
+            self._given_env = prepare(self._given_env, self.env_settings.stagger)
         self.rollout_settings = as_section(RolloutConfig, _given(rollout), "rollout")
         self.evaluation_settings = as_section(EvaluationConfig, evaluation, "evaluation")
         if self.rollout_settings.processes > self.env_settings.num_envs:
@@ -210,6 +214,8 @@ class RolloutDataModule(pl.LightningDataModule):
     def _collector(self, module: Any) -> RolloutCollector:
         """Return what collects the rollouts of this rank, in as many processes as it takes."""
         assert self.trainer is not None
+        if reason := in_step_because(self.env):
+            rank_zero_only(_log.warning)(f"env.stagger has no effect: {reason} (env.stagger=false leaves it at that)")
         policy, precision = module.policy, self.trainer.precision_plugin.forward_context
         shares = self._shares()
         makes = [partial(self._make_elsewhere(size), policy, self.num_steps, *seeds) for size, seeds in shares]

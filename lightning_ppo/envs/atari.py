@@ -15,6 +15,8 @@ from lightning_ppo.errors import ConfigError
 NAMESPACE = "ALE/"
 EMULATOR_FPS = 60.0
 """Frames per second of the console."""
+NOT_STAGGERED = "Atari games end at different times by themselves"
+"""Why `env.stagger` cuts none off."""
 OURS = {
     "noop_max": "noop_max",
     "fire_reset": "fire_reset",
