@@ -60,7 +60,7 @@ def make_vector_env(
     """
     if backend not in BACKENDS:
         raise ConfigError(f"env.backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    kwargs = dict(kwargs or {})
+    kwargs = _own(kwargs or {})
     if backend in ("vector", "envpool") and wrappers:
         raise ConfigError(f"env.wrappers: {backend} has no single copies to wrap; set env.backend to sync or async")
     watched = timeout is not None or max_restarts > 0
@@ -115,6 +115,13 @@ def make_vector_env(
         raise _explain(env_id, error) from error
 
 
+def _own(settings: Any) -> Any:
+    """Return settings for one copy of an environment, which may write into their dicts and lists."""
+    if isinstance(settings, dict):
+        return {key: _own(value) for key, value in settings.items()}
+    return [_own(value) for value in settings] if isinstance(settings, list) else settings
+
+
 def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv:
     from lightning_ppo.envs.pool import EnvPoolVectorEnv
 
@@ -132,13 +139,13 @@ def _maker(
     def make() -> gymnasium.Env:
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
             _log_mujoco_warnings()
-        env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        env = gymnasium.make(spec, disable_env_checker=True, **_own(kwargs))
         # within the wrappers, which may repeat actions, unless one of them sets the limit
         within = stagger and time_limit(env) is not None
         if within:
             env = FirstEpisodeLimit(env)
         for entry in wrappers:
-            env = instantiate(entry, "env.wrappers", gymnasium.Wrapper, env)
+            env = instantiate(_own(entry), "env.wrappers", gymnasium.Wrapper, env)
         return FirstEpisodeLimit(env) if stagger and not within else env
 
     return make
