@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from lightning_ppo.groups import GroupedCollector, group_sizes, make_groups
 from lightning_ppo.overlap import OverlappedCollector
 from lightning_ppo.packing import pack, unpack
 from lightning_ppo.policy import MaskedObservations
+from lightning_ppo.random_state import kept_generators, own_generators, seed_process
 from lightning_ppo.remote import RemoteCollector, make_collector
 from lightning_ppo.rollout import Episodes, Observations
 from lightning_ppo.seeding import derive_seeds
@@ -140,7 +142,12 @@ class RolloutDataModule(pl.LightningDataModule):
         """The training environments of this rank that this process has, built on first use."""
         if self._env is None:
             settings = self.env_settings
-            self._env = self._given_env or with_lessons(self._make(self._group_sizes()[0], settings.stagger), settings)
+            self._env = self._given_env
+        if self._env is None:
+            # the process group may not be there yet, but Lightning knows the rank from its launcher
+            (seed,) = derive_seeds(self._base_seed(), rank_zero_only.rank or 0, 1, "process")
+            with own_generators(seed):
+                self._env = with_lessons(self._make(self._group_sizes()[0], settings.stagger), settings)
         return self._env
 
     def _group_sizes(self) -> list[int]:
@@ -195,19 +202,23 @@ class RolloutDataModule(pl.LightningDataModule):
         """Start a new stream for each `fit`, so that its data does not depend on what was fitted before."""
         if stage == "fit":
             self._stream = self._elsewhere = None
+            # before a checkpoint is restored; environments may draw from the global generators
+            seed_process(derive_seeds(self._base_seed(), rank(), 1, "process")[0])
 
     def train_dataloader(self) -> RolloutStream:
         """Return the stream of rollouts of this rank."""
         assert self.trainer is not None
         module = self._module()
         if self._stream is None:
-            self._stream = RolloutStream(
-                self._collector(module),
-                self.rollout_settings,
-                self.rollouts_per_epoch,
-                module.update_settings.normalize_advantages,
-                self.trainer.precision_plugin.forward_context,
-            )
+            # the reset that the restored state makes up for must not draw on the restored global generators
+            with kept_generators() if self._resume_state else nullcontext():
+                self._stream = RolloutStream(
+                    self._collector(module),
+                    self.rollout_settings,
+                    self.rollouts_per_epoch,
+                    module.update_settings.normalize_advantages,
+                    self.trainer.precision_plugin.forward_context,
+                )
             self._restore()
         return self._stream
 
@@ -285,7 +296,8 @@ class RolloutDataModule(pl.LightningDataModule):
         if self._given_env is not None and self._given_evaluation_env is None:
             raise ConfigError("evaluation_env: needed to evaluate or predict where env is an already built one")
         if self._evaluation_env is None:
-            self._evaluation_env = self._given_evaluation_env or self._make(self.evaluation_settings.num_envs)
+            with own_generators(derive_seeds(self._base_seed(), rank(), 1, "evaluation process")[0]):
+                self._evaluation_env = self._given_evaluation_env or self._make(self.evaluation_settings.num_envs)
         return self._evaluation_env
 
     def _evaluation_loader(self, episodes: int, purpose: str) -> _OneItemLoader:
