@@ -145,7 +145,7 @@ class RolloutDataModule(pl.LightningDataModule):
             self._env = self._given_env
         if self._env is None:
             # the process group may not be there yet, but Lightning knows the rank from its launcher
-            (seed,) = derive_seeds(self._base_seed(), rank_zero_only.rank or 0, 1, "process")
+            (seed,) = derive_seeds(self._base_seed(), getattr(rank_zero_only, "rank", 0) or 0, 1, "process")
             with own_generators(seed):
                 self._env = with_lessons(self._make(self._group_sizes()[0], settings.stagger), settings)
         return self._env
