@@ -163,6 +163,15 @@ def test_a_pool_shows_the_last_observation_with_the_cut_and_then_the_first_of_th
         assert (first_ends(env) == LIMIT).all()
 
 
+def test_a_first_episode_that_ends_by_itself_is_reported():
+    env = make_vector_env("CartPole-v1", 64, backend="vector", kwargs={"max_episode_steps": 30}, stagger=True)
+    rollout = collector(env, 12, derive_seeds(1, 0, 64, "training")).collect()
+    fallen = rollout.terminations & rollout.valid
+    assert fallen.any() and (rollout.truncations & rollout.valid & ~fallen).any()
+    lengths = (fallen.nonzero()[:, 0] + 1).tolist()  # nobody falls twice in 12 steps
+    assert rollout.episodes.lengths.tolist() == lengths
+
+
 def first_ends(env):
     env.reset(seed=SEEDS)
     ends = np.stack([env.step(np.zeros((NUM_ENVS, 1), np.float32))[3] for _ in range(LIMIT)])
