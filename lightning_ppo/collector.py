@@ -8,7 +8,6 @@ from gymnasium.vector import VectorEnv
 
 from lightning_ppo.acting import RecordedActing, make_actor
 from lightning_ppo.advantages import following_values
-from lightning_ppo.envs.stagger import set_clocks
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
@@ -84,7 +83,6 @@ class Collector:
         self.num_steps = num_steps
         self.generator = generator
         self.stepper = make_stepper(env, action_mask, seeds)
-        set_clocks(env, seeds)
         self.episodes = EpisodeRecorder(env.num_envs, skip_first)
         self.state = policy.initial_states(env.num_envs)
         self.recorded = RecordedActing(policy) if compile and can_record(generator.device) else None

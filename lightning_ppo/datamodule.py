@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lightning_ppo.collector import Collector, RolloutCollector, stepper_states
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
 from lightning_ppo.distributed import gather_objects, raise_together, rank, world_size
+from lightning_ppo.effects import without_effect
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.masks import observed_space
@@ -227,6 +228,9 @@ class RolloutDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         if reason := in_step_because(self.env):
             rank_zero_only(_log.warning)(f"env.stagger has no effect: {reason} (env.stagger=false leaves it at that)")
+        given = {"env": self.env_settings, "evaluation": self.evaluation_settings, **module.hparams}
+        for line in without_effect(given, self.action_space, self._given_evaluation_env is not None):
+            rank_zero_only(_log.warning)(line)
         policy, precision = module.policy, self.trainer.precision_plugin.forward_context
         shares = self._shares()
         makes = [partial(self._make_elsewhere(size), policy, self.num_steps, *seeds) for size, seeds in shares]
