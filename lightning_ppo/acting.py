@@ -52,7 +52,7 @@ class Actor(Protocol):
     state: Tensor | None
 
     def __call__(self, step: int, observations: Arrays, starts: Any, action_masks: Any = None) -> Arrays:
-        """Return the environment's actions for a step.
+        """Return the environment's actions for a step; it may write into them, so they are not what is stored.
 
         Args:
             step: From 0 to T - 1.
@@ -390,7 +390,7 @@ class NumpyActor:
                 x = np.where(action_masks, x, np.float32(MASKED))
             x += self._noise[step]
             actions = x.argmax(-1, out=self._actions[step])
-            return actions + self.head.start if self.head.start else actions
+            return actions + self.head.start
         noise = self._noise[step]
         if isinstance(self.head, StateGaussianHead):
             x, log_std = x[:, : self.head.size], x[:, self.head.size :]

@@ -63,7 +63,8 @@ class Collector:
         generator: Source of action noise, on the policy's device.
         seeds: One seed per environment for the first reset.
         action_mask: Where action masks come from, see `EnvConfig.action_mask`.
-        skip_first: Do not report the first episode of each environment, which may have been cut short.
+        skip_first: Do not report the first episode of each environment if it was truncated, since it may have been cut
+            short.
         compile: Replay acting on a GPU as a CUDA graph.
     """
 
@@ -120,7 +121,8 @@ class Collector:
             raise
         steps = storage.finish()
         self.state = None if actor.state is None else actor.state.to(device)
-        episodes = self.episodes.record(steps.rewards, steps.terminations | steps.truncations, steps.valid)
+        ended = steps.terminations | steps.truncations
+        episodes = self.episodes.record(steps.rewards, ended, steps.valid, steps.terminations)
         # an episode cut off at a filler row, where its environment was replaced, had its last step in the row before
         steps.truncations[:-1] |= steps.truncations[1:] & ~steps.valid[1:]
         rollout = Rollout(

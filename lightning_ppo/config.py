@@ -94,7 +94,7 @@ class EnvConfig:
     """How often each copy is replaced under `restart` before its next failure stops the run."""
     stagger: bool = True
     """Cut the first training episode of each copy off at another time, where there is a time limit, so that the copies
-    do not move through their episodes in step (`sync`, `async` and the environments in torch)."""
+    do not move through their episodes in step; a line says where that cannot be."""
     action_mask: str = "auto"
     """Where legal actions are told: `auto` (info["action_mask"], if it is there), `none`, `info`, `observation:KEY`
     (an entry of a Dict observation, which the networks then do not see) or `method:NAME` of the environment."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from lightning_ppo.collector import Collector, RolloutCollector, stepper_states
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
 from lightning_ppo.distributed import gather_objects, raise_together, rank, world_size
+from lightning_ppo.effects import without_effect
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.masks import observed_space
-from lightning_ppo.envs.stagger import is_staggered
+from lightning_ppo.envs.stagger import in_step_because, is_staggered, prepare
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
@@ -26,6 +28,7 @@ from lightning_ppo.groups import GroupedCollector, group_sizes, make_groups
 from lightning_ppo.overlap import OverlappedCollector
 from lightning_ppo.packing import pack, unpack
 from lightning_ppo.policy import MaskedObservations
+from lightning_ppo.random_state import kept_generators, own_generators, seed_process
 from lightning_ppo.remote import RemoteCollector, make_collector
 from lightning_ppo.rollout import Episodes, Observations
 from lightning_ppo.seeding import derive_seeds
@@ -63,6 +66,7 @@ class RolloutDataModule(pl.LightningDataModule):
         rollouts_per_epoch: Rollouts per Lightning epoch.
         backend: See `EnvConfig.backend`.
         env_kwargs: Arguments of the environment's constructor.
+        stagger: See `EnvConfig.stagger`.
         evaluation: Settings of the `evaluation` section.
         evaluation_env: Vector environment to evaluate on; needed where `env` is an already built one.
         seed: Seeds environments and sampling; None takes the seed of torch's global generator.
@@ -84,6 +88,7 @@ class RolloutDataModule(pl.LightningDataModule):
         rollouts_per_epoch: int = 5,
         backend: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
+        stagger: bool | None = None,
         evaluation: EvaluationConfig | Mapping[str, Any] | None = None,
         evaluation_env: VectorEnv | None = None,
         seed: int | None = None,
@@ -100,10 +105,12 @@ class RolloutDataModule(pl.LightningDataModule):
         )
         if self._given_env is not None:
             num_envs = self._given_env.num_envs
-        env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
+        env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs, "stagger": stagger}
         rollout = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda}
         rollout |= {"overlap": overlap, "processes": processes}
         self.env_settings = as_section(EnvConfig, {**base, **_given(env_settings)}, "env")
+        if self._given_env is not None:
+            self._given_env = prepare(self._given_env, self.env_settings.stagger)
         self.rollout_settings = as_section(RolloutConfig, _given(rollout), "rollout")
         self.evaluation_settings = as_section(EvaluationConfig, evaluation, "evaluation")
         if self.rollout_settings.processes > self.env_settings.num_envs:
@@ -136,7 +143,12 @@ class RolloutDataModule(pl.LightningDataModule):
         """The training environments of this rank that this process has, built on first use."""
         if self._env is None:
             settings = self.env_settings
-            self._env = self._given_env or with_lessons(self._make(self._group_sizes()[0], settings.stagger), settings)
+            self._env = self._given_env
+        if self._env is None:
+            # the process group may not be there yet, but Lightning knows the rank from its launcher
+            (seed,) = derive_seeds(self._base_seed(), getattr(rank_zero_only, "rank", 0) or 0, 1, "process")
+            with own_generators(seed):
+                self._env = with_lessons(self._make(self._group_sizes()[0], settings.stagger), settings)
         return self._env
 
     def _group_sizes(self) -> list[int]:
@@ -191,25 +203,34 @@ class RolloutDataModule(pl.LightningDataModule):
         """Start a new stream for each `fit`, so that its data does not depend on what was fitted before."""
         if stage == "fit":
             self._stream = self._elsewhere = None
+            # before a checkpoint is restored; environments may draw from the global generators
+            seed_process(derive_seeds(self._base_seed(), rank(), 1, "process")[0])
 
     def train_dataloader(self) -> RolloutStream:
         """Return the stream of rollouts of this rank."""
         assert self.trainer is not None
         module = self._module()
         if self._stream is None:
-            self._stream = RolloutStream(
-                self._collector(module),
-                self.rollout_settings,
-                self.rollouts_per_epoch,
-                module.update_settings.normalize_advantages,
-                self.trainer.precision_plugin.forward_context,
-            )
+            # the reset that the restored state makes up for must not draw on the restored global generators
+            with kept_generators() if self._resume_state else nullcontext():
+                self._stream = RolloutStream(
+                    self._collector(module),
+                    self.rollout_settings,
+                    self.rollouts_per_epoch,
+                    module.update_settings.normalize_advantages,
+                    self.trainer.precision_plugin.forward_context,
+                )
             self._restore()
         return self._stream
 
     def _collector(self, module: Any) -> RolloutCollector:
         """Return what collects the rollouts of this rank, in as many processes as it takes."""
         assert self.trainer is not None
+        if reason := in_step_because(self.env):
+            rank_zero_only(_log.warning)(f"env.stagger has no effect: {reason} (env.stagger=false leaves it at that)")
+        given = {"env": self.env_settings, "evaluation": self.evaluation_settings, **module.hparams}
+        for line in without_effect(given, self.action_space, self._given_evaluation_env is not None):
+            rank_zero_only(_log.warning)(line)
         policy, precision = module.policy, self.trainer.precision_plugin.forward_context
         shares = self._shares()
         makes = [partial(self._make_elsewhere(size), policy, self.num_steps, *seeds) for size, seeds in shares]
@@ -279,7 +300,8 @@ class RolloutDataModule(pl.LightningDataModule):
         if self._given_env is not None and self._given_evaluation_env is None:
             raise ConfigError("evaluation_env: needed to evaluate or predict where env is an already built one")
         if self._evaluation_env is None:
-            self._evaluation_env = self._given_evaluation_env or self._make(self.evaluation_settings.num_envs)
+            with own_generators(derive_seeds(self._base_seed(), rank(), 1, "evaluation process")[0]):
+                self._evaluation_env = self._given_evaluation_env or self._make(self.evaluation_settings.num_envs)
         return self._evaluation_env
 
     def _evaluation_loader(self, episodes: int, purpose: str) -> _OneItemLoader:

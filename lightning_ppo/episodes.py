@@ -18,7 +18,8 @@ class EpisodeRecorder:
 
     Args:
         num_envs: N.
-        skip_first: Do not report the first episode of each environment, which may have been cut short.
+        skip_first: Do not report the first episode of each environment unless it ended by itself; else it may have been
+            cut short.
     """
 
     def __init__(self, num_envs: int, skip_first: bool = False) -> None:
@@ -27,10 +28,16 @@ class EpisodeRecorder:
         self.returns = torch.zeros(num_envs, dtype=torch.float64)
         self.lengths = torch.zeros(num_envs, dtype=torch.int64)
 
-    def record(self, rewards: Tensor, ended: Tensor, valid: Tensor) -> Episodes:
+    def record(self, rewards: Tensor, ended: Tensor, valid: Tensor, terminated: Tensor | bool = False) -> Episodes:
         """Add T steps, each argument (T, N), and return the episodes that ended in them, in order of time.
 
         Everything is computed where the arguments are; only the result goes to the CPU, at once.
+
+        Args:
+            rewards: Of each step.
+            ended: Whether the step ended an episode.
+            valid: Whether the row is a step.
+            terminated: Whether the episode ended by itself, not cut off.
         """
         device = rewards.device
         skips, returns, lengths = (x.to(device) for x in (self.skips, self.returns, self.lengths))
@@ -46,7 +53,7 @@ class EpisodeRecorder:
 
         # after a filler row it is a new copy whose first episode begins
         begins_anew = ~valid & self.skip_first
-        reported = ended & valid & ~at(begins_anew, before, skips)
+        reported = ended & valid & (~at(begins_anew, before, skips) | terminated)
         env_returns, env_lengths = sums - at(sums, before, 0.0), counts - at(counts, before, 0)
         last = latest[-1:]
         self.returns, self.lengths = (sums[-1:] - at(sums, last, 0.0))[0], (counts[-1:] - at(counts, last, 0))[0]

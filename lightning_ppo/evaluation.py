@@ -9,6 +9,7 @@ from lightning_ppo.envs.stepper import check_finite
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.policy import ActorCritic, eval_mode
+from lightning_ppo.random_state import own_generators
 from lightning_ppo.rollout import Episodes
 from lightning_ppo.tree import tree_map
 
@@ -38,7 +39,7 @@ def play(
         episodes: Number of episodes, at least 1.
         seeds: One seed per copy of the environment.
         deterministic: Play the mode of the action distribution instead of sampling.
-        seed: Seed of the sampling.
+        seed: Of the sampling, and of the global generators, from which environments may draw meanwhile.
         action_mask: Where action masks come from, see `EnvConfig.action_mask`.
 
     Raises:
@@ -52,17 +53,17 @@ def play(
     quota[: episodes % num_envs] += 1
     device = next(policy.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    stepper = make_stepper(env, action_mask, seeds, on_host=True)
-    states = policy.initial_states(num_envs)
-    # of the episodes in progress, and of those that are over
-    sums, counts = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
-    returns: list[float] = []
-    lengths: list[int] = []
+    with eval_mode(policy), own_generators(seed):
+        stepper = make_stepper(env, action_mask, seeds, on_host=True)
+        states = policy.initial_states(num_envs)
+        # of the episodes in progress, and of those that are over
+        sums, counts = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+        returns: list[float] = []
+        lengths: list[int] = []
 
-    def tensor(x: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(x)).to(device)
+        def tensor(x: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.array(x)).to(device)
 
-    with eval_mode(policy):
         while quota.any():
             if counts.max(where=quota > 0, initial=0) >= MAX_EPISODE_STEPS:
                 raise EnvironmentFault(

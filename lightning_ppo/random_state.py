@@ -1,6 +1,9 @@
 """The states of random generators: all global ones as plain data, and one that was saved on another device."""
 
+import io
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,37 @@ def seed_global_generators(seed: int) -> None:
     random.seed(seed)
 
 
+def seed_process(seed: int) -> None:
+    """Seed the global generators, but leave `torch.initial_seed()`: what has no seed of its own derives one from it."""
+    initial = torch.get_rng_state()[:8]  # where torch keeps that number
+    seed_global_generators(seed)
+    torch.set_rng_state(torch.cat((initial, torch.get_rng_state()[8:])))
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Have the global generators be after the block as they were before it."""
+    before = get_random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+@contextmanager
+def own_generators(seed: int) -> Iterator[None]:
+    """Have the block draw from global generators seeded for it alone; afterwards they are as they were."""
+    with kept_generators():
+        seed_process(seed)
+        yield
+
+
 def get_random_state() -> dict[str, Any]:
     """Return the state of torch's, CUDA's, NumPy's and Python's global generators."""
     numpy_state = np.random.get_state(legacy=False)["state"]
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "numpy": {"key": torch.from_numpy(numpy_state["key"].copy()), "pos": int(numpy_state["pos"])},
         "python": random.getstate(),
     }
@@ -36,6 +64,18 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(numpy_state)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
+
+
+def random_state_as_bytes() -> bytes:
+    """Return what `get_random_state` does, to be sent to another process."""
+    file = io.BytesIO()
+    torch.save(get_random_state(), file)
+    return file.getvalue()
+
+
+def set_random_state_from_bytes(state: bytes) -> None:
+    """Put the global generators into the state that `random_state_as_bytes` returned."""
+    set_random_state(torch.load(io.BytesIO(state), weights_only=True))
 
 
 def restore_generator(generator: torch.Generator, state: Tensor, what: str) -> None:

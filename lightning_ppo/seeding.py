@@ -2,7 +2,10 @@
 
 import numpy as np
 
-PURPOSES = ("training", "evaluation", "noise", "shuffle", "test", "video", "noise of another group")
+PURPOSES = (
+    *("training", "evaluation", "noise", "shuffle", "test", "video", "noise of another group"),
+    *("process", "evaluation process"),
+)
 
 
 def derive_seeds(seed: int, first: int, count: int, purpose: str) -> list[int]:

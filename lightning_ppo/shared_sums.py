@@ -8,11 +8,9 @@ themselves; through memory that all ranks map, some ten microseconds.
 import fcntl
 import mmap
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -25,6 +23,8 @@ SLOT_BYTES = 1 << 20
 LINE_BYTES = 64
 """Each rank's counter has a cache line of its own."""
 HEADER_BYTES = 1 << 16
+TOKEN_BYTES = 16
+"""At the end of the header, random: who opens the file knows by them that it is the right one."""
 SPIN_SECONDS = 1e-3
 """Ranks that come no later than this are waited for without sleeping, where every rank has a core of its own."""
 SLEEP_SECONDS = 2e-5
@@ -129,40 +129,53 @@ def _slot_offsets(ranks: int) -> list[list[int]]:
 
 
 def connect() -> SharedSums | None:
-    """Return reductions through shared memory, None where a rank cannot have it; all ranks of the group call it."""
+    """Return reductions through shared memory, None where a rank cannot have it; all ranks of the group call it.
+
+    The memory is a file without a name, so that nothing of it is left behind, whichever rank is killed and when.
+    """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     assert dist.group.WORLD is not None
     timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()
-    paths = [_create(ranks) if rank == 0 else None]
-    dist.broadcast_object_list(paths)
-    path, file = paths[0], None
-    if path is not None:
-        with suppress(OSError):
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    file, token = _create(ranks) if rank == 0 else (None, b"")
+    places = [None if file is None else (f"/proc/{os.getpid()}/fd/{file}", token)]
+    dist.broadcast_object_list(places)
+    if rank != 0 and places[0] is not None:
+        file = _open(*places[0])
     missing = torch.tensor([file is None], dtype=torch.int32)
     dist.all_reduce(missing)
     if file is not None and missing:
         os.close(file)
     sums = None if file is None or missing else SharedSums(file, rank, ranks, timeout)
     dist.barrier()
-    if rank == 0 and path is not None:
-        Path(path).unlink()
     return sums
 
 
-def _create(ranks: int) -> str | None:
-    """Return the path of a new file in memory with room for the ranks, None if there is no such room."""
-    if ranks * LINE_BYTES > HEADER_BYTES:
-        return None
+def _create(ranks: int) -> tuple[int | None, bytes]:
+    """Return a new file in memory with room for the ranks, None if there is none, and what tells it from others."""
+    token = os.urandom(TOKEN_BYTES)
+    if ranks * LINE_BYTES > HEADER_BYTES - TOKEN_BYTES:
+        return None, token
     try:
-        file, path = tempfile.mkstemp(prefix="lightning_ppo-", dir="/dev/shm")
+        file = os.memfd_create("lightning_ppo")
     except OSError:
-        return None
+        return None, token
     try:
         os.posix_fallocate(file, 0, file_size(ranks))  # running out of memory later would kill the process
+        os.pwrite(file, token, HEADER_BYTES - TOKEN_BYTES)
     except OSError:
-        Path(path).unlink()
-        return None
-    finally:
         os.close(file)
-    return path
+        return None, token
+    return file, token
+
+
+def _open(path: str, token: bytes) -> int | None:
+    """Return the file of another rank; None if it is not to be had, or another one, as in another container."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with suppress(OSError):
+        if os.pread(file, TOKEN_BYTES, HEADER_BYTES - TOKEN_BYTES) == token:
+            return file
+    os.close(file)
+    return None

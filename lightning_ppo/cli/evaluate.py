@@ -85,6 +85,7 @@ def evaluate(
     from lightning_ppo.evaluation import play
     from lightning_ppo.hardware import use_cores
     from lightning_ppo.module import PPO
+    from lightning_ppo.random_state import own_generators
     from lightning_ppo.seeding import derive_seeds
     from lightning_ppo.video import Stage, VideoFile
 
@@ -114,14 +115,15 @@ def evaluate(
             played = stage.play(policy, episodes, seed, deterministic)
     else:
         copies = min(num_envs, episodes)
-        env = make_vector_env(
-            env_settings.id,
-            copies,
-            backend=env_settings.backend,
-            kwargs=env_settings.kwargs,
-            wrappers=env_settings.wrappers,
-            atari=env_settings.atari,
-        )
+        with own_generators(derive_seeds(seed, 0, 1, "evaluation process")[0]):
+            env = make_vector_env(
+                env_settings.id,
+                copies,
+                backend=env_settings.backend,
+                kwargs=env_settings.kwargs,
+                wrappers=env_settings.wrappers,
+                atari=env_settings.atari,
+            )
         try:
             seeds = derive_seeds(seed, 0, copies, "evaluation")
             mask = env_settings.action_mask

@@ -16,7 +16,7 @@ from lightning_ppo.config import BACKENDS, AtariConfig
 from lightning_ppo.envs import atari as ale
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
-from lightning_ppo.envs.stagger import FirstEpisodeLimit
+from lightning_ppo.envs.stagger import NO_TIME_LIMIT, FirstEpisodeLimit, mark, prepare, time_limit
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 
 _log = logging.getLogger(__name__)
@@ -51,8 +51,7 @@ def make_vector_env(
         wrappers: Class paths of wrappers of each copy, the innermost first, or mappings of class_path and init_args.
         timeout: Seconds that a step or reset of a copy may take; None waits for ever.
         max_restarts: How often a copy that fails is replaced.
-        stagger: Cut the first episode of each copy off at another time; see `FirstEpisodeLimit`. Vector environments of
-            their own kind do so if they have an attribute `stagger` to set.
+        stagger: Cut the first episode of each copy off at another time, where that can be; see `envs.stagger`.
         atari: How games of the Arcade Learning Environment are shown.
 
     Raises:
@@ -61,7 +60,7 @@ def make_vector_env(
     """
     if backend not in BACKENDS:
         raise ConfigError(f"env.backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    kwargs = dict(kwargs or {})
+    kwargs = _own(kwargs or {})
     if backend in ("vector", "envpool") and wrappers:
         raise ConfigError(f"env.wrappers: {backend} has no single copies to wrap; set env.backend to sync or async")
     watched = timeout is not None or max_restarts > 0
@@ -70,12 +69,14 @@ def make_vector_env(
             f"env.timeout, env.on_error: {backend} steps all copies at once; set env.backend to sync or async"
         )
     atari = atari or AtariConfig()
+    why_not = ""
     if ale.is_atari(env_id):
         ale.check_kwargs(kwargs)
+        stagger, why_not = False, ale.NOT_STAGGERED if stagger else ""
     if backend == "envpool":
         if ale.is_atari(env_id):
             env_id, kwargs = env_id.removeprefix(ale.NAMESPACE), ale.pool_settings(atari) | kwargs
-        return _make_pool(env_id, num_envs, kwargs)
+        return prepare(_make_pool(env_id, num_envs, kwargs), stagger, why_not)
     spec = find_spec(env_id)
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
     if backend == "auto":
@@ -96,9 +97,7 @@ def make_vector_env(
             if not native:
                 raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
             env = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
-            if hasattr(env.unwrapped, "stagger"):
-                env.unwrapped.stagger = stagger
-            return env
+            return prepare(env, stagger, why_not)
         make = _maker(spec, kwargs, wrappers, stagger)
         guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
@@ -106,16 +105,21 @@ def make_vector_env(
             env = ProcessVectorEnv(copies, timeout, max_restarts)
         else:
             env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-        env.metadata = {**env.metadata, "staggered": stagger and _time_limit(spec, kwargs) is not None}
-        return env
+        if not stagger:
+            return mark(env, "", why_not)
+        limited = env.get_attr("stagger_limit")[0] is not None
+        return mark(env, "copies" if limited else "", NO_TIME_LIMIT)
     except (ConfigError, EnvironmentFault):
         raise
     except Exception as error:
         raise _explain(env_id, error) from error
 
 
-def _time_limit(spec: EnvSpec, kwargs: dict[str, Any]) -> int | None:
-    return kwargs.get("max_episode_steps", spec.max_episode_steps)
+def _own(settings: Any) -> Any:
+    """Return settings for one copy of an environment, which may write into their dicts and lists."""
+    if isinstance(settings, dict):
+        return {key: _own(value) for key, value in settings.items()}
+    return [_own(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv:
@@ -135,12 +139,14 @@ def _maker(
     def make() -> gymnasium.Env:
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
             _log_mujoco_warnings()
-        env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
-        if stagger:
+        env = gymnasium.make(spec, disable_env_checker=True, **_own(kwargs))
+        # within the wrappers, which may repeat actions, unless one of them sets the limit
+        within = stagger and time_limit(env) is not None
+        if within:
             env = FirstEpisodeLimit(env)
         for entry in wrappers:
-            env = instantiate(entry, "env.wrappers", gymnasium.Wrapper, env)
-        return env
+            env = instantiate(_own(entry), "env.wrappers", gymnasium.Wrapper, env)
+        return FirstEpisodeLimit(env) if stagger and not within else env
 
     return make
 

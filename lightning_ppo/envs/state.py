@@ -70,7 +70,7 @@ class _Reader:
     def layer(self, layer: Any, path: str) -> dict[str, Any]:
         """Return the state of an environment or wrapper and of what it wraps."""
         if isinstance(layer, AsyncVectorEnv):
-            return {"processes": _ask_processes(layer)}
+            return {"processes": _ask_processes(layer), "generators": list(layer.get_attr("generators"))}
         own = getattr(type(layer), "get_state", None)
         if callable(own) and callable(getattr(type(layer), "set_state", None)) and not _is_mujoco(layer):
             return {"own": self.encode(layer.get_state(), f"{path}.get_state()")}
@@ -149,6 +149,8 @@ class _Writer:
         """Set the state of an environment or wrapper and of what it wraps."""
         if "processes" in state:
             layer.set_attr("exact_state", state["processes"])
+            if "generators" in state:  # not in checkpoints of earlier versions
+                layer.set_attr("generators", state["generators"])
             return
         if "own" in state:
             layer.set_state(self.decode(state["own"], None))

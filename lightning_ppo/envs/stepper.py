@@ -213,7 +213,7 @@ class VectorStepper(Stepper):
             return observations, infos
         self.final_observations = {i: self._single(observations, i) for i in indices}
         self._masks.read(observations, infos, ~ended, self.num_steps)
-        return self._call("reset", options={"reset_mask": ended})
+        return self._call("reset", options={"reset_mask": ended.copy()})
 
     def _replaced(self, infos: dict[str, Any]) -> np.ndarray:
         """Return which copies failed and were replaced, (N,) bool; raise where one was not."""

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from lightning_ppo.envs.masks import masked_choices
+from lightning_ppo.envs.stagger import set_clocks
 from lightning_ppo.envs.state import set_env_state
 from lightning_ppo.envs.stepper import Stepper, VectorStepper, call, seed_argument
 from lightning_ppo.errors import ConfigError, EnvironmentFault
@@ -34,6 +35,7 @@ def make_stepper(env: VectorEnv, action_mask: str, seeds: list[int], on_host: bo
         on_host: Step it with NumPy arrays even if it speaks torch.
     """
     observations, infos = call(env, "reset", 0, seed=seed_argument(env, seeds))
+    set_clocks(env, seeds)
     first = next((leaf for leaf in tree_leaves(observations) if isinstance(leaf, Tensor)), None)
     if first is not None and on_host:
         env = HostView(env, first.device)
