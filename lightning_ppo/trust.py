@@ -45,8 +45,7 @@ TEXTS: dict[str, tuple[str, ...]] = {
     "pool argument": (),
     "trainer": ("accelerator", "devices", "strategy", "precision", "max_time", "gradient_clip_algorithm"),
 }
-"""By kind, the arguments that may be text; of other kinds all may, if they are words. Those of EnvPool's may name programs
-to run."""
+"""By kind, the arguments that may be text; of other kinds all may, if they are words. EnvPool's may name programs."""
 
 MODULE = ("objective", "policy", "loss_terms")
 SECTIONS: dict[str, tuple[str, ...]] = {
