@@ -22,24 +22,22 @@ def sign(message: bytes) -> str:
     Returns:
         The signature, empty where no key can be kept, with a warning.
     """
-    path = key_path()
     try:
-        if not path.exists():
-            _make(path)
-        key = _read(path)
-    except OSError as error:
-        _warn_once(f"{path}: {error.strerror}")
+        if not key_path().exists():
+            _make(key_path())
+        return _digest(_read(key_path()), message)
+    except (OSError, RuntimeError, ValueError) as error:
+        _warn_once(str(error))
         return ""
-    return _digest(key, message) if key else ""
 
 
 def is_own(message: bytes, signature: object) -> bool:
     """Return whether a signature was made with this user's key."""
     try:
-        key = _read(key_path())
-    except OSError:
+        own = _digest(_read(key_path()), message)
+    except (OSError, RuntimeError, ValueError):
         return False
-    return bool(key) and isinstance(signature, str) and hmac.compare_digest(_digest(key, message), signature)
+    return isinstance(signature, str) and hmac.compare_digest(own.encode(), signature.encode())
 
 
 def _digest(key: bytes, message: bytes) -> str:
@@ -47,9 +45,10 @@ def _digest(key: bytes, message: bytes) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """Return the key, empty if what lies there is too short to be one."""
     key = path.read_bytes()
-    return key if len(key) >= KEY_BYTES else b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"{path} holds no key; remove it, and a new one is made")
+    return key
 
 
 def _make(path: Path) -> None:
@@ -71,5 +70,5 @@ def _warn_once(reason: str) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
     rank_zero_warn(
-        f"checkpoints are not signed ({reason}): what they name besides the built-in classes needs --trust to be loaded"
+        f"checkpoints are not signed ({reason}): classes of your own that they name need --trust to be loaded"
     )

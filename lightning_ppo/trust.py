@@ -47,6 +47,9 @@ TEXTS: dict[str, tuple[str, ...]] = {
 }
 """By kind, the arguments that may be text; of other kinds all may, if they are words. EnvPool's may name programs."""
 
+SHARED = ("lightning_ppo", "pytorch_lightning", "lightning_fabric", "gymnasium", "torch")
+"""Packages that hold too much to be trusted as a whole."""
+
 MODULE = ("objective", "policy", "loss_terms")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "hyper_parameters": MODULE,
@@ -98,7 +101,9 @@ def check_names(
                 continue
             reason = _objection(reference, trust)
             if reason is not None:
-                raise CheckpointError(f"{source}: {reason}")
+                # a terminal obeys control characters
+                shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in reason)
+                raise CheckpointError(f"{source}: {shown}")
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{source}: its settings are none of lightning_ppo ({type(error).__name__})") from None
 
@@ -169,13 +174,11 @@ def _objection(reference: Reference, trust: Sequence[str]) -> str | None:
         return None
     package = "ale_py" if name.startswith("ALE/") else re.split(r"[.:]", name)[0]
     if not _is_listed(kind, name):
-        if kind in ("function", "name"):
-            return f"{key} is {name!r}, {_remedy(name)}"
-        if not _is_below(name, trust):
-            return f"{key} names {name}, {_remedy(package)}"
+        if kind in ("function", "name") or not _is_below(name, trust):
+            shared = kind in ("function", "name") or package in SHARED or package in sys.stdlib_module_names
+            return f"{key} names {name}, {_remedy(name if shared else package)}"
     elif not _is_harmless(arguments, TEXTS.get(kind)):
-        text = " ".join(str(arguments).split())[:80]
-        return f"{key} brings {text} for {name}, {_remedy(name)}"
+        return f"{key} names {name} with {str(arguments)[:80]}, {_remedy(name)}"
     else:
         for needed in (package, *(["envpool"] if kind == "pool" else [])):
             if not _is_installed(needed):
@@ -184,7 +187,7 @@ def _objection(reference: Reference, trust: Sequence[str]) -> str | None:
 
 
 def _remedy(name: str) -> str:
-    return f"which a file that is not your own may not; if you know what it does, add --trust {name} (trust=[{name!r}])"
+    return f"which a file that is not your own may not; if you know what it does, add --trust {name}"
 
 
 def _is_below(name: str, packages: Collection[str]) -> bool:
