@@ -508,9 +508,10 @@ def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) 
         return section()
     if isinstance(value, section):
         return value
-    if not isinstance(value, Mapping):
+    settings = to_container(value)
+    if not isinstance(settings, dict):
         raise ConfigError(f"{key}: expected a mapping of settings, got {value!r}")
-    merged = _merge(OmegaConf.structured(section), _literal(value), section, f"{key}.")
+    merged = _merge(OmegaConf.structured(section), _literal(settings), section, f"{key}.")
     return _to_object(merged)
 
 

@@ -33,8 +33,11 @@ LISTED: dict[str, tuple[str, ...]] = {
 }
 """By kind, the names that any file may use; `.*` stands for the classes of that module, less those in UNLISTED."""
 
-UNLISTED = ("gymnasium.wrappers.RecordVideo",)
-"""They write files where their arguments say."""
+UNLISTED = tuple(
+    f"gymnasium.wrappers.{name}"
+    for name in ("RecordVideo", "ArrayConversion", "JaxToNumpy", "JaxToTorch", "NumpyToTorch")
+)
+"""The first writes files where its arguments say, the others are about importing further packages."""
 
 ENVIRONMENTS = ("gymnasium.envs", "minigrid", "ale_py", "lightning_ppo.envs.torch_envs")
 """Modules, and what is below them, whose environments any file may use by id or import path."""
