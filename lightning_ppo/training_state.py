@@ -112,7 +112,7 @@ class TrainingState(CheckedLoading, EvaluationSteps):  # type: ignore[misc]
                 }
             ),
         }
-        checkpoint["signature"] = signature_of(checkpoint)
+        checkpoint["ppo"]["signature"] = signature_of(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take counters, episode records and, inside `fit`, random states from a checkpoint."""

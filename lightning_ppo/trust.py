@@ -97,7 +97,7 @@ def check_names(
     trust = [trust] if isinstance(trust, str) else trust
     try:
         references = list(_references(content))
-        if is_own(_message(references), content.get("signature")):
+        if is_own(_message(references), content.get("ppo", {}).get("signature")):
             return
         for reference in references:
             if _is_below(reference.key, given) or f"{reference.key}.class_path" in given:
@@ -139,7 +139,7 @@ def _references(content: Mapping[str, Any]) -> Iterator[Reference]:
 
 
 def _named_in(settings: Mapping[str, Any]) -> Iterator[Reference]:
-    if "." in str(settings.get("objective", "")):
+    if not _is_built_in(settings.get("objective")):
         yield Reference("objective", "objective", str(settings["objective"]), {})
     for name in ("network", "encoder", "core"):
         yield from _classes(f"policy.{name}", "network", [settings.get("policy", {}).get(name)])
@@ -164,8 +164,13 @@ def _classes(key: str, kind: str, entries: Iterable[Any]) -> Iterator[Reference]
     for entry in entries:
         settings = entry if isinstance(entry, Mapping) else {"class_path": entry}
         path = settings.get("class_path")
-        if path is not None and (kind != "network" or "." in str(path)):
+        if not (kind == "network" and _is_built_in(path)):
             yield Reference(key, kind, str(path), settings.get("init_args") or {})
+
+
+def _is_built_in(name: Any) -> bool:
+    """Return whether a setting is left out, or a word such as `clip` or `lstm`, which names nothing to import."""
+    return name is None or (isinstance(name, str) and "." not in name)
 
 
 def _objection(reference: Reference, trust: Sequence[str]) -> str | None:
