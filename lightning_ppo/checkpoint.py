@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.cloud_io import _load
+from pytorch_lightning.utilities.model_helpers import _restricted_classmethod
 
 from lightning_ppo.errors import CheckpointError, ConfigError
 from lightning_ppo.files import former, replacing
@@ -52,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class CheckedLoading:
     """Loads modules and data modules whose checkpoints name nothing that a file must not decide; see `check_names`."""
 
-    @classmethod
+    @_restricted_classmethod
     def load_from_checkpoint(
         cls,
         checkpoint_path: Any,

@@ -353,6 +353,8 @@ def test_open_files_are_looked_at_too(reference, canary):
         else:
             with pytest.raises(CheckpointError, match=r"objective names canary\.Objective"):
                 PPO.load_from_checkpoint(file)
+    with pytest.raises(TypeError, match="cannot be called on an instance"):  # which would stay as it is
+        RolloutDataModule().load_from_checkpoint(file)
     with pytest.raises(ConfigError, match="hparams_file"):
         PPO.load_from_checkpoint(file, hparams_file="hparams.yaml")
     assert not canary.exists()
