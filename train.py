@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ppo.class_path import instantiate
-from lightning_ppo.config import Config, EnvConfig, flat, load, load_over, peek, to_container, to_yaml
+from lightning_ppo.config import Config, EnvConfig, flat, given_keys, load, load_over, peek, to_container, to_yaml
 from lightning_ppo.errors import ConfigError, UserError, report
+from lightning_ppo.trust import check_names
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "cartpole.yaml"
 FIXED = ("env.id", "objective", "normalize.observations", "normalize.rewards")
@@ -43,6 +44,7 @@ examples:
 
 options:
   --print-config    print the resolved settings as YAML and exit
+  --trust NAME      a package, or whole name, that a checkpoint to resume may name though it comes from elsewhere
   --help            print this and exit
 
 settings met most often (all of them, with their defaults: python train.py --print-config):
@@ -109,15 +111,18 @@ def read_arguments(arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: If an argument or setting is wrong.
     """
+    trust, arguments = _take_trust(arguments)
     files = [a for a in arguments if "=" not in a]
     overrides = [a for a in arguments if "=" in a]
     for name in files:
         if name.startswith("-"):
-            raise ConfigError(f"{name}: unknown option; the options are --help and --print-config")
+            raise ConfigError(f"{name}: unknown option; the options are --help, --print-config and --trust")
         if not name.endswith((".yaml", ".yml")):
             raise ConfigError(f"{name}: expected a .yaml file or key=value")
     resume = peek(files, overrides, "resume")
     if resume is None:
+        if trust:
+            raise ConfigError("--trust: what you name yourself needs none; it is for a checkpoint given as resume=PATH")
         return load(files or [DEFAULT_CONFIG], overrides)
     found = _find_checkpoint(str(resume), peek(files, overrides, "run_dir"))
     if found is None:
@@ -126,10 +131,26 @@ def read_arguments(arguments: Sequence[str]) -> Config:
     saved = content.get("config")
     if saved is None:
         raise ConfigError(f"resume: {checkpoint} was not written by train.py and names no settings")
+    check_names(content, checkpoint, trust, given_keys(files, overrides))
     config = load_over(saved, files, overrides)
     config = replace(config, run_dir=str(run_dir), resume=str(checkpoint))
     _check_resumable(load_over(saved), config)
     return config
+
+
+def _take_trust(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the values of `--trust NAME` and `--trust=NAME`, and the other arguments."""
+    trust, others, left = [], [], iter(arguments)
+    for argument in left:
+        option, separator, value = argument.partition("=")
+        if option != "--trust":
+            others.append(argument)
+            continue
+        name = value if separator else next(left, "")
+        if not name:
+            raise ConfigError("--trust: expected a name after it")
+        trust.append(name)
+    return trust, others
 
 
 def _find_checkpoint(resume: str, run_dir: Any) -> tuple[Path, Path, dict[str, Any]] | None:

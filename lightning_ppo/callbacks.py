@@ -305,6 +305,8 @@ class Timing(Callback):
         fit_seconds: Whole `fit`, with evaluation and checkpoints.
     """
 
+    _SAVED = ("collect_seconds", "update_seconds", "fit_seconds", "env_steps")
+
     def __init__(self) -> None:
         self.collect_seconds = self.update_seconds = self.fit_seconds = 0.0
         self.env_steps = 0
@@ -336,10 +338,9 @@ class Timing(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the times so far, for the checkpoint."""
-        names = ("collect_seconds", "update_seconds", "fit_seconds", "env_steps")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._SAVED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from a checkpoint."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        for name in self._SAVED:
+            setattr(self, name, state_dict[name])

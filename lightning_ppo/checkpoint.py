@@ -4,14 +4,18 @@ import io
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning_fabric.utilities.cloud_io import _load
+from pytorch_lightning.utilities.model_helpers import _restricted_classmethod
 
-from lightning_ppo.errors import CheckpointError
+from lightning_ppo.errors import CheckpointError, ConfigError
 from lightning_ppo.files import former, replacing
+from lightning_ppo.trust import check_names
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -44,6 +48,45 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         """Return the contents of a checkpoint on the CPU; see `read_checkpoint`."""
         return read_checkpoint(path)
+
+
+class CheckedLoading:
+    """Loads modules and data modules whose checkpoints name nothing that a file must not decide; see `check_names`."""
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        *,
+        trust: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """Build what a checkpoint describes, as Lightning's method does, from plain data and tensors alone.
+
+        Args:
+            checkpoint_path: Path, URL or open file.
+            map_location: Where tensors go.
+            hparams_file: Not taken; give settings as keyword arguments.
+            trust: Packages, or whole names, that the file may name besides what any file may.
+            kwargs: Settings that replace those of the file, and `strict` of Lightning's method.
+
+        Raises:
+            CheckpointError: If the file names what is not trusted.
+            ConfigError: If an `hparams_file` is given.
+        """
+        if hparams_file is not None:
+            raise ConfigError("hparams_file: the checkpoint holds its settings; give others as keyword arguments")
+        if isinstance(checkpoint_path, str | os.PathLike) and "://" not in str(checkpoint_path):
+            content = read_checkpoint(checkpoint_path)
+        else:
+            content = _load(checkpoint_path, map_location="cpu", weights_only=True)
+            if hasattr(checkpoint_path, "seek"):
+                checkpoint_path.seek(0)
+        check_names(content, checkpoint_path, trust, kwargs)
+        kwargs["weights_only"] = True
+        return super().load_from_checkpoint(checkpoint_path, map_location, **kwargs)  # type: ignore[misc]
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

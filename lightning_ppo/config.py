@@ -2,10 +2,11 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -507,8 +508,24 @@ def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) 
         return section()
     if isinstance(value, section):
         return value
-    merged = _merge(OmegaConf.structured(section), OmegaConf.create(to_container(value)), section, f"{key}.")
+    settings = to_container(value)
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{key}: expected a mapping of settings, got {value!r}")
+    merged = _merge(OmegaConf.structured(section), _literal(settings), section, f"{key}.")
     return _to_object(merged)
+
+
+def _literal(settings: Mapping[str, Any]) -> DictConfig:
+    """Return settings for merging, in which text stays as it is, even if it looks like an interpolation."""
+
+    def escape(value: Any) -> Any:
+        if isinstance(value, str):
+            return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        if isinstance(value, dict):
+            return {name: escape(child) for name, child in value.items()}
+        return [escape(child) for child in value] if isinstance(value, list) else value
+
+    return OmegaConf.create(escape(to_container(settings)))
 
 
 def to_container(value: Any) -> Any:
@@ -577,9 +594,15 @@ def peek(files: Sequence[str | Path], overrides: Sequence[str], key: str) -> Any
     return value
 
 
+def given_keys(files: Sequence[str | Path], overrides: Sequence[str]) -> set[str]:
+    """Return the dotted names of the settings that files and overrides set."""
+    sources = [*(_read_yaml(Path(file)) for file in files), *(_read_override(override) for override in overrides)]
+    return {key for source in sources for key in flat(cast(dict, OmegaConf.to_container(source)))}
+
+
 def load_over(settings: Mapping[str, Any], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
     """Return settings saved by `to_container`, with files and overrides merged over them."""
-    merged = _merge(OmegaConf.structured(Config), OmegaConf.create(dict(settings)), Config, "")
+    merged = _merge(OmegaConf.structured(Config), _literal(settings), Config, "")
     return _load_over(merged, files, overrides)
 
 

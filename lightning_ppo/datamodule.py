@@ -13,6 +13,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from lightning_ppo.checkpoint import CheckedLoading
 from lightning_ppo.collector import Collector, RolloutCollector, stepper_states
 from lightning_ppo.config import EnvConfig, EvaluationConfig, RolloutConfig, as_section, to_container
 from lightning_ppo.distributed import gather_objects, raise_together, rank, world_size
@@ -51,7 +52,7 @@ class _OneItemLoader:
         yield self.make()
 
 
-class RolloutDataModule(pl.LightningDataModule):
+class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore[misc]
     """Streams fresh rollouts for `PPO`, and plays the episodes of validation and test.
 
     Args:

@@ -3,6 +3,9 @@
 import sys
 import traceback
 
+TRUST_HELP = "a package, or the whole name of something, that a checkpoint from elsewhere may name; may be repeated"
+"""What the option `--trust` means, wherever a checkpoint is read."""
+
 
 class UserError(Exception):
     """Base of all errors whose message is meant for a person; the command line prints it without a traceback."""

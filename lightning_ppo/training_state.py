@@ -8,17 +8,19 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_ppo.checkpoint import CheckedLoading
 from lightning_ppo.distributed import gather_objects, rank, world_size
 from lightning_ppo.evaluation_steps import EvaluationSteps
 from lightning_ppo.random_state import get_random_state, restore_generator, set_random_state
 from lightning_ppo.schedules import Schedule
 from lightning_ppo.seeding import derive_seeds
+from lightning_ppo.trust import signature_of
 
 RETURN_WINDOW = 100
 """Training episodes, of all ranks, over which returns and lengths are averaged."""
 
 
-class TrainingState(EvaluationSteps):
+class TrainingState(CheckedLoading, EvaluationSteps):  # type: ignore[misc]
     """Keeps what training has come to, and saves and restores it with the checkpoints of a LightningModule."""
 
     def __init__(self) -> None:
@@ -94,7 +96,7 @@ class TrainingState(EvaluationSteps):
         return self._shuffle
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add counters, episode records and random states."""
+        """Add counters, episode records and random states, and sign what the checkpoint names."""
         checkpoint["ppo"] = {
             "env_steps": self.env_steps,
             "iterations": self.iterations,
@@ -110,6 +112,7 @@ class TrainingState(EvaluationSteps):
                 }
             ),
         }
+        checkpoint["ppo"]["signature"] = signature_of(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take counters, episode records and, inside `fit`, random states from a checkpoint."""

@@ -2,9 +2,10 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from lightning_ppo.errors import CheckpointError, ConfigError
+from lightning_ppo.errors import TRUST_HELP, CheckpointError, ConfigError
 
 NAME = "evaluate"
 HELP = "play a trained agent and print its returns as JSON; watch it in a video or a window"
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stochastic", action="store_true", help="sample actions (default: what the run's evaluations did)"
     )
     parser.add_argument("--num-envs", type=int, default=8, help="copies that play side by side (default: 8)")
+    parser.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST_HELP)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--video", metavar="FILE.mp4", help="write the episodes to a video, one after the other")
     shown.add_argument("--render", choices=["human"], help="show the episodes in a window")
@@ -45,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
         options.num_envs,
         options.video,
         options.render,
+        options.trust,
     )
     print(json.dumps(result))
     return 0
@@ -58,6 +61,7 @@ def evaluate(
     num_envs: int = 8,
     video: str | None = None,
     render: str | None = None,
+    trust: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Play the agent of a checkpoint in the environment it was trained in; nothing else is needed.
 
@@ -70,6 +74,7 @@ def evaluate(
         num_envs: Copies that play side by side; one if they are shown.
         video: Path of an MP4 file to write.
         render: `human` shows the episodes in a window.
+        trust: Packages, or whole names, that the checkpoint may name besides what any file may.
 
     Returns:
         return_mean, return_std, length_mean and episodes.
@@ -87,6 +92,7 @@ def evaluate(
     from lightning_ppo.module import PPO
     from lightning_ppo.random_state import own_generators
     from lightning_ppo.seeding import derive_seeds
+    from lightning_ppo.trust import check_names
     from lightning_ppo.video import Stage, VideoFile
 
     if episodes is None:
@@ -98,12 +104,13 @@ def evaluate(
     if video is not None and not video.endswith(".mp4"):
         raise ConfigError(f"--video: expected a name that ends in .mp4, got {video}")
     content = read_checkpoint(checkpoint)
+    check_names(content, checkpoint, trust)
     sections = content.get("datamodule_hyper_parameters", {})
     settings = sections.get("env", {})
     if not settings.get("id"):
         raise CheckpointError(f"{checkpoint}: trained in an environment built in Python, which the file cannot name")
     env_settings = as_section(EnvConfig, settings, "env")
-    policy = PPO.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).policy
+    policy = PPO.load_from_checkpoint(checkpoint, map_location="cpu", trust=trust).policy
     if deterministic is None:
         deterministic = as_section(EvaluationConfig, sections.get("evaluation"), "evaluation").deterministic
     use_cores(policy)

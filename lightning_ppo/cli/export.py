@@ -2,7 +2,7 @@
 
 import argparse
 
-from lightning_ppo.errors import ConfigError
+from lightning_ppo.errors import TRUST_HELP, ConfigError
 
 NAME = "export"
 HELP = "write a trained agent as one file that acts without this package"
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="take masks of legal actions as an input (default: if it was trained with them)",
     )
+    parser.add_argument("--trust", metavar="NAME", action="append", default=[], help=TRUST_HELP)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -29,7 +30,6 @@ def run(options: argparse.Namespace) -> int:
     import logging
     from pathlib import Path
 
-    from lightning_ppo.checkpoint import read_checkpoint
     from lightning_ppo.export import FORMATS, Deployed, export, greatest_difference
     from lightning_ppo.module import PPO
 
@@ -38,8 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if target.suffix != ending:
         raise ConfigError(f"--output: expected a name that ends in {ending}, got {target}")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names optional packages that nothing here needs
-    read_checkpoint(options.checkpoint)
-    model = PPO.load_from_checkpoint(options.checkpoint, map_location="cpu", weights_only=True)
+    model = PPO.load_from_checkpoint(options.checkpoint, map_location="cpu", trust=options.trust)
     masked = model.action_masks if options.action_masks is None else options.action_masks
     deployed = Deployed(model.policy, model.observation_space, model.action_space, masked)
     function = export(deployed, target, options.format)

@@ -181,6 +181,8 @@ def find_spec(env_id: str) -> EnvSpec:
         entry_point: Any = getattr(module, attribute, None)
         if VectorEnv in getattr(entry_point, "__mro__", ()):
             return EnvSpec(id=f"{attribute}-v0", vector_entry_point=entry_point, kwargs={})
+        if isinstance(entry_point, type) and not issubclass(entry_point, gymnasium.Env):
+            raise EnvironmentFault(f"env.id: {env_id} is neither a gymnasium.Env nor a gymnasium.vector.VectorEnv")
         if callable(entry_point):
             return EnvSpec(id=f"{attribute}-v0", entry_point=entry_point, kwargs={})
         if attribute not in gymnasium.registry:

@@ -203,7 +203,10 @@ class _Writer:
             return current
         if kind == "generator":
             state = self.decode(content, None)
-            bit_generator = getattr(np.random, state["bit_generator"])()
+            kind = getattr(np.random, state["bit_generator"], None)
+            if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
+                raise ValueError(f"unknown kind of random generator: {state['bit_generator']}")
+            bit_generator = kind()
             bit_generator.state = state
             return np.random.Generator(bit_generator)
         if kind == "deque":
