@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_ppo.envs.stepper import check_finite
 from lightning_ppo.envs.tensors import make_stepper
+from lightning_ppo.episodes import check_returns
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.rollout import Episodes
@@ -88,4 +89,6 @@ def play(
                     returns.append(sums[index])
                     lengths.append(counts[index])
                 sums[index] = counts[index] = 0
-    return Episodes(torch.tensor(returns, dtype=torch.float64), torch.tensor(lengths, dtype=torch.int64))
+    played = Episodes(torch.tensor(returns, dtype=torch.float64), torch.tensor(lengths, dtype=torch.int64))
+    check_returns(played.returns)
+    return played

@@ -20,6 +20,9 @@ from lightning_ppo.tree import tree_leaves, tree_map
 
 _log = logging.getLogger(__name__)
 
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of a reward: what is learnt from and reported is float32."""
+
 
 class Stepper(ABC):
     """Steps a vector environment and hides how it starts new episodes.
@@ -253,7 +256,7 @@ class VectorStepper(Stepper):
 
 
 def check_finite(observations: Any, rewards: np.ndarray, first_step: int, first_env: int = 0) -> None:
-    """Raise EnvironmentFault if a NaN or an infinity is among what environments returned.
+    """Raise EnvironmentFault if a NaN, an infinity or a reward beyond float32 is among what environments returned.
 
     Args:
         observations: (K, N, ...), the first of them seen after `first_step` steps.
@@ -263,9 +266,12 @@ def check_finite(observations: Any, rewards: np.ndarray, first_step: int, first_
     """
     named = [*(("observation", leaf, 0) for leaf in tree_leaves(observations)), ("reward", rewards, 1)]
     for name, values, offset in named:
-        if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
+        if not np.issubdtype(values.dtype, np.floating):
             continue
-        bad = tuple(np.argwhere(~np.isfinite(values))[0])
+        fine = np.abs(values) <= _LARGEST if name == "reward" else np.isfinite(values)
+        if fine.all():
+            continue
+        bad = tuple(np.argwhere(~fine)[0])
         raise EnvironmentFault(
             f"env {first_env + int(bad[1])} returned the {name} {values[bad]} "
             f"at step {first_step + int(bad[0]) + offset} of this process; the weights have not been touched"
