@@ -15,6 +15,8 @@ from lightning_ppo.tree import tree_map
 
 MAX_EPISODE_STEPS = 100_000
 """Steps after which an evaluation episode is taken to be endless."""
+CHECK_EVERY = 16
+"""Steps from one look at what observations show to the next."""
 
 
 @torch.no_grad()
@@ -81,6 +83,8 @@ def play(
             rewards, terminations, truncations = stepper.step(tree_map(lambda x: x.cpu().numpy(), actions))
             check_finite(tree_map(lambda x: x[None], stepper.observations), rewards[None, :0], stepper.num_steps)
             check_finite((), rewards[None], stepper.num_steps - 1)
+            if stepper.num_steps % CHECK_EVERY == 0:
+                stepper.check_values()
             sums += np.where(stepper.filler, 0.0, rewards)
             counts += ~stepper.filler
             for index in np.flatnonzero(terminations | truncations):

@@ -154,7 +154,9 @@ class HostStorage:
     def finish(self) -> Steps:
         """Return everything."""
         boundary, rows = self._boundary()
-        check_rollout(self._views[0], boundary, rows, self._rewards, self._first_step)
+        check_rollout(
+            self._views[0], boundary, rows, self._rewards, self._first_step, self._valid, self.stepper.declared
+        )
 
         def tensor(x: np.ndarray) -> Tensor:
             return torch.from_numpy(x).to(self.device)
@@ -307,17 +309,23 @@ class DeviceStorage:
         return tree_map(complete, boundary, finals), torch.cat((rows, inner))
 
     def _check(self, boundary: Any, rows: Tensor) -> None:
-        """Raise EnvironmentFault where something is not finite or a mask leaves no action; one look at the device."""
+        """Raise EnvironmentFault where a value or a mask cannot be learnt from; one look at the device."""
         leaves = [*tree_leaves(self._observations), *tree_leaves(boundary), self._rewards]
-        checks = [x.isfinite().all() for x in leaves if x.is_floating_point()]
+        wrong = [~x.isfinite().all() for x in leaves if x.is_floating_point()]
+        declared = self.stepper.declared
+        wrong += declared.flags(self._observations) + declared.flags(boundary)
         legal = torch.ones_like(self._valid)
         if self._masks is not None:
             for part in self._masks.split(self.stepper.sizes, -1):
                 legal &= part.any(-1) | ~self._valid
-        if torch.stack((*checks, legal.all())).all():
+        if not torch.stack((*wrong, ~legal.all())).any():
             return
-        observations, ends, numbers, rewards = to_host((self._observations, boundary, rows, self._rewards))
-        check_rollout(observations, ends, numbers, rewards, self._first_step)
+        observations, ends, numbers, rewards, valid = to_host(
+            (self._observations, boundary, rows, self._rewards, self._valid)
+        )
+        check_rollout(observations, ends, numbers, rewards, self._first_step, valid, declared)
+        if legal.all():  # something has been said
+            return
         step, env = (~legal).nonzero()[0].tolist()
         raise EnvironmentFault(
             f"env {env} masks every choice of an action at step {self._first_step + step}; at least one must be legal"

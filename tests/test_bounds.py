@@ -39,6 +39,7 @@ class Far(Count):
         (-FLOAT16, FLOAT16, np.float16),
         (-FLOAT32, FLOAT32, np.float64),
         (-1e30, np.inf, np.float32),
+        (np.finfo(np.float64).tiny, FLOAT64, np.float64),  # as EnvPool has it
     ],
 )
 def test_bounds_at_the_extremes_of_numbers_are_none(low, high, dtype):

@@ -14,13 +14,12 @@ from torch.nn.functional import softplus
 
 from lightning_ppo.distributions.base import ActionHead
 from lightning_ppo.errors import UnsupportedSpaceError
+from lightning_ppo.spaces import finite_bounds
 
 _LOG_2PI = math.log(2.0 * math.pi)
 _LOG_2 = math.log(2.0)
 LOG_STD_BOUNDS = (-20.0, 2.0)
 """Bounds of a log standard deviation that the network gives (as in Haarnoja et al. 2018, "Soft Actor-Critic")."""
-UNBOUNDED = 1e18
-"""Size from which a bound counts as none: the square of such an action is beyond float32."""
 BETA_ATTEMPTS = 8
 """Attempts of rejection sampling; one is accepted with a probability above 0.95 (Marsaglia and Tsang 2000)."""
 
@@ -39,7 +38,7 @@ class BoxHead(ActionHead):
         self.size = int(np.prod(space.shape))
         """A, dimensions."""
         self.action_shape = (self.size,)
-        low, high = (_bounds(space, bound) for bound in (space.low, space.high))
+        low, high = (bound.reshape(-1) for bound in finite_bounds(space))
         bounded = np.isfinite(low) & np.isfinite(high)
         self.bounded = bool(bounded.all())
         center = np.where(bounded, (np.where(bounded, high, 0.0) + np.where(bounded, low, 0.0)) / 2.0, 0.0)
@@ -298,12 +297,6 @@ class BetaHead(BoxHead):
             + (other_alpha - alpha + other_beta - beta) * total.digamma()
         )
         return divergences.sum(-1).to(parameters.dtype)
-
-
-def _bounds(space: spaces.Box, bounds: np.ndarray) -> np.ndarray:
-    """Return the bounds (A,) in float64, infinite where they lie at the extremes of numbers and so stand for none."""
-    flat = bounds.reshape(-1).astype(np.float64)
-    return np.where(np.abs(flat) >= min(UNBOUNDED, float(np.finfo(space.dtype).max)), np.copysign(np.inf, flat), flat)
 
 
 def _in_double(parameters: Tensor) -> tuple[Tensor, Tensor]:

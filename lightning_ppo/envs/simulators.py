@@ -32,8 +32,8 @@ class TensorVectorEnv(VectorEnv):
 
     Its `step` returns observations, rewards, terminations, truncations and infos; or, as rsl_rl has it, observations,
     rewards, dones and infos, of which `infos["time_outs"]` says which episodes were cut off rather than ended; the
-    other names in TRUNCATIONS are known, too. Its `reset` returns observations, with infos or without, and gets a seed if it takes one. Observations may be any
-    mapping, episode ends of any type.
+    other names in TRUNCATIONS are known, too. Its `reset` returns observations, with infos or without, and gets a seed
+    if it takes one. Observations may be any mapping, episode ends of any type.
 
     Args:
         env: Has `num_envs`, `reset` and `step`.

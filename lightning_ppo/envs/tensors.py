@@ -62,7 +62,7 @@ class TensorStepper(Stepper):
     takes_tensors = True
 
     def __init__(self, env: VectorEnv, action_mask: str = "auto") -> None:
-        super().__init__(env)
+        super().__init__(env, action_mask)
         if self.mode is AutoresetMode.DISABLED:
             raise EnvironmentFault(
                 f"{type(env).__name__} declares DISABLED autoreset; an environment on a device must reset its copies "
@@ -123,8 +123,8 @@ class TensorStepper(Stepper):
         self._warned = True
 
     def _read(self, observations: Any, infos: dict[str, Any]) -> Any:
-        """Check shapes, take in the action masks, and return the observations without them."""
-        tree_map(self._check_shape, self._spaces, observations)
+        """Check structure, take in the action masks, and return the observations without them."""
+        self._check_structure(observations)
         if self._looks_for_masks and self._mask_source == "none" and "action_mask" in infos:
             raise EnvironmentFault(f"the environment gave action masks at step {self.num_steps}, but none before")
         if self._mask_source != "none":
