@@ -178,6 +178,7 @@ class RolloutDataModule(pl.LightningDataModule):
             max_restarts=settings.max_restarts if settings.on_error == "restart" else 0,
             stagger=stagger,
             atari=settings.atari,
+            max_episode_steps=settings.max_episode_steps,
         )
 
     def _base_seed(self) -> int:

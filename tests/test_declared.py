@@ -250,7 +250,7 @@ def test_another_structure_of_a_vector_environment_is_one_line(declared, shown, 
     env = Batched(shown, tensors)
     other = Batched(declared)
     env.single_observation_space, env.observation_space = other.single_observation_space, other.observation_space
-    with pytest.raises(EnvironmentFault, match="^the environment returned an observation of ") as fault:
+    with pytest.raises(EnvironmentFault, match=r"^the environment returned an observation of ") as fault:
         make_stepper(env, "auto", [1])
     assert "at step 0" in str(fault.value)
 

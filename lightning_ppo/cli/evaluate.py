@@ -121,6 +121,7 @@ def evaluate(
             kwargs=env_settings.kwargs,
             wrappers=env_settings.wrappers,
             atari=env_settings.atari,
+            max_episode_steps=env_settings.max_episode_steps,
         )
         try:
             seeds = derive_seeds(seed, 0, copies, "evaluation")

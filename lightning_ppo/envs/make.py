@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from lightning_ppo.class_path import instantiate
 from lightning_ppo.config import BACKENDS, AtariConfig
+from lightning_ppo.envs import arguments
 from lightning_ppo.envs import atari as ale
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
@@ -36,6 +37,8 @@ def make_vector_env(
     max_restarts: int = 0,
     stagger: bool = False,
     atari: AtariConfig | None = None,
+    max_episode_steps: int | None = None,
+    render_mode: str | None = None,
 ) -> VectorEnv:
     """Return a vector environment of `num_envs` copies.
 
@@ -47,13 +50,15 @@ def make_vector_env(
         env_id: A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment.
         num_envs: Number of copies.
         backend: `auto`, `vector`, `sync`, `async` or `envpool`.
-        kwargs: Arguments of the environment's constructor.
+        kwargs: Arguments of the environment's constructor, EnvPool's settings among them.
         wrappers: Class paths of wrappers of each copy, the innermost first, or mappings of class_path and init_args.
         timeout: Seconds that a step or reset of a copy may take; None waits for ever.
         max_restarts: How often a copy that fails is replaced.
         stagger: Cut the first episode of each copy off at another time; see `FirstEpisodeLimit`. Vector environments of
             their own kind do so if they have an attribute `stagger` to set.
         atari: How games of the Arcade Learning Environment are shown.
+        max_episode_steps: Time limit in place of the registered one; None keeps that.
+        render_mode: How single copies are shown; None leaves that to `kwargs`.
 
     Raises:
         ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
@@ -72,9 +77,13 @@ def make_vector_env(
     atari = atari or AtariConfig()
     if ale.is_atari(env_id):
         ale.check_kwargs(kwargs)
+        if max_episode_steps is not None:
+            raise ConfigError("env.max_episode_steps: set env.atari.max_frames, which holds for every backend")
     if backend == "envpool":
         if ale.is_atari(env_id):
             env_id, kwargs = env_id.removeprefix(ale.NAMESPACE), ale.pool_settings(atari) | kwargs
+        if max_episode_steps is not None:
+            kwargs = arguments.with_own_limit(kwargs, max_episode_steps)
         return _make_pool(env_id, num_envs, kwargs)
     spec = find_spec(env_id)
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
@@ -95,27 +104,27 @@ def make_vector_env(
         if backend == "vector":
             if not native:
                 raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
-            env = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+            kwargs = arguments.with_time_limit(env_id, spec.vector_entry_point, kwargs, max_episode_steps)
+            arguments.check_time_limit(env_id, spec.vector_entry_point, kwargs)
+            env = arguments.make_vec(spec, num_envs, kwargs)
             if hasattr(env.unwrapped, "stagger"):
                 env.unwrapped.stagger = stagger
             return env
-        make = _maker(spec, kwargs, wrappers, stagger)
+        arguments.check_time_limit(env_id, spec.entry_point, kwargs)
+        make = _maker(spec, wrappers, stagger, partial(arguments.make, spec, kwargs, max_episode_steps, render_mode))
         guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
             copies = [partial(guard, raises=False) for guard in guards]
             env = ProcessVectorEnv(copies, timeout, max_restarts)
         else:
             env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-        env.metadata = {**env.metadata, "staggered": stagger and _time_limit(spec, kwargs) is not None}
+        limited = max_episode_steps is not None or spec.max_episode_steps is not None
+        env.metadata = {**env.metadata, "staggered": stagger and limited}
         return env
     except (ConfigError, EnvironmentFault):
         raise
     except Exception as error:
         raise _explain(env_id, error) from error
-
-
-def _time_limit(spec: EnvSpec, kwargs: dict[str, Any]) -> int | None:
-    return kwargs.get("max_episode_steps", spec.max_episode_steps)
 
 
 def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv:
@@ -130,12 +139,12 @@ def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv
 
 
 def _maker(
-    spec: EnvSpec, kwargs: dict[str, Any], wrappers: Sequence[Any], stagger: bool
+    spec: EnvSpec, wrappers: Sequence[Any], stagger: bool, build: Callable[[], gymnasium.Env]
 ) -> Callable[[], gymnasium.Env]:
     def make() -> gymnasium.Env:
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
             _log_mujoco_warnings()
-        env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+        env = build()
         if stagger:
             env = FirstEpisodeLimit(env)
         for entry in wrappers:
