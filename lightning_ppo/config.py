@@ -88,6 +88,9 @@ class EnvConfig:
     """Steps after which an episode is truncated, in place of the registered time limit; null keeps that."""
     wrappers: list[Any] = field(default_factory=list)
     """Wrappers of each copy, the innermost first: a class path, or `{class_path: ..., init_args: {...}}`."""
+    scores: str = "innermost"
+    """Whose rewards the returns are sums of that are reported: `innermost`, the environment within all wrappers, or
+    `outermost`, what is learnt from."""
     timeout: float | None = None
     """Seconds that a step or reset of one copy may take (`sync` and `async`); null waits for ever."""
     on_error: str = "stop"
@@ -111,6 +114,10 @@ class EnvConfig:
         _require(
             self.max_episode_steps is None or self.max_episode_steps >= 1,
             f"env.max_episode_steps: must be at least 1 or null, got {self.max_episode_steps}",
+        )
+        _require(
+            self.scores in ("innermost", "outermost"),
+            f"env.scores: expected innermost or outermost, got {self.scores!r}",
         )
         _require(self.on_error in ON_ERROR, f"env.on_error: expected stop or restart, got {self.on_error!r}")
         _require(self.max_restarts >= 0, f"env.max_restarts: must not be negative, got {self.max_restarts}")

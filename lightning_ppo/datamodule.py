@@ -18,6 +18,7 @@ from lightning_ppo.distributed import gather_objects, raise_together, rank, worl
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.masks import observed_space
+from lightning_ppo.envs.scores import built_by_hand
 from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
@@ -63,6 +64,7 @@ class RolloutDataModule(pl.LightningDataModule):
         rollouts_per_epoch: Rollouts per Lightning epoch.
         backend: See `EnvConfig.backend`.
         env_kwargs: Arguments of the environment's constructor.
+        scores: See `EnvConfig.scores`.
         evaluation: Settings of the `evaluation` section.
         evaluation_env: Vector environment to evaluate on; needed where `env` is an already built one.
         seed: Seeds environments and sampling; None takes the seed of torch's global generator.
@@ -84,6 +86,7 @@ class RolloutDataModule(pl.LightningDataModule):
         rollouts_per_epoch: int = 5,
         backend: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
+        scores: str | None = None,
         evaluation: EvaluationConfig | Mapping[str, Any] | None = None,
         evaluation_env: VectorEnv | None = None,
         seed: int | None = None,
@@ -100,10 +103,15 @@ class RolloutDataModule(pl.LightningDataModule):
         )
         if self._given_env is not None:
             num_envs = self._given_env.num_envs
-        env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
+        env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs, "scores": scores}
         rollout = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda}
         rollout |= {"overlap": overlap, "processes": processes}
         self.env_settings = as_section(EnvConfig, {**base, **_given(env_settings)}, "env")
+        innermost = self.env_settings.scores == "innermost"
+        if self._given_env is not None:
+            self._given_env = built_by_hand(self._given_env, innermost)
+        if evaluation_env is not None:
+            self._given_evaluation_env = built_by_hand(evaluation_env, innermost)
         self.rollout_settings = as_section(RolloutConfig, _given(rollout), "rollout")
         self.evaluation_settings = as_section(EvaluationConfig, evaluation, "evaluation")
         if self.rollout_settings.processes > self.env_settings.num_envs:
@@ -179,6 +187,7 @@ class RolloutDataModule(pl.LightningDataModule):
             stagger=stagger,
             atari=settings.atari,
             max_episode_steps=settings.max_episode_steps,
+            scores=settings.scores,
         )
 
     def _base_seed(self) -> int:

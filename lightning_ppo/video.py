@@ -163,6 +163,7 @@ class Stage:
             atari=env.atari,
             max_episode_steps=env.max_episode_steps,
             render_mode=render_mode,
+            scores=env.scores,
         )
         assert isinstance(vector_env, SyncVectorEnv)
         self.env, self.action_mask = vector_env, env.action_mask

@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
 from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, outside
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
+from lightning_ppo.envs.scores import notices_of
 from lightning_ppo.envs.state import read_layer, write_layer
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.tree import tree_leaves
@@ -56,6 +57,7 @@ class GuardedEnv(gymnasium.Wrapper):
         self._raises = lambda: raises
         self._seed = 0
         self._fault = ""
+        self._notices = notices_of(self.env)
         self._noted = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -169,12 +171,15 @@ class GuardedEnv(gymnasium.Wrapper):
         observation, problem, note = as_declared(space, result[0])
         if problem is None and self._mendable():
             problem = _not_finite(observation) or outside(space, observation)
-        if observation is result[0] and not note:
-            return result, problem
-        info = result[-1]
-        if note and not self._noted and (len(result) == 2 or not (result[2] or result[3])):
+        if note and not self._noted:
             self._noted = True
-            info = {**info, NOTICE: f"returned observations in {where} of {note}"}
+            self._notices.append(f"returned observations in {where} of {note}")
+        info = result[-1]
+        goes_on = len(result) == 2 or not (result[2] or result[3])
+        if self._notices and goes_on and NOTICE not in info:
+            info = {**info, NOTICE: self._notices.pop(0)}
+        elif observation is result[0]:
+            return result, problem
         return (observation, *result[1:-1], info), problem
 
 

@@ -17,6 +17,7 @@ from lightning_ppo.envs import arguments
 from lightning_ppo.envs import atari as ale
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
+from lightning_ppo.envs.scores import innermost_score
 from lightning_ppo.envs.stagger import FirstEpisodeLimit
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 
@@ -39,6 +40,7 @@ def make_vector_env(
     atari: AtariConfig | None = None,
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
+    scores: str = "innermost",
 ) -> VectorEnv:
     """Return a vector environment of `num_envs` copies.
 
@@ -59,6 +61,7 @@ def make_vector_env(
         atari: How games of the Arcade Learning Environment are shown.
         max_episode_steps: Time limit in place of the registered one; None keeps that.
         render_mode: How single copies are shown; None leaves that to `kwargs`.
+        scores: See `EnvConfig.scores`.
 
     Raises:
         ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
@@ -111,7 +114,8 @@ def make_vector_env(
                 env.unwrapped.stagger = stagger
             return env
         arguments.check_time_limit(env_id, spec.entry_point, kwargs)
-        make = _maker(spec, wrappers, stagger, partial(arguments.make, spec, kwargs, max_episode_steps, render_mode))
+        build = partial(arguments.make, spec, kwargs, max_episode_steps, render_mode)
+        make = _maker(spec, build, wrappers, stagger, scores == "innermost")
         guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
             copies = [partial(guard, raises=False) for guard in guards]
@@ -139,7 +143,7 @@ def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv
 
 
 def _maker(
-    spec: EnvSpec, wrappers: Sequence[Any], stagger: bool, build: Callable[[], gymnasium.Env]
+    spec: EnvSpec, build: Callable[[], gymnasium.Env], wrappers: Sequence[Any], stagger: bool, scored: bool
 ) -> Callable[[], gymnasium.Env]:
     def make() -> gymnasium.Env:
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
@@ -149,7 +153,7 @@ def _maker(
             env = FirstEpisodeLimit(env)
         for entry in wrappers:
             env = instantiate(entry, "env.wrappers", gymnasium.Wrapper, env)
-        return env
+        return innermost_score(env) if scored else env
 
     return make
 

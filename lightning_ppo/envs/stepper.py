@@ -13,6 +13,7 @@ from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS, Lesson
 from lightning_ppo.envs.make import autoreset_mode
 from lightning_ppo.envs.masks import ActionMasks, observed_space
 from lightning_ppo.envs.processes import FAULT, REPLACED
+from lightning_ppo.envs.scores import scores_of
 from lightning_ppo.envs.state import get_env_state, set_env_state
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.notices import warn_once
@@ -213,7 +214,7 @@ class VectorStepper(Stepper):
         return self._masks.current
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Step with the environment's actions (N, ...); return rewards, terminations and truncations, each (N,)."""
+        """Step with the environment's actions (N, ...); return scores, terminations and truncations, each (N,)."""
         observations, rewards, terminations, truncations, infos = self._call("step", actions)
         self.num_steps += 1
         self.lesson = (infos[REWARDS], infos[TERMINATIONS]) if REWARDS in infos else None
@@ -226,6 +227,10 @@ class VectorStepper(Stepper):
                     f"{getattr(values, 'dtype', type(values).__name__)} at step {self.num_steps}, expected "
                     f"{self._ended.shape}{'' if name == 'rewards' else ' and bool'}"
                 )
+        scores = scores_of(rewards, infos)
+        if scores is not None:
+            self.lesson = self.lesson or (np.array(rewards), terminations.copy())
+            rewards = scores
         ended = terminations | truncations
         any_ended = bool(ended.any())
         if self.mode is AutoresetMode.NEXT_STEP:

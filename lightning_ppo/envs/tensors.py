@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from lightning_ppo.envs.masks import masked_choices
+from lightning_ppo.envs.scores import SCORE
 from lightning_ppo.envs.state import set_env_state
 from lightning_ppo.envs.stepper import Stepper, VectorStepper, call, seed_argument
 from lightning_ppo.errors import ConfigError, EnvironmentFault
@@ -102,6 +103,9 @@ class TensorStepper(Stepper):
                     f"the environment returned {name} of shape {tuple(values.shape)} and type {values.dtype} at step "
                     f"{self.num_steps}, expected {tuple(self._ended.shape)}{'' if name == 'rewards' else ' and bool'}"
                 )
+        self.lesson = None
+        if SCORE in infos:
+            self.lesson, rewards = (rewards, terminations), infos[SCORE]
         ended = terminations | truncations
         if self.any_filler:
             self.filler, self._ended = self._ended, ended
@@ -183,5 +187,5 @@ def to_host(tree: Any) -> Any:
 
 
 def host_reset(observations: Any, infos: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return observations and infos as NumPy arrays; of the infos only the action masks."""
-    return to_host(observations), {key: to_host(infos[key]) for key in ("action_mask",) if key in infos}
+    """Return observations and infos as NumPy arrays; of the infos only the action masks and scores."""
+    return to_host(observations), {key: to_host(infos[key]) for key in ("action_mask", SCORE) if key in infos}
