@@ -84,9 +84,14 @@ class EnvConfig:
     backend: str = "auto"
     """`auto` (native vector entry point, else sync), `vector`, `sync`, `async` or `envpool`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the environment's constructor."""
+    """Keyword arguments of the environment's constructor; with `envpool`, settings of the task."""
+    max_episode_steps: int | None = None
+    """Steps after which an episode is truncated, in place of the registered time limit; null keeps that."""
     wrappers: list[Any] = field(default_factory=list)
     """Wrappers of each copy, the innermost first: a class path, or `{class_path: ..., init_args: {...}}`."""
+    scores: str = "innermost"
+    """Whose rewards the returns are sums of that are reported: `innermost`, the environment within all wrappers, or
+    `outermost`, what is learnt from."""
     timeout: float | None = None
     """Seconds that a step or reset of one copy may take (`sync` and `async`); null waits for ever."""
     on_error: str = "stop"
@@ -106,6 +111,14 @@ class EnvConfig:
         _require(
             self.timeout is None or (self.timeout > 0.0 and math.isfinite(self.timeout)),
             f"env.timeout: must be a positive number or null, got {self.timeout}",
+        )
+        _require(
+            self.max_episode_steps is None or self.max_episode_steps >= 1,
+            f"env.max_episode_steps: must be at least 1 or null, got {self.max_episode_steps}",
+        )
+        _require(
+            self.scores in ("innermost", "outermost"),
+            f"env.scores: expected innermost or outermost, got {self.scores!r}",
         )
         _require(self.on_error in ON_ERROR, f"env.on_error: expected stop or restart, got {self.on_error!r}")
         _require(self.max_restarts >= 0, f"env.max_restarts: must not be negative, got {self.max_restarts}")

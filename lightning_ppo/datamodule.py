@@ -21,6 +21,7 @@ from lightning_ppo.effects import without_effect
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.masks import observed_space
+from lightning_ppo.envs.scores import built_by_hand
 from lightning_ppo.envs.stagger import in_step_because, is_staggered, prepare
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
@@ -68,6 +69,7 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         backend: See `EnvConfig.backend`.
         env_kwargs: Arguments of the environment's constructor.
         stagger: See `EnvConfig.stagger`.
+        scores: See `EnvConfig.scores`.
         evaluation: Settings of the `evaluation` section.
         evaluation_env: Vector environment to evaluate on; needed where `env` is an already built one.
         seed: Seeds environments and sampling; None takes the seed of torch's global generator.
@@ -90,6 +92,7 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         backend: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
         stagger: bool | None = None,
+        scores: str | None = None,
         evaluation: EvaluationConfig | Mapping[str, Any] | None = None,
         evaluation_env: VectorEnv | None = None,
         seed: int | None = None,
@@ -106,12 +109,16 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         )
         if self._given_env is not None:
             num_envs = self._given_env.num_envs
-        env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs, "stagger": stagger}
+        env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
+        env_settings |= {"stagger": stagger, "scores": scores}
         rollout = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda}
         rollout |= {"overlap": overlap, "processes": processes}
         self.env_settings = as_section(EnvConfig, {**base, **_given(env_settings)}, "env")
+        innermost = self.env_settings.scores == "innermost"
         if self._given_env is not None:
-            self._given_env = prepare(self._given_env, self.env_settings.stagger)
+            self._given_env = prepare(built_by_hand(self._given_env, innermost), self.env_settings.stagger)
+        if evaluation_env is not None:
+            self._given_evaluation_env = built_by_hand(evaluation_env, innermost)
         self.rollout_settings = as_section(RolloutConfig, _given(rollout), "rollout")
         self.evaluation_settings = as_section(EvaluationConfig, evaluation, "evaluation")
         if self.rollout_settings.processes > self.env_settings.num_envs:
@@ -191,6 +198,8 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
             max_restarts=settings.max_restarts if settings.on_error == "restart" else 0,
             stagger=stagger,
             atari=settings.atari,
+            max_episode_steps=settings.max_episode_steps,
+            scores=settings.scores,
         )
 
     def _base_seed(self) -> int:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.rollout import Episodes
 
 
@@ -38,6 +39,9 @@ class EpisodeRecorder:
             ended: Whether the step ended an episode.
             valid: Whether the row is a step.
             terminated: Whether the episode ended by itself, not cut off.
+
+        Raises:
+            EnvironmentFault: If a return is too large to be reported.
         """
         device = rewards.device
         skips, returns, lengths = (x.to(device) for x in (self.skips, self.returns, self.lengths))
@@ -59,6 +63,7 @@ class EpisodeRecorder:
         self.returns, self.lengths = (sums[-1:] - at(sums, last, 0.0))[0], (counts[-1:] - at(counts, last, 0))[0]
         self.skips = at(begins_anew, last, skips)[0]
         found = torch.stack((env_returns[reported], env_lengths[reported].double())).cpu()
+        check_returns(found[0])
         return Episodes(found[0], found[1].long())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -69,3 +74,13 @@ class EpisodeRecorder:
         """Go on where `state` was taken."""
         for name in ("returns", "lengths", "skips"):
             setattr(self, name, state[f"episode_{name}"].clone())
+
+
+def check_returns(returns: Tensor) -> None:
+    """Raise EnvironmentFault if a return is not finite in float32, in which results are reported."""
+    finite = returns.float().isfinite()
+    if not finite.all():
+        raise EnvironmentFault(
+            f"an episode has the return {float(returns[~finite][0]):g}, which is beyond what can be learnt from or "
+            "reported; scale the rewards, or bound the actions that they depend on"
+        )

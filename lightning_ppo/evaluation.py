@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_ppo.envs.stepper import check_finite
 from lightning_ppo.envs.tensors import make_stepper
+from lightning_ppo.episodes import check_returns
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.policy import ActorCritic, eval_mode
 from lightning_ppo.random_state import own_generators
@@ -15,6 +16,8 @@ from lightning_ppo.tree import tree_map
 
 MAX_EPISODE_STEPS = 100_000
 """Steps after which an evaluation episode is taken to be endless."""
+CHECK_EVERY = 16
+"""Steps from one look at what observations show to the next."""
 
 
 @torch.no_grad()
@@ -81,6 +84,8 @@ def play(
             rewards, terminations, truncations = stepper.step(tree_map(lambda x: x.cpu().numpy(), actions))
             check_finite(tree_map(lambda x: x[None], stepper.observations), rewards[None, :0], stepper.num_steps)
             check_finite((), rewards[None], stepper.num_steps - 1)
+            if stepper.num_steps % CHECK_EVERY == 0:
+                stepper.check_values()
             sums += np.where(stepper.filler, 0.0, rewards)
             counts += ~stepper.filler
             for index in np.flatnonzero(terminations | truncations):
@@ -89,4 +94,6 @@ def play(
                     returns.append(sums[index])
                     lengths.append(counts[index])
                 sums[index] = counts[index] = 0
-    return Episodes(torch.tensor(returns, dtype=torch.float64), torch.tensor(lengths, dtype=torch.int64))
+    played = Episodes(torch.tensor(returns, dtype=torch.float64), torch.tensor(lengths, dtype=torch.int64))
+    check_returns(played.returns)
+    return played

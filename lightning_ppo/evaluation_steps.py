@@ -24,7 +24,8 @@ class EvaluationSteps(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.env_steps = 0
-        self.evaluation_returns = CatMetric()
+        # the squares of large returns are beyond float32
+        self.evaluation_returns = CatMetric().set_dtype(torch.float64)
         self.evaluation_lengths = CatMetric()
 
     def validation_step(self, episodes: Episodes, batch_idx: int) -> None:
@@ -50,7 +51,7 @@ class EvaluationSteps(pl.LightningModule):
         self._log_evaluation("test")
 
     def _take_in(self, episodes: Episodes) -> None:
-        self.evaluation_returns.update(episodes.returns.float())
+        self.evaluation_returns.update(episodes.returns)
         self.evaluation_lengths.update(episodes.lengths.float())
 
     def _log_evaluation(self, prefix: str) -> None:

@@ -12,6 +12,22 @@ from lightning_ppo.errors import UnsupportedSpaceError
 
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 
+UNBOUNDED = 1e18
+"""Size from which a bound counts as none: the square of such a number is beyond float32."""
+
+
+def finite_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds in float64, infinite where they lie at the extremes of numbers and so stand for none.
+
+    One of these extremes is the smallest positive number, which C++ calls the minimum, as the bound from below.
+    """
+    dtype: Any = space.dtype
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    largest = min(UNBOUNDED, float(np.finfo(dtype).max)) if dtype.kind == "f" else UNBOUNDED
+    low, high = (np.where(np.abs(bound) >= largest, np.copysign(np.inf, bound), bound) for bound in (low, high))
+    smallest = [float(np.finfo(kind).tiny) for kind in (np.float32, np.float64)]
+    return np.where(np.isin(low, smallest), -np.inf, low), high
+
 
 def space_to_spec(space: gymnasium.Space) -> dict[str, Any]:
     """Return a description of a space in strings, numbers and tensors.

@@ -136,10 +136,10 @@ class HostStorage:
         """Keep what came of a step."""
         stepper = self.stepper
         self._rewards[step], self._terminations[step], self._truncations[step] = rewards, terminations, truncations
-        if stepper.lesson is not None:
-            if self._lessons is None:
-                self._lessons = np.empty_like(self._rewards), np.empty_like(self._terminations)
-            for kept, given in zip(self._lessons, stepper.lesson, strict=True):
+        if stepper.lesson is not None and self._lessons is None:
+            self._lessons = self._rewards.copy(), self._terminations.copy()
+        if self._lessons is not None:
+            for kept, given in zip(self._lessons, stepper.lesson or (rewards, terminations), strict=True):
                 kept[step] = given
         if stepper.any_filler:
             self._valid[step] = ~stepper.filler
@@ -154,7 +154,12 @@ class HostStorage:
     def finish(self) -> Steps:
         """Return everything."""
         boundary, rows = self._boundary()
-        check_rollout(self._views[0], boundary, rows, self._rewards, self._first_step)
+        check_rollout(
+            self._views[0], boundary, rows, self._rewards, self._first_step, self._valid, self.stepper.declared
+        )
+
+        if self._lessons is not None:
+            check_finite((), self._lessons[0], self._first_step)
 
         def tensor(x: np.ndarray) -> Tensor:
             return torch.from_numpy(x).to(self.device)
@@ -222,6 +227,7 @@ class DeviceStorage:
         self._ends = torch.empty((num_steps, 2, self._shape[1]), dtype=torch.bool, device=device)
         self._valid = torch.ones(self._shape, dtype=torch.bool, device=device)
         self._rewards = torch.empty(self._shape, dtype=dtype, device=device)
+        self._learn_rewards: Tensor | None = None
         self._finals: Any = None
         self._first_step = stepper.num_steps
 
@@ -243,6 +249,10 @@ class DeviceStorage:
         """Keep what came of a step."""
         stepper = self.stepper
         self._rewards[step].copy_(rewards)
+        if stepper.lesson is not None:
+            if self._learn_rewards is None:
+                self._learn_rewards = torch.empty_like(self._rewards)
+            self._learn_rewards[step].copy_(stepper.lesson[0])
         self._ends[step, 0].copy_(terminations)
         self._ends[step, 1].copy_(truncations)
         if stepper.any_filler:
@@ -271,12 +281,15 @@ class DeviceStorage:
             self._rewards,
             terminations,
             truncations,
-            self._rewards,
+            self._learnt(),
             terminations,
             self._valid,
             self._starts,
             self._masks,
         )
+
+    def _learnt(self) -> Tensor:
+        return self._rewards if self._learn_rewards is None else self._learn_rewards
 
     def _boundary(self, terminations: Tensor, truncations: Tensor) -> tuple[Any, Tensor]:
         """Return the next observations that no row of the rollout shows, and the rows that they follow.
@@ -307,17 +320,24 @@ class DeviceStorage:
         return tree_map(complete, boundary, finals), torch.cat((rows, inner))
 
     def _check(self, boundary: Any, rows: Tensor) -> None:
-        """Raise EnvironmentFault where something is not finite or a mask leaves no action; one look at the device."""
-        leaves = [*tree_leaves(self._observations), *tree_leaves(boundary), self._rewards]
-        checks = [x.isfinite().all() for x in leaves if x.is_floating_point()]
+        """Raise EnvironmentFault where a value or a mask cannot be learnt from; one look at the device."""
+        leaves = [*tree_leaves(self._observations), *tree_leaves(boundary), self._rewards, self._learnt()]
+        wrong = [~x.isfinite().all() for x in leaves if x.is_floating_point()]
+        declared = self.stepper.declared
+        wrong += declared.flags(self._observations) + declared.flags(boundary)
         legal = torch.ones_like(self._valid)
         if self._masks is not None:
             for part in self._masks.split(self.stepper.sizes, -1):
                 legal &= part.any(-1) | ~self._valid
-        if torch.stack((*checks, legal.all())).all():
+        if not torch.stack((*wrong, ~legal.all())).any():
             return
-        observations, ends, numbers, rewards = to_host((self._observations, boundary, rows, self._rewards))
-        check_rollout(observations, ends, numbers, rewards, self._first_step)
+        observations, ends, numbers, rewards, learnt, valid = to_host(
+            (self._observations, boundary, rows, self._rewards, self._learnt(), self._valid)
+        )
+        check_finite((), learnt, self._first_step)
+        check_rollout(observations, ends, numbers, rewards, self._first_step, valid, declared)
+        if legal.all():  # something has been said
+            return
         step, env = (~legal).nonzero()[0].tolist()
         raise EnvironmentFault(
             f"env {env} masks every choice of an action at step {self._first_step + step}; at least one must be legal"

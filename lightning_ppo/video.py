@@ -154,8 +154,17 @@ class Stage:
             raise EnvironmentFault(
                 f"env.id: {env.id} steps many copies at once and has no single one to show; name one that is single"
             )
-        kwargs = {**env.kwargs, "render_mode": render_mode}
-        vector_env = make_vector_env(env.id, 1, backend="sync", kwargs=kwargs, wrappers=env.wrappers, atari=env.atari)
+        vector_env = make_vector_env(
+            env.id,
+            1,
+            backend="sync",
+            kwargs=env.kwargs,
+            wrappers=env.wrappers,
+            atari=env.atari,
+            max_episode_steps=env.max_episode_steps,
+            render_mode=render_mode,
+            scores=env.scores,
+        )
         assert isinstance(vector_env, SyncVectorEnv)
         self.env, self.action_mask = vector_env, env.action_mask
         self.copy = vector_env.envs[0]

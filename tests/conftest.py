@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_ppo import notices
+
 torch.set_num_threads(1)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
@@ -23,3 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _forgetful() -> None:
+    notices.forget()

@@ -130,6 +130,8 @@ def evaluate(
                 kwargs=env_settings.kwargs,
                 wrappers=env_settings.wrappers,
                 atari=env_settings.atari,
+                max_episode_steps=env_settings.max_episode_steps,
+                scores=env_settings.scores,
             )
         try:
             seeds = derive_seeds(seed, 0, copies, "evaluation")

@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from lightning_ppo.distributions.base import ActionHead
 from lightning_ppo.errors import UnsupportedSpaceError
+from lightning_ppo.spaces import finite_bounds
 
 _LOG_2PI = math.log(2.0 * math.pi)
 _LOG_2 = math.log(2.0)
@@ -37,7 +38,7 @@ class BoxHead(ActionHead):
         self.size = int(np.prod(space.shape))
         """A, dimensions."""
         self.action_shape = (self.size,)
-        low, high = space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
+        low, high = (bound.reshape(-1) for bound in finite_bounds(space))
         bounded = np.isfinite(low) & np.isfinite(high)
         self.bounded = bool(bounded.all())
         center = np.where(bounded, (np.where(bounded, high, 0.0) + np.where(bounded, low, 0.0)) / 2.0, 0.0)

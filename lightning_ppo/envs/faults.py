@@ -11,10 +11,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
+from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, outside
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
+from lightning_ppo.envs.scores import notices_of
 from lightning_ppo.envs.state import read_layer, write_layer
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.tree import tree_leaves
@@ -56,6 +57,8 @@ class GuardedEnv(gymnasium.Wrapper):
         self._raises = lambda: raises
         self._seed = 0
         self._fault = ""
+        self._notices = notices_of(self.env)
+        self._noted = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode, in a new copy if the former one has failed."""
@@ -126,6 +129,8 @@ class GuardedEnv(gymnasium.Wrapper):
             with self._time_limit():
                 result = call()
             problem = self._problem(result, 5 if what == "step" else 2)
+            if problem is None:
+                result, problem = self._as_declared(result, f"{what} {self.steps}")
         except _TimedOut as limit:
             raise EnvironmentFault(
                 f"env {self.index} did not return from {what} {self.steps} within {limit} (env.timeout)"
@@ -137,18 +142,16 @@ class GuardedEnv(gymnasium.Wrapper):
             raise EnvironmentFault(f"env {self.index} returned {problem[0]} from {what} {self.steps}, {problem[1]}")
         return result
 
-    def _problem(self, result: Any, length: int) -> tuple[str, str] | None:
+    def _problem(self, result: Any, length: int) -> Problem:
         """Return what is wrong with the result of a step (5 items) or reset (2), and what was expected."""
         if not isinstance(result, tuple) or len(result) != length:
             items = f"a {type(result).__name__}" + (f" of {len(result)}" if hasattr(result, "__len__") else "")
             return items, f"expected a tuple of {length}"
         if not isinstance(result[-1], dict):
             return f"the info {result[-1]!r}", "expected a dict"
-        misfit = _misfit(self.env.observation_space, result[0])
-        if misfit is None and self._mendable():  # of others the rollout is looked at as a whole
-            misfit = _not_finite(result[0])
-        if misfit is not None or length == 2:
-            return misfit
+        problem = misfit(self.env.observation_space, result[0])
+        if problem is not None or length == 2:
+            return problem
         _, reward, terminated, truncated, _ = result
         if not isinstance(reward, float | int | np.number) and not (np.ndim(reward) == 0 and _is_number(reward)):
             return f"the reward {' '.join(repr(reward).split())[:60]}", "expected a number"
@@ -159,31 +162,28 @@ class GuardedEnv(gymnasium.Wrapper):
                 return f"{name}={' '.join(repr(flag).split())[:60]}", "expected a bool"
         return None
 
+    def _as_declared(self, result: Any, where: str) -> tuple[Any, Problem]:
+        """Return the result of a step or reset with an observation of the declared dtypes, and what is wrong with it.
 
-def _misfit(space: gymnasium.Space, observation: Any, path: str = "") -> tuple[str, str] | None:
-    """Return what of an observation does not have the structure and shapes of its space, and what they are."""
-    entry = f" in the entry {path}" if path else ""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        kind = dict if isinstance(space, spaces.Dict) else tuple
-        if not isinstance(observation, kind):
-            found = f"an observation of type {type(observation).__name__}{entry}"
-            return found, f"but its observation space is a {kind.__name__}"
-        children = dict(space.spaces if isinstance(space, spaces.Dict) else enumerate(space.spaces))
-        parts = observation if isinstance(observation, dict) else dict(enumerate(observation))
-        for key, child in children.items():
-            below = f"{path}/{key}" if path else str(key)
-            if key not in parts:
-                return f"an observation without the entry {below}", "but its observation space has one"
-            misfit = _misfit(child, parts[key], below)
-            if misfit is not None:
-                return misfit
-    elif space.shape is not None and np.shape(observation) != space.shape:
-        wanted = f"but its observation space has shape {space.shape}"
-        return f"an observation of shape {np.shape(observation)}{entry}", wanted
-    return None
+        That of a copy that cannot be replaced is looked at with the others, as are whole rollouts.
+        """
+        space = self.env.observation_space
+        observation, problem, note = as_declared(space, result[0])
+        if problem is None and self._mendable():
+            problem = _not_finite(observation) or outside(space, observation)
+        if note and not self._noted:
+            self._noted = True
+            self._notices.append(f"returned observations in {where} of {note}")
+        info = result[-1]
+        goes_on = len(result) == 2 or not (result[2] or result[3])
+        if self._notices and goes_on and NOTICE not in info:
+            info = {**info, NOTICE: self._notices.pop(0)}
+        elif observation is result[0]:
+            return result, problem
+        return (observation, *result[1:-1], info), problem
 
 
-def _not_finite(observation: Any) -> tuple[str, str] | None:
+def _not_finite(observation: Any) -> Problem:
     """Return the first number of an observation that is none, or infinite."""
     for leaf in tree_leaves(observation):
         values = np.asarray(leaf)

@@ -5,9 +5,9 @@ under the names below. Those of its steps then only count for scores and for whe
 lost lives of Atari games, for example, are learnt from, while whole games with true scores are logged and evaluated.
 """
 
-import numpy as np
+from typing import Any
 
 REWARDS, TERMINATIONS = "learn_rewards", "learn_terminations"
 
-Lesson = tuple[np.ndarray, np.ndarray]
+Lesson = tuple[Any, Any]
 """Rewards (N,) and terminations (N,) bool of a step."""

@@ -13,9 +13,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from lightning_ppo.class_path import instantiate
 from lightning_ppo.config import BACKENDS, AtariConfig
+from lightning_ppo.envs import arguments
 from lightning_ppo.envs import atari as ale
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
+from lightning_ppo.envs.scores import innermost_score
 from lightning_ppo.envs.stagger import NO_TIME_LIMIT, FirstEpisodeLimit, mark, prepare, time_limit
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 
@@ -36,6 +38,9 @@ def make_vector_env(
     max_restarts: int = 0,
     stagger: bool = False,
     atari: AtariConfig | None = None,
+    max_episode_steps: int | None = None,
+    render_mode: str | None = None,
+    scores: str = "innermost",
 ) -> VectorEnv:
     """Return a vector environment of `num_envs` copies.
 
@@ -47,12 +52,15 @@ def make_vector_env(
         env_id: A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment.
         num_envs: Number of copies.
         backend: `auto`, `vector`, `sync`, `async` or `envpool`.
-        kwargs: Arguments of the environment's constructor.
+        kwargs: Arguments of the environment's constructor, EnvPool's settings among them.
         wrappers: Class paths of wrappers of each copy, the innermost first, or mappings of class_path and init_args.
         timeout: Seconds that a step or reset of a copy may take; None waits for ever.
         max_restarts: How often a copy that fails is replaced.
         stagger: Cut the first episode of each copy off at another time, where that can be; see `envs.stagger`.
         atari: How games of the Arcade Learning Environment are shown.
+        max_episode_steps: Time limit in place of the registered one; None keeps that.
+        render_mode: How single copies are shown; None leaves that to `kwargs`.
+        scores: See `EnvConfig.scores`.
 
     Raises:
         ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
@@ -72,10 +80,14 @@ def make_vector_env(
     why_not = ""
     if ale.is_atari(env_id):
         ale.check_kwargs(kwargs)
+        if max_episode_steps is not None:
+            raise ConfigError("env.max_episode_steps: set env.atari.max_frames, which holds for every backend")
         stagger, why_not = False, ale.NOT_STAGGERED if stagger else ""
     if backend == "envpool":
         if ale.is_atari(env_id):
             env_id, kwargs = env_id.removeprefix(ale.NAMESPACE), ale.pool_settings(atari) | kwargs
+        if max_episode_steps is not None:
+            kwargs = arguments.with_own_limit(kwargs, max_episode_steps)
         return prepare(_make_pool(env_id, num_envs, kwargs), stagger, why_not)
     spec = find_spec(env_id)
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
@@ -96,9 +108,15 @@ def make_vector_env(
         if backend == "vector":
             if not native:
                 raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
-            env = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
-            return prepare(env, stagger, why_not)
-        make = _maker(spec, kwargs, wrappers, stagger)
+            kwargs = arguments.with_time_limit(env_id, spec.vector_entry_point, kwargs, max_episode_steps)
+            arguments.check_time_limit(env_id, spec.vector_entry_point, kwargs)
+            return prepare(arguments.make_vec(spec, num_envs, kwargs), stagger, why_not)
+        arguments.check_time_limit(env_id, spec.entry_point, kwargs)
+
+        def build() -> gymnasium.Env:
+            return arguments.make(spec, _own(kwargs), max_episode_steps, render_mode)
+
+        make = _maker(spec, build, wrappers, stagger, scores == "innermost")
         guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
             copies = [partial(guard, raises=False) for guard in guards]
@@ -134,19 +152,21 @@ def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv
 
 
 def _maker(
-    spec: EnvSpec, kwargs: dict[str, Any], wrappers: Sequence[Any], stagger: bool
+    spec: EnvSpec, build: Callable[[], gymnasium.Env], wrappers: Sequence[Any], stagger: bool, scored: bool
 ) -> Callable[[], gymnasium.Env]:
     def make() -> gymnasium.Env:
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
             _log_mujoco_warnings()
-        env = gymnasium.make(spec, disable_env_checker=True, **_own(kwargs))
+        env = build()
         # within the wrappers, which may repeat actions, unless one of them sets the limit
         within = stagger and time_limit(env) is not None
         if within:
             env = FirstEpisodeLimit(env)
         for entry in wrappers:
             env = instantiate(_own(entry), "env.wrappers", gymnasium.Wrapper, env)
-        return FirstEpisodeLimit(env) if stagger and not within else env
+        if stagger and not within:
+            env = FirstEpisodeLimit(env)
+        return innermost_score(env) if scored else env
 
     return make
 

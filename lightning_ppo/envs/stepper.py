@@ -4,21 +4,28 @@ import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from lightning_ppo.envs.declared import NOTICE, Declared, misfit
 from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS, Lesson
 from lightning_ppo.envs.make import autoreset_mode
-from lightning_ppo.envs.masks import ActionMasks
+from lightning_ppo.envs.masks import ActionMasks, observed_space
 from lightning_ppo.envs.processes import FAULT, REPLACED
+from lightning_ppo.envs.scores import scores_of
 from lightning_ppo.envs.state import get_env_state, set_env_state
 from lightning_ppo.errors import EnvironmentFault
+from lightning_ppo.notices import warn_once
 from lightning_ppo.spaces import space_leaves, space_structure
 from lightning_ppo.tree import tree_leaves, tree_map
 
 _log = logging.getLogger(__name__)
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of a reward: what is learnt from and reported is float32."""
+_FIRST_STEPS = 3
+"""Steps, the reset counted, after each of which values are checked; later they are with whole rollouts."""
 
 
 class Stepper(ABC):
@@ -37,9 +44,11 @@ class Stepper(ABC):
         lesson: Rewards and terminations, each (N,), to learn from instead of the step's own, or None.
         num_steps: Steps made, for error messages.
         failed: Set it after a fault: the state of the environments is then not worth saving.
+        declared: Checks the values of observations.
 
     Args:
         env: The vector environment.
+        action_mask: Where action masks come from, see `EnvConfig.action_mask`.
 
     Raises:
         EnvironmentFault: If the environment's autoreset mode is unknown.
@@ -52,7 +61,7 @@ class Stepper(ABC):
     final_observations: Any
     _ended: Any
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: VectorEnv, action_mask: str) -> None:
         self.env = env
         self.mode = autoreset_mode(env)
         self.observations: Any = None
@@ -60,8 +69,10 @@ class Stepper(ABC):
         self.lesson: Lesson | None = None
         self.num_steps = 0
         self.failed = False
-        leaves = list(space_leaves(env.observation_space).values())
-        self._spaces = tree_map(leaves.__getitem__, space_structure(env.observation_space))
+        self.declared = Declared(observed_space(env.single_observation_space, action_mask))
+        self._structure = space_structure(env.observation_space)
+        self._shapes = [leaf.shape for leaf in space_leaves(env.observation_space).values()]
+        self._dtypes: list[Any] = [None] * len(self._shapes)
 
     @abstractmethod
     def begin(self, observations: Any, infos: dict[str, Any]) -> None:
@@ -93,15 +104,49 @@ class Stepper(ABC):
         """Start all episodes anew, environment i from `seeds[i]`."""
         self.begin(*self._call("reset", seed=seed_argument(self.env, seeds)))
 
+    def check_values(self) -> None:
+        """Check the present observations against what the space declares.
+
+        Raises:
+            EnvironmentFault: If a value has no meaning.
+        """
+        shown = tree_map(lambda x: x[None], self.observations)
+        self.declared.check(shown, lambda _, env: (self.num_steps, env))
+
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return call(self.env, method, self.num_steps, *args, **kwargs)
 
-    def _check_shape(self, space: gymnasium.Space, observations: Any) -> None:
-        if observations.shape != space.shape:
+    def _check_structure(self, observations: Any) -> None:
+        """Raise EnvironmentFault if observations are not of the structure, shapes and dtypes they should be."""
+        try:
+            tree_map(self._check_leaf, self._structure, observations)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            found, expected = misfit(self.env.observation_space, observations) or ("what it must not", "see its space")
+            raise EnvironmentFault(f"the environment returned {found} at step {self.num_steps}, {expected}") from None
+
+    def _check_leaf(self, number: int, values: Any) -> None:
+        if values.shape != self._shapes[number]:
             raise EnvironmentFault(
-                f"the environment returned observations of shape {tuple(observations.shape)} at step {self.num_steps}, "
-                f"expected {space.shape}"
+                f"the environment returned observations of shape {tuple(values.shape)} at step {self.num_steps}, "
+                f"expected {self._shapes[number]}"
             )
+        if values.dtype == self._dtypes[number]:
+            return
+        if self._dtypes[number] is None:
+            self._dtypes[number] = values.dtype
+        # what is kept has the dtype that was seen first
+        elif not _can_cast(values.dtype, self._dtypes[number]):
+            raise EnvironmentFault(
+                f"the environment returned observations of dtype {values.dtype} at step {self.num_steps}, "
+                f"{self._dtypes[number]} before"
+            )
+
+
+def _can_cast(found: Any, first: Any) -> bool:
+    """Return whether numbers of one dtype can be kept in another; digits may be lost, fractions and size may not."""
+    if isinstance(found, torch.dtype):
+        return first.is_floating_point or torch.promote_types(found, first) == first
+    return first.kind == "f" or np.can_cast(found, first, "safe")
 
 
 def _saved(x: Any) -> torch.Tensor:
@@ -147,7 +192,7 @@ class VectorStepper(Stepper):
     """
 
     def __init__(self, env: VectorEnv, action_mask: str = "auto") -> None:
-        super().__init__(env)
+        super().__init__(env, action_mask)
         self.final_observations: dict[int, Any] = {}
         self.starts = np.ones(env.num_envs, dtype=np.bool_)
         self._every_row = np.ones(env.num_envs, dtype=np.bool_)
@@ -169,7 +214,7 @@ class VectorStepper(Stepper):
         return self._masks.current
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Step with the environment's actions (N, ...); return rewards, terminations and truncations, each (N,)."""
+        """Step with the environment's actions (N, ...); return scores, terminations and truncations, each (N,)."""
         observations, rewards, terminations, truncations, infos = self._call("step", actions)
         self.num_steps += 1
         self.lesson = (infos[REWARDS], infos[TERMINATIONS]) if REWARDS in infos else None
@@ -182,6 +227,10 @@ class VectorStepper(Stepper):
                     f"{getattr(values, 'dtype', type(values).__name__)} at step {self.num_steps}, expected "
                     f"{self._ended.shape}{'' if name == 'rewards' else ' and bool'}"
                 )
+        scores = scores_of(rewards, infos)
+        if scores is not None:
+            self.lesson = self.lesson or (np.array(rewards), terminations.copy())
+            rewards = scores
         ended = terminations | truncations
         any_ended = bool(ended.any())
         if self.mode is AutoresetMode.NEXT_STEP:
@@ -238,8 +287,13 @@ class VectorStepper(Stepper):
         return tree_map(np.array, self._masks.strip(one))
 
     def _set_observations(self, observations: Any, infos: dict[str, Any], rows: np.ndarray) -> None:
-        tree_map(self._check_shape, self._spaces, observations)
+        self._check_structure(observations)
         self.observations = self._masks.read(observations, infos, rows, self.num_steps)
+        if NOTICE in infos:
+            for index in np.flatnonzero(infos[f"_{NOTICE}"]).tolist():
+                warn_once(_log, infos[NOTICE][index], f"env {index} {infos[NOTICE][index]}")
+        if self.num_steps < _FIRST_STEPS:
+            self.check_values()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; the environment must have been reset once before."""
@@ -253,7 +307,7 @@ class VectorStepper(Stepper):
 
 
 def check_finite(observations: Any, rewards: np.ndarray, first_step: int, first_env: int = 0) -> None:
-    """Raise EnvironmentFault if a NaN or an infinity is among what environments returned.
+    """Raise EnvironmentFault if a NaN, an infinity or a reward beyond float32 is among what environments returned.
 
     Args:
         observations: (K, N, ...), the first of them seen after `first_step` steps.
@@ -263,9 +317,12 @@ def check_finite(observations: Any, rewards: np.ndarray, first_step: int, first_
     """
     named = [*(("observation", leaf, 0) for leaf in tree_leaves(observations)), ("reward", rewards, 1)]
     for name, values, offset in named:
-        if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
+        if not np.issubdtype(values.dtype, np.floating):
             continue
-        bad = tuple(np.argwhere(~np.isfinite(values))[0])
+        fine = np.abs(values) <= _LARGEST if name == "reward" else np.isfinite(values)
+        if fine.all():
+            continue
+        bad = tuple(np.argwhere(~fine)[0])
         raise EnvironmentFault(
             f"env {first_env + int(bad[1])} returned the {name} {values[bad]} "
             f"at step {first_step + int(bad[0]) + offset} of this process; the weights have not been touched"
@@ -273,9 +330,15 @@ def check_finite(observations: Any, rewards: np.ndarray, first_step: int, first_
 
 
 def check_rollout(
-    observations: Any, boundary: Any, boundary_rows: np.ndarray, rewards: np.ndarray, first_step: int
+    observations: Any,
+    boundary: Any,
+    boundary_rows: np.ndarray,
+    rewards: np.ndarray,
+    first_step: int,
+    valid: np.ndarray,
+    declared: Declared,
 ) -> None:
-    """Raise EnvironmentFault if a NaN or an infinity is in a rollout.
+    """Raise EnvironmentFault if a NaN, an infinity or a value that means nothing is in a rollout.
 
     Args:
         observations: (T, N, ...).
@@ -283,6 +346,8 @@ def check_rollout(
         boundary_rows: (K,), the row t x N + n that each of them follows.
         rewards: (T, N).
         first_step: Steps made before.
+        valid: (T, N) bool, which rows are transitions.
+        declared: Checks the values of observations.
     """
     num_steps, num_envs = rewards.shape
     check_finite(observations, rewards, first_step)
@@ -290,3 +355,11 @@ def check_rollout(
     for k, row in enumerate(boundary_rows[num_envs:].tolist(), start=num_envs):
         final = tree_map(lambda x, k=k: x[None, None, k], boundary)
         check_finite(final, rewards[:0], first_step + row // num_envs + 1, row % num_envs)
+    declared.check(observations, lambda step, env: (first_step + step, env))
+    rows = np.arange(len(boundary_rows))[valid.reshape(-1)[boundary_rows]]  # a copy that failed shows nothing
+
+    def place(k: int, _: int) -> tuple[int, int]:
+        row = int(boundary_rows[rows[k]])
+        return first_step + row // num_envs + 1, row % num_envs
+
+    declared.check(tree_map(lambda x: x[rows, None], boundary), place)

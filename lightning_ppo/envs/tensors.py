@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from lightning_ppo.envs.masks import masked_choices
+from lightning_ppo.envs.scores import SCORE
 from lightning_ppo.envs.stagger import set_clocks
 from lightning_ppo.envs.state import set_env_state
 from lightning_ppo.envs.stepper import Stepper, VectorStepper, call, seed_argument
@@ -64,7 +65,7 @@ class TensorStepper(Stepper):
     takes_tensors = True
 
     def __init__(self, env: VectorEnv, action_mask: str = "auto") -> None:
-        super().__init__(env)
+        super().__init__(env, action_mask)
         if self.mode is AutoresetMode.DISABLED:
             raise EnvironmentFault(
                 f"{type(env).__name__} declares DISABLED autoreset; an environment on a device must reset its copies "
@@ -104,6 +105,9 @@ class TensorStepper(Stepper):
                     f"the environment returned {name} of shape {tuple(values.shape)} and type {values.dtype} at step "
                     f"{self.num_steps}, expected {tuple(self._ended.shape)}{'' if name == 'rewards' else ' and bool'}"
                 )
+        self.lesson = None
+        if SCORE in infos:
+            self.lesson, rewards = (rewards, terminations), infos[SCORE]
         ended = terminations | truncations
         if self.any_filler:
             self.filler, self._ended = self._ended, ended
@@ -125,8 +129,8 @@ class TensorStepper(Stepper):
         self._warned = True
 
     def _read(self, observations: Any, infos: dict[str, Any]) -> Any:
-        """Check shapes, take in the action masks, and return the observations without them."""
-        tree_map(self._check_shape, self._spaces, observations)
+        """Check structure, take in the action masks, and return the observations without them."""
+        self._check_structure(observations)
         if self._looks_for_masks and self._mask_source == "none" and "action_mask" in infos:
             raise EnvironmentFault(f"the environment gave action masks at step {self.num_steps}, but none before")
         if self._mask_source != "none":
@@ -185,5 +189,5 @@ def to_host(tree: Any) -> Any:
 
 
 def host_reset(observations: Any, infos: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return observations and infos as NumPy arrays; of the infos only the action masks."""
-    return to_host(observations), {key: to_host(infos[key]) for key in ("action_mask",) if key in infos}
+    """Return observations and infos as NumPy arrays; of the infos only the action masks and scores."""
+    return to_host(observations), {key: to_host(infos[key]) for key in ("action_mask", SCORE) if key in infos}
