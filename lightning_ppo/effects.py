@@ -27,6 +27,7 @@ REFUSED = {
     "env.wrappers": "copies stepped one by one (`sync`, `async`)",
     "env.timeout": "copies stepped one by one (`sync`, `async`)",
     "env.on_error": "`restart`: copies stepped one by one (`sync`, `async`)",
+    "env.max_episode_steps": "a task whose time limit can be set; Atari games have `env.atari.max_frames`",
     "env.action_mask": "discrete actions; `method:NAME`: copies stepped one by one (`sync`, `async`)",
     "rollout.overlap": "a policy on the CPU, an environment that is named, a ratio",
     "rollout.processes": "a policy on the CPU, an environment that is named",
@@ -100,7 +101,7 @@ NEEDED = (
 
 EVERYWHERE = (
     *("seed", "total_env_steps", "run_dir", "resume", "debug", "objective", "loss_terms", "rollouts_per_epoch"),
-    *("env.id", "env.num_envs", "env.backend", "env.kwargs"),
+    *("env.id", "env.num_envs", "env.backend", "env.kwargs", "env.scores"),
     *("rollout.num_steps", "rollout.gamma", "rollout.gae_lambda"),
     *("update.minibatch_size", "update.value_clip_range", "update.entropy_coefficient", "update.value_coefficient"),
     *("update.max_grad_norm", "update.target_kl", "update.recompute_advantages", "update.normalize_advantages"),

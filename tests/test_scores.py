@@ -197,7 +197,7 @@ def test_copies_in_processes_built_by_hand_are_named(caplog):
 
 
 def test_environments_on_a_device_too():
-    env = RolloutDataModule(TenthOfAll(TorchCartPole(2, max_episode_steps=5))).env
+    env = RolloutDataModule(TenthOfAll(TorchCartPole(2, max_episode_steps=5)), stagger=False).env
     policy, rollout = train(env)
     assert set(rollout.episodes.returns.tolist()) <= {5.0} and len(rollout.episodes.returns) == 4
     assert rollout.rewards.flatten().tolist() == pytest.approx([0.1] * 24)
