@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from lightning_ppo.distributed import rank
 from lightning_ppo.envs.declared import NOTICE, Declared, misfit
 from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS, Lesson
 from lightning_ppo.envs.make import autoreset_mode
@@ -289,7 +290,7 @@ class VectorStepper(Stepper):
     def _set_observations(self, observations: Any, infos: dict[str, Any], rows: np.ndarray) -> None:
         self._check_structure(observations)
         self.observations = self._masks.read(observations, infos, rows, self.num_steps)
-        if NOTICE in infos:
+        if NOTICE in infos and rank() == 0:  # the copies of all ranks are alike
             for index in np.flatnonzero(infos[f"_{NOTICE}"]).tolist():
                 warn_once(_log, infos[NOTICE][index], f"env {index} {infos[NOTICE][index]}")
         if self.num_steps < _FIRST_STEPS:
