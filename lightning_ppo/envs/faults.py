@@ -1,7 +1,7 @@
 """One copy of an environment, watched: what goes wrong in it is named, and the copy can be replaced."""
 
 import copy
-import io
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +14,13 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
+from lightning_ppo.envs.built import built_of
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
-from lightning_ppo.envs.state import read_layer, write_layer
+from lightning_ppo.envs.state import from_bytes, get_env_state, set_env_state, to_bytes
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.tree import tree_leaves
+
+_log = logging.getLogger(__name__)
 
 MakeEnv = Callable[[], gymnasium.Env]
 
@@ -56,6 +59,7 @@ class GuardedEnv(gymnasium.Wrapper):
         self._raises = lambda: raises
         self._seed = 0
         self._fault = ""
+        self.refusal = ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode, in a new copy if the former one has failed."""
@@ -95,17 +99,27 @@ class GuardedEnv(gymnasium.Wrapper):
 
     @property
     def exact_state(self) -> tuple[bytes, str]:
-        """The state of the environment as `torch.save` writes it, empty where it cannot be had, and why not."""
-        state, reason = read_layer(self)
-        if state is None:
-            return b"", reason
-        file = io.BytesIO()
-        torch.save(state, file)
-        return file.getvalue(), ""
+        """The state of the environment as bytes, empty where it cannot be had, and why not."""
+        state, reason = get_env_state(self)
+        return (b"" if state is None else to_bytes(state)), reason
 
     @exact_state.setter
     def exact_state(self, state: bytes) -> None:
-        write_layer(self, torch.load(io.BytesIO(state), weights_only=True))
+        self.refusal = set_env_state(self, from_bytes(state))
+
+    @property
+    def built_facts(self) -> dict[str, str]:
+        """What the environment was built with."""
+        return built_of(self).facts()
+
+    def close(self) -> None:
+        """Close the environment; should it raise, it is left as it is, and a warning says so."""
+        try:
+            super().close()
+        except Exception as error:
+            _log.warning(
+                "env %d raised in close: %s: %s; it is left as it is", self.index, type(error).__name__, _one_line(error)
+            )
 
     def _replaced(self, fault: str) -> tuple[Any, dict[str, Any]]:
         """Start an episode in a new copy, seeded by how many came before."""

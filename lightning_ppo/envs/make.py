@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from lightning_ppo.class_path import instantiate
 from lightning_ppo.config import BACKENDS, AtariConfig
 from lightning_ppo.envs import atari as ale
+from lightning_ppo.envs.built import remember
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.envs.stagger import FirstEpisodeLimit
@@ -98,20 +99,28 @@ def make_vector_env(
             env = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
             if hasattr(env.unwrapped, "stagger"):
                 env.unwrapped.stagger = stagger
+            remember(env)
             return env
         make = _maker(spec, kwargs, wrappers, stagger)
         guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
-            copies = [partial(guard, raises=False) for guard in guards]
+            copies = [partial(_remembered, partial(guard, raises=False)) for guard in guards]
             env = ProcessVectorEnv(copies, timeout, max_restarts)
         else:
             env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+            remember(env)
         env.metadata = {**env.metadata, "staggered": stagger and _time_limit(spec, kwargs) is not None}
         return env
     except (ConfigError, EnvironmentFault):
         raise
     except Exception as error:
         raise _explain(env_id, error) from error
+
+
+def _remembered(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    env = make()
+    remember(env)
+    return env
 
 
 def _time_limit(spec: EnvSpec, kwargs: dict[str, Any]) -> int | None:
