@@ -8,6 +8,7 @@ from gymnasium.vector import VectorEnv
 
 from lightning_ppo.acting import RecordedActing, make_actor
 from lightning_ppo.advantages import following_values
+from lightning_ppo.envs.faults import close_env
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
@@ -167,7 +168,7 @@ class Collector:
 
     def close(self) -> None:
         """Close the environments."""
-        self.stepper.env.close()
+        close_env(self.stepper.env)
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
         """Go on where `state` was taken; return why its episodes start anew, if they do."""

@@ -86,7 +86,8 @@ class GroupedCollector:
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
         """Go on where `state` was taken, in as many groups; return why episodes start anew, if any do."""
-        pairs = zip((self.own, *self.others), state["groups"], strict=True)
+        groups: list[Collector | RemoteCollector] = [self.own, *self.others]
+        pairs = zip(groups, state["groups"], strict=True)
         return max([collector.load_state_dict(group) for collector, group in pairs])
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ class OverlappedCollector:
         return {**state, "ahead": to_plain(ahead, lambda x: x) | {"collect_seconds": 0.0}}
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken, with the rollout that was in progress, unless T or the environment has changed.
+        """Go on where `state` was taken, with the rollout that was in progress, unless T or the task has changed.
 
         Returns:
             Why episodes start anew, if any do.

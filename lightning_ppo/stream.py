@@ -79,7 +79,13 @@ class RolloutStream(IterableDataset):
             rollout, rollout.values, rollout.next_values, self.normalize, sum_over_ranks
         )
 
-    # not `state_dict`, by which Lightning would save it once more, with its loaders
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: Lightning asks every loader, and the datamodule saves `get_state` for all ranks."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing, see `state_dict`."""
+
     def get_state(self) -> dict[str, Any]:
         """Return everything the next rollout depends on besides the policy, as plain data."""
         return {"collector": self.collector.state_dict(), "discounted_sums": self._running.cpu().clone()}

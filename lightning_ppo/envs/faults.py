@@ -10,8 +10,8 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
 from lightning_ppo.envs.built import built_of
@@ -117,9 +117,7 @@ class GuardedEnv(gymnasium.Wrapper):
         try:
             super().close()
         except Exception as error:
-            _log.warning(
-                "env %d raised in close: %s: %s; it is left as it is", self.index, type(error).__name__, _one_line(error)
-            )
+            _warn_of_close(f"env {self.index}", error)
 
     def _replaced(self, fault: str) -> tuple[Any, dict[str, Any]]:
         """Start an episode in a new copy, seeded by how many came before."""
@@ -172,6 +170,18 @@ class GuardedEnv(gymnasium.Wrapper):
             if not isinstance(flag, bool | np.bool_):
                 return f"{name}={' '.join(repr(flag).split())[:60]}", "expected a bool"
         return None
+
+
+def close_env(env: VectorEnv) -> None:
+    """Close a vector environment; should it raise, it is left as it is, and a warning says so."""
+    try:
+        env.close()
+    except Exception as error:
+        _warn_of_close(type(env.unwrapped).__name__, error)
+
+
+def _warn_of_close(name: str, error: Exception) -> None:
+    _log.warning("%s raised in close: %s: %s; it is left as it is", name, type(error).__name__, _one_line(error))
 
 
 def _misfit(space: gymnasium.Space, observation: Any, path: str = "") -> tuple[str, str] | None:

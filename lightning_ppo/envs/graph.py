@@ -16,6 +16,7 @@ import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
@@ -133,7 +134,7 @@ class GraphWriter:
     def check_memory(self) -> None:
         """Raise Unreadable where two arrays share memory, which what is restored would not."""
         spans = sorted(self._memory)
-        for (_, end, size, name), (start, _, other_size, other) in zip(spans, spans[1:], strict=False):
+        for (_, end, size, name), (start, _, other_size, other) in pairwise(spans):
             if start < end:
                 whole, part = (name, other) if size > other_size else (other, name)
                 raise Unreadable(f"{part} shares memory with {whole}")
