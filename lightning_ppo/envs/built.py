@@ -11,7 +11,8 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from lightning_ppo.envs.graph import Chunk, GraphWriter, as_bytes, is_constant
+from lightning_ppo.envs.graph import Chunk, as_bytes, is_constant, path_of
+from lightning_ppo.envs.graph_writer import GraphWriter
 
 _SHORT = 40
 """Characters up to which a value is told as it is; of a longer one a digest is kept."""
@@ -96,7 +97,7 @@ class Built:
         relative = {id(layer.env): layer.depth for layer in layers}
         copies: dict[Any, Any] = {}
         for layer in layers:
-            self._tell(f"{layer.depth}.layer {layer.depth}", _path(type(layer.env)), "")
+            self._tell(f"{layer.depth}.layer {layer.depth}", path_of(type(layer.env)).replace(":", "."), "")
             present = attributes(layer.env)
             self.names[layer.number] = set(present)
             for name, value in present.items():
@@ -175,10 +176,6 @@ def difference(saved: dict[str, str], now: dict[str, str]) -> str:
     if max(len(saved[what]), len(now[what])) > _SHORT:
         return f"{what.partition('.')[2]} has changed since the run was saved{more}"
     return f"{what.partition('.')[2]} is {now[what]}, but was {saved[what]} when the run was saved{more}"
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _digest(chunk: Chunk) -> str:

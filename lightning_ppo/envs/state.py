@@ -19,7 +19,9 @@ from gymnasium.vector import AsyncVectorEnv
 from torch import Tensor
 
 from lightning_ppo.envs.built import Layer, agreed, attributes, built_of, difference, layers_of
-from lightning_ppo.envs.graph import Chunk, GraphReader, GraphWriter, as_bytes, linked
+from lightning_ppo.envs.graph import Chunk, as_bytes, linked
+from lightning_ppo.envs.graph_reader import GraphReader
+from lightning_ppo.envs.graph_writer import GraphWriter
 from lightning_ppo.envs.native import Unreadable
 from lightning_ppo.envs.processes import ProcessVectorEnv
 
