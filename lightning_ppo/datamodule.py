@@ -21,7 +21,7 @@ from lightning_ppo.envs.built import remember
 from lightning_ppo.envs.faults import close_env
 from lightning_ppo.envs.masks import observed_space
 from lightning_ppo.envs.stagger import is_staggered
-from lightning_ppo.envs.state import largest_part
+from lightning_ppo.envs.state import largest_part, return_to_built
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
@@ -312,6 +312,8 @@ class RolloutDataModule(pl.LightningDataModule):
         if share == 0:
             return Episodes(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
         env = self._evaluation_environment()
+        if env is not self._given_evaluation_env:
+            return_to_built(env)  # what outlasts resets would make an evaluation depend on those before it
         seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, purpose)
         deterministic = self.evaluation_settings.deterministic
         return play(

@@ -60,6 +60,15 @@ def set_env_state(env: Any, state: Mapping[str, Any]) -> str:
     return ""
 
 
+def return_to_built(env: Any) -> None:
+    """Put an environment back to where it was built, as far as that is known; it must then be reset."""
+    nothing = _packed({}, {}, {})
+    parallel = [layer.env for layer in layers_of(env) if isinstance(layer.env, ProcessVectorEnv)]
+    if parallel:
+        nothing["processes"] = [nothing] * parallel[0].num_envs
+    set_env_state(env, nothing)
+
+
 def to_bytes(state: dict[str, Any]) -> bytes:
     """Return a state as bytes, for another process."""
     file = io.BytesIO()
