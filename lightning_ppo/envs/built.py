@@ -1,5 +1,6 @@
 """Environments as they were built: what has not changed since is not saved, and what they were built from is told."""
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Container, Iterable, Sequence
@@ -144,8 +145,9 @@ _built: WeakKeyDictionary[Any, Built] = WeakKeyDictionary()
 
 
 def remember(env: Any) -> None:
-    """Remember an environment, wrapper or vector environment as it is now, just built."""
-    _built[env] = Built(env)
+    """Remember an environment, wrapper or vector environment as it is now, just built, if it can be read at all."""
+    with contextlib.suppress(Exception):
+        _built[env] = Built(env)
 
 
 def built_of(env: Any) -> Built:
