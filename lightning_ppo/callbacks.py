@@ -1,6 +1,8 @@
 """What Lightning lacks for reinforcement learning: progress in environment steps, stopping without losses."""
 
 import contextlib
+import logging
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +21,14 @@ from tqdm import tqdm
 from lightning_ppo.distributed import max_over_ranks
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.module import PPO
+
+_log = logging.getLogger(__name__)
+
+SHARE = 0.08
+"""Of the time, at most, that goes into writing last.ckpt: below a tenth, also where the state grows."""
+
+QUICK = 0.1
+"""Seconds up to which it is written whenever it is due."""
 
 
 class EnvStepsProgressBar(ProgressBar):
@@ -240,6 +250,8 @@ def requeue() -> None:
 class LastCheckpoint(Checkpoint):
     """Writes the state of the run at ends of epochs, after the epoch's evaluation and log.
 
+    Where that takes long, epochs are left out, so that less than a tenth of the time goes into it.
+
     Args:
         path: The file.
         every_env_steps: Environment steps between two writes, at least; None writes after every epoch.
@@ -249,6 +261,8 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.every_env_steps = every_env_steps
         self._written_at = 0
+        self._began, self._took = -math.inf, 0.0
+        self._said = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from where the run goes on."""
@@ -257,9 +271,25 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write, if it is time."""
         env_steps = _ppo(pl_module).env_steps
-        if env_steps - self._written_at >= (self.every_env_steps or 1):
+        if env_steps - self._written_at >= (self.every_env_steps or 1) and not self._too_soon(pl_module):
+            self._began = time.perf_counter()
             trainer.save_checkpoint(os.fspath(self.path))
+            self._took = time.perf_counter() - self._began
             self._written_at = env_steps
+
+    def _too_soon(self, pl_module: pl.LightningModule) -> bool:
+        """Return whether on some rank writing again would take more than its share of the time."""
+        pause = self._took / SHARE if self._took > QUICK else 0.0
+        too_soon = time.perf_counter() - self._began < pause
+        if not max_over_ranks(torch.tensor([int(too_soon)], device=pl_module.device)):
+            return False
+        if not self._said:
+            rank_zero_only(_log.info)(
+                f"Writing {os.path.basename(self.path)} takes {self._took:.1f} s; it is not written more often than "
+                f"every {pause:.0f} s, so that training does not wait for it."
+            )
+        self._said = True
+        return True
 
 
 class RecordConfig(Callback):

@@ -8,6 +8,7 @@ from gymnasium.vector import VectorEnv
 
 from lightning_ppo.acting import RecordedActing, make_actor
 from lightning_ppo.advantages import following_values
+from lightning_ppo.envs.faults import close_env
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
@@ -38,8 +39,8 @@ class RolloutCollector(Protocol):
     def state_dict(self) -> dict[str, Any] | None:
         """Return everything the next rollout depends on besides the policy, as plain data; None where it is lost."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken; return why episodes start anew, if any do."""
 
     def close(self) -> None:
         """Close the environments."""
@@ -82,6 +83,7 @@ class Collector:
         self.policy = policy
         self.num_steps = num_steps
         self.generator = generator
+        self.seeds = seeds
         self.stepper = make_stepper(env, action_mask, seeds)
         self.episodes = EpisodeRecorder(env.num_envs, skip_first)
         self.state = policy.initial_states(env.num_envs)
@@ -168,14 +170,18 @@ class Collector:
 
     def close(self) -> None:
         """Close the environments."""
-        self.stepper.env.close()
+        close_env(self.stepper.env)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; where the environment's state is missing, its episodes start anew."""
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken; return why its episodes start anew, if they do."""
         restore_generator(self.generator, state["generator"], "actions are drawn")
         if state["stepper"]["env"] is None:
-            return
-        self.stepper.load_state_dict(state["stepper"])
+            return state["stepper"]["reason"]
+        reason = self.stepper.load_state_dict(state["stepper"])
+        if reason:
+            self.stepper.reset(self.seeds)
+            return reason
         if self.state is not None:
             self.state = state["recurrent_state"].to(self.state.device)
         self.episodes.load_state_dict(state)
+        return ""

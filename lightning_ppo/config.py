@@ -105,6 +105,8 @@ class EnvConfig:
     """Where legal actions are told: `auto` (info["action_mask"], if it is there), `none`, `info`, `observation:KEY`
     (an entry of a Dict observation, which the networks then do not see) or `method:NAME` of the environment."""
     atari: AtariConfig = field(default_factory=AtariConfig)
+    large_state: float = 50.0
+    """Megabytes of the environments' state in a checkpoint, on one rank, above which a line says what holds most."""
 
     def __post_init__(self) -> None:
         _require(self.num_envs >= 1, f"env.num_envs: must be at least 1, got {self.num_envs}")
@@ -121,6 +123,7 @@ class EnvConfig:
             f"env.scores: expected innermost or outermost, got {self.scores!r}",
         )
         _require(self.on_error in ON_ERROR, f"env.on_error: expected stop or restart, got {self.on_error!r}")
+        _require(self.large_state >= 0.0, f"env.large_state: must not be negative, got {self.large_state}")
         _require(self.max_restarts >= 0, f"env.max_restarts: must not be negative, got {self.max_restarts}")
         _require(
             self.backend in BACKENDS,

@@ -20,9 +20,12 @@ from lightning_ppo.distributed import gather_objects, raise_together, rank, worl
 from lightning_ppo.effects import without_effect
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import with_lessons
+from lightning_ppo.envs.built import remember
+from lightning_ppo.envs.faults import close_env
 from lightning_ppo.envs.masks import observed_space
 from lightning_ppo.envs.scores import built_by_hand
 from lightning_ppo.envs.stagger import in_step_because, is_staggered, prepare
+from lightning_ppo.envs.state import largest_part, return_to_built
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
@@ -104,6 +107,8 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
             )
         self._given_env = env if isinstance(env, VectorEnv) else None
         self._given_evaluation_env = evaluation_env
+        if self._given_env is not None:
+            remember(self._given_env)
         base = (
             to_container(env) if isinstance(env, EnvConfig | Mapping) else {"id": env if isinstance(env, str) else ""}
         )
@@ -145,6 +150,7 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         self._stream: RolloutStream | None = None
         self._elsewhere: OverlappedCollector | GroupedCollector | None = None
         self._resume_state: dict[str, Any] | None = None
+        self._said_large = False
 
     @property
     def env(self) -> VectorEnv:
@@ -338,6 +344,8 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         if share == 0:
             return Episodes(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
         env = self._evaluation_environment()
+        if env is not self._given_evaluation_env:
+            return_to_built(env)  # what outlasts resets would make an evaluation depend on those before it
         seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, purpose)
         deterministic = self.evaluation_settings.deterministic
         return play(
@@ -354,7 +362,31 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         """Return the state of environments, episode records and sampling of every rank; call it on all ranks."""
         if self._stream is None:
             return {}
-        return {"ranks": gather_objects(pack(self._stream.state_dict()))}
+        state = self._stream.get_state()
+        packed = pack(state)
+        self._warn_if_large(state, packed)
+        return {"ranks": gather_objects(packed), "task": self._task()}
+
+    def _task(self) -> dict[str, Any]:
+        """Return the settings that make the environment what it is."""
+        settings = to_container(self.env_settings)
+        return {name: settings[name] for name in ("id", "kwargs", "wrappers", "atari")}
+
+    def _warn_if_large(self, state: dict[str, Any], packed: dict[str, Any]) -> None:
+        """Say once that the environments' state makes checkpoints large, and what of it."""
+        limit = self.env_settings.large_state * 1e6
+        if self._said_large or _num_bytes(packed) <= limit or state["collector"] is None:
+            return
+        states = [found["env"] for found in stepper_states(state["collector"]) if found["env"] is not None]
+        size = _num_bytes(pack(states))
+        if size > limit:
+            self._said_large = True
+            _, name = max(map(largest_part, states))
+            rank_zero_warn(
+                f"{size / 1e6:,.0f} MB of each checkpoint are the state of environments, most of it in {name}: a "
+                "get_state() and set_state(state) of theirs can leave out what need not be kept; env.large_state sets "
+                "from where on this is said"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the environments exist."""
@@ -363,17 +395,23 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
     def _restore(self) -> None:
         if not self._resume_state or self._stream is None:
             return
-        ranks, self._resume_state = self._resume_state["ranks"], None
+        ranks, task = self._resume_state["ranks"], self._resume_state.get("task", self._task())
+        self._resume_state = None
         if len(ranks) != world_size():
             rank_zero_warn(
                 f"the checkpoint was written by {len(ranks)} ranks, this run has {world_size()}: "
                 "environments and sampling are seeded anew"
             )
             return
-        state = unpack(ranks[rank()])
+        reasons = {reason for reason in gather_objects(self._restore_rank(unpack(ranks[rank()]), task)) if reason}
+        for reason in sorted(reasons):
+            rank_zero_only(_log.info)(f"Episodes in progress were restarted: {reason}.")
+
+    def _restore_rank(self, state: dict[str, Any], task: dict[str, Any]) -> str:
+        """Go on where this rank stood; return why episodes start anew, if any do."""
+        assert self._stream is not None
         if state["collector"] is None:
-            _log.info("Episodes in progress were restarted: the process that collected died.")
-            return
+            return self._stream.set_state(state)
         steppers = stepper_states(state["collector"])
         sizes, ours = [len(stepper["ended"]) for stepper in steppers], self._group_sizes()
         kinds = {stepper["kind"] for stepper in steppers}
@@ -387,12 +425,14 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
             change = f"the state of a {', '.join(sorted(kinds))}, this run steps a {kind}"
         if change is not None:
             rank_zero_warn(f"the checkpoint has {change}: environments and sampling are seeded anew")
-            return
+            return ""
         if state["collector"].get("ahead") is not None and not self.rollout_settings.overlap:
             rank_zero_warn("the rollout that was collected ahead (rollout.overlap) is not learnt from")
-        for reason in {stepper["reason"] for stepper in steppers if stepper["env"] is None}:
-            rank_zero_only(_log.info)(f"Episodes in progress were restarted: {reason}.")
-        self._stream.load_state_dict(state)
+        changed = [f"env.{name}" for name, value in self._task().items() if value != task[name]]
+        if changed:
+            for stepper in steppers:
+                stepper |= {"env": None, "reason": f"{', '.join(changed)} changed since the run was saved"}
+        return self._stream.set_state(state)
 
     def on_exception(self, exception: BaseException) -> None:
         """End the processes that collect, whatever they are doing."""
@@ -406,8 +446,12 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         for name, given in (("_env", self._given_env), ("_evaluation_env", self._given_evaluation_env)):
             env = getattr(self, name)
             if env is not None and env is not given:
-                env.close()
+                close_env(env)
             setattr(self, name, None)
+
+
+def _num_bytes(packed: dict[str, Any]) -> int:
+    return sum(tensor.nbytes for tensor in packed["tensors"])
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -84,12 +84,11 @@ class GroupedCollector:
             groups = [{**group, "stepper": {**group["stepper"], **lost}} for group in groups]
         return {"groups": groups}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, in as many groups."""
-        own, *others = state["groups"]
-        self.own.load_state_dict(own)
-        for collector, group in zip(self.others, others, strict=True):
-            collector.load_state_dict(group)
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken, in as many groups; return why episodes start anew, if any do."""
+        groups: list[Collector | RemoteCollector] = [self.own, *self.others]
+        pairs = zip(groups, state["groups"], strict=True)
+        return max([collector.load_state_dict(group) for collector, group in pairs])
 
     def close(self) -> None:
         """Close the environments, and end the processes."""

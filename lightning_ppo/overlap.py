@@ -61,12 +61,17 @@ class OverlappedCollector:
             return {**state, "ahead": None}
         return {**state, "ahead": to_plain(ahead, lambda x: x) | {"collect_seconds": 0.0}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, with the rollout that was in progress, unless T has changed."""
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken, with the rollout that was in progress, unless T or the task has changed.
+
+        Returns:
+            Why episodes start anew, if any do.
+        """
         ahead = state.get("ahead")
-        self.remote.load_state_dict({**state, "ahead": None})
-        if ahead is not None and len(ahead["rewards"]) == self.num_steps:
+        reason = self.remote.load_state_dict({**state, "ahead": None})
+        if ahead is not None and not reason and len(ahead["rewards"]) == self.num_steps:
             self.remote.give_back(Rollout(**{**ahead, "episodes": Episodes(*ahead["episodes"])}))
+        return reason
 
     def close(self) -> None:
         """Close the environments once the rollout in progress is complete, and end the process."""

@@ -200,14 +200,14 @@ class RemoteCollector:
             return None
         return None if state is None else from_bytes(state)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken; return why episodes start anew, if any do.
 
         Raises:
             EnvironmentFault: If that fails over there.
         """
         self._send("load", to_bytes(state))
-        self._receive()
+        return self._receive()
 
 
 def _tensors(policy: nn.Module) -> Iterator[Tensor]:
@@ -306,11 +306,12 @@ class _Worker:
         state = collector.state_dict()
         return None if state is None else to_bytes({**state, "random": get_random_state()})
 
-    def load(self, collector: RolloutCollector, state: bytes) -> None:
+    def load(self, collector: RolloutCollector, state: bytes) -> str:
         content = from_bytes(state)
-        collector.load_state_dict(content)
+        reason = collector.load_state_dict(content)
         if "random" in content:  # not where it was collected in the trainer's process
             set_random_state(content["random"])
+        return reason
 
     def close(self) -> None:
         """Close the environments."""

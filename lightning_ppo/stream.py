@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from lightning_ppo.advantages import discounted_sums, estimate_advantages
-from lightning_ppo.collector import RolloutCollector, stepper_states
+from lightning_ppo.collector import RolloutCollector
 from lightning_ppo.config import RolloutConfig
 from lightning_ppo.distributed import raise_together, sum_over_ranks
 from lightning_ppo.errors import EnvironmentFault
@@ -80,13 +80,21 @@ class RolloutStream(IterableDataset):
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """Return nothing: Lightning asks every loader, and the datamodule saves `get_state` for all ranks."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing, see `state_dict`."""
+
+    def get_state(self) -> dict[str, Any]:
         """Return everything the next rollout depends on besides the policy, as plain data."""
         return {"collector": self.collector.state_dict(), "discounted_sums": self._running.cpu().clone()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; start anew where the state of the environments could not be had at all."""
+    def set_state(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken; return why episodes start anew, if any do."""
         if state["collector"] is None:
-            return
-        self.collector.load_state_dict(state["collector"])
-        if all(stepper["env"] is not None for stepper in stepper_states(state["collector"])):
+            return "the process that collected died"
+        reason = self.collector.load_state_dict(state["collector"])
+        if not reason:
             self._running = state["discounted_sums"].clone()
+        return reason

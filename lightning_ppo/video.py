@@ -15,6 +15,7 @@ from gymnasium.vector import SyncVectorEnv
 from lightning_ppo.config import EnvConfig
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import EMULATOR_FPS, is_atari
+from lightning_ppo.envs.faults import close_env
 from lightning_ppo.envs.make import find_spec
 from lightning_ppo.errors import EnvironmentFault, UserError
 from lightning_ppo.evaluation import play
@@ -219,7 +220,7 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.env.close()
+        close_env(self.env)
 
 
 def _unrenderable(error: Exception) -> EnvironmentFault:

@@ -12,7 +12,7 @@ from lightning_ppo import PPO, RolloutDataModule, collector, graphs, optimizatio
 from lightning_ppo.acting import RecordedActing
 from lightning_ppo.collector import Collector
 from lightning_ppo.envs import torch_envs
-from lightning_ppo.envs.state import read_layer
+from lightning_ppo.envs.state import get_env_state
 from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.graphs import Recorded
 from lightning_ppo.policy import ActorCritic
@@ -166,7 +166,7 @@ def test_steps_of_environments_in_torch_are_recorded(imitation, monkeypatch):
             actions.copy_(torch.arange(6) % 2 if step % 3 else torch.arange(6) % 3 == 0)  # in place
             observations, *ends, infos = env.step(actions)
             seen += [observations, *ends, infos["final_obs"]]
-        return torch.cat([x.double().flatten() for x in seen]), read_layer(env)
+        return torch.cat([x.double().flatten() for x in seen]), get_env_state(env)
 
     expected, (state, _) = play(TorchCartPole(6, max_episode_steps=25))
     monkeypatch.setattr(torch_envs, "can_record", lambda device: True)

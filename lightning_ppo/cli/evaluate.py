@@ -87,6 +87,7 @@ def evaluate(
     from lightning_ppo.checkpoint import read_checkpoint
     from lightning_ppo.config import EnvConfig, EvaluationConfig, as_section
     from lightning_ppo.envs import make_vector_env
+    from lightning_ppo.envs.faults import close_env
     from lightning_ppo.evaluation import play
     from lightning_ppo.hardware import use_cores
     from lightning_ppo.module import PPO
@@ -138,7 +139,7 @@ def evaluate(
             mask = env_settings.action_mask
             played = play(policy, env, episodes, seeds=seeds, deterministic=deterministic, seed=seed, action_mask=mask)
         finally:
-            env.close()
+            close_env(env)
     return {
         "return_mean": float(played.returns.mean()),
         "return_std": float(played.returns.std(correction=0)),

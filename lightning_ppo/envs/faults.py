@@ -1,7 +1,7 @@
 """One copy of an environment, watched: what goes wrong in it is named, and the copy can be replaced."""
 
 import copy
-import io
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +10,18 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
+from lightning_ppo.envs.built import built_of
 from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, outside
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.scores import notices_of
-from lightning_ppo.envs.state import read_layer, write_layer
+from lightning_ppo.envs.state import from_bytes, get_env_state, set_env_state, to_bytes
 from lightning_ppo.errors import EnvironmentFault
 from lightning_ppo.tree import tree_leaves
+
+_log = logging.getLogger(__name__)
 
 MakeEnv = Callable[[], gymnasium.Env]
 
@@ -59,6 +62,7 @@ class GuardedEnv(gymnasium.Wrapper):
         self._fault = ""
         self._notices = notices_of(self.env)
         self._noted = False
+        self.refusal = ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode, in a new copy if the former one has failed."""
@@ -98,17 +102,25 @@ class GuardedEnv(gymnasium.Wrapper):
 
     @property
     def exact_state(self) -> tuple[bytes, str]:
-        """The state of the environment as `torch.save` writes it, empty where it cannot be had, and why not."""
-        state, reason = read_layer(self)
-        if state is None:
-            return b"", reason
-        file = io.BytesIO()
-        torch.save(state, file)
-        return file.getvalue(), ""
+        """The state of the environment as bytes, empty where it cannot be had, and why not."""
+        state, reason = get_env_state(self)
+        return (b"" if state is None else to_bytes(state)), reason
 
     @exact_state.setter
     def exact_state(self, state: bytes) -> None:
-        write_layer(self, torch.load(io.BytesIO(state), weights_only=True))
+        self.refusal = set_env_state(self, from_bytes(state))
+
+    @property
+    def built_facts(self) -> dict[str, str]:
+        """What the environment was built with."""
+        return built_of(self).facts()
+
+    def close(self) -> None:
+        """Close the environment; should it raise, it is left as it is, and a warning says so."""
+        try:
+            super().close()
+        except Exception as error:
+            _warn_of_close(f"env {self.index}", error)
 
     def _replaced(self, fault: str) -> tuple[Any, dict[str, Any]]:
         """Start an episode in a new copy, seeded by how many came before."""
@@ -181,6 +193,18 @@ class GuardedEnv(gymnasium.Wrapper):
         elif observation is result[0]:
             return result, problem
         return (observation, *result[1:-1], info), problem
+
+
+def close_env(env: VectorEnv) -> None:
+    """Close a vector environment; should it raise, it is left as it is, and a warning says so."""
+    try:
+        env.close()
+    except Exception as error:
+        _warn_of_close(type(env.unwrapped).__name__, error)
+
+
+def _warn_of_close(name: str, error: Exception) -> None:
+    _log.warning("%s raised in close: %s: %s; it is left as it is", name, type(error).__name__, _one_line(error))
 
 
 def _not_finite(observation: Any) -> Problem:

@@ -15,6 +15,7 @@ from lightning_ppo.class_path import instantiate
 from lightning_ppo.config import BACKENDS, AtariConfig
 from lightning_ppo.envs import arguments
 from lightning_ppo.envs import atari as ale
+from lightning_ppo.envs.built import remember
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.envs.scores import innermost_score
@@ -110,7 +111,9 @@ def make_vector_env(
                 raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
             kwargs = arguments.with_time_limit(env_id, spec.vector_entry_point, kwargs, max_episode_steps)
             arguments.check_time_limit(env_id, spec.vector_entry_point, kwargs)
-            return prepare(arguments.make_vec(spec, num_envs, kwargs), stagger, why_not)
+            env = prepare(arguments.make_vec(spec, num_envs, kwargs), stagger, why_not)
+            remember(env)
+            return env
         arguments.check_time_limit(env_id, spec.entry_point, kwargs)
 
         def build() -> gymnasium.Env:
@@ -119,10 +122,11 @@ def make_vector_env(
         make = _maker(spec, build, wrappers, stagger, scores == "innermost")
         guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
-            copies = [partial(guard, raises=False) for guard in guards]
+            copies = [partial(_remembered, partial(guard, raises=False)) for guard in guards]
             env = ProcessVectorEnv(copies, timeout, max_restarts)
         else:
             env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+            remember(env)
         if not stagger:
             return mark(env, "", why_not)
         limited = env.get_attr("stagger_limit")[0] is not None
@@ -138,6 +142,12 @@ def _own(settings: Any) -> Any:
     if isinstance(settings, dict):
         return {key: _own(value) for key, value in settings.items()}
     return [_own(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def _remembered(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    env = make()
+    remember(env)
+    return env
 
 
 def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv:

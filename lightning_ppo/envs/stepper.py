@@ -98,8 +98,12 @@ class Stepper(ABC):
         }
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; the environment must have been reset once before."""
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken; the environment must have been reset once before.
+
+        Returns:
+            Nothing, or why that cannot be done; all episodes must then start anew.
+        """
 
     def reset(self, seeds: list[int]) -> None:
         """Start all episodes anew, environment i from `seeds[i]`."""
@@ -296,15 +300,18 @@ class VectorStepper(Stepper):
         if self.num_steps < _FIRST_STEPS:
             self.check_values()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; the environment must have been reset once before."""
-        set_env_state(self.env, state["env"])
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken, or return why that cannot be done."""
+        reason = set_env_state(self.env, state["env"])
+        if reason:
+            return reason
         self.observations = tree_map(lambda x: x.numpy().copy(), state["observations"])
         self._masks.current = None if state["action_masks"] is None else state["action_masks"].numpy().copy()
         self.starts = state["starts"].numpy().copy()
         self._ended = state["ended"].numpy().copy()
         self._any_ended = bool(self._ended.any())
         self.num_steps = state["num_steps"]
+        return ""
 
 
 def check_finite(observations: Any, rewards: np.ndarray, first_step: int, first_env: int = 0) -> None:

@@ -147,14 +147,17 @@ class TensorStepper(Stepper):
             return observations
         return {key: value for key, value in observations.items() if key != self._mask_key}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; the environment must have been reset once before."""
-        set_env_state(self.env, state["env"])
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken, or return why that cannot be done."""
+        reason = set_env_state(self.env, state["env"])
+        if reason:
+            return reason
         self.observations, self.action_masks, self.starts, self._ended = tree_map(
             lambda x: None if x is None else x.to(self.device, copy=True),
             (state["observations"], state["action_masks"], state["starts"], state["ended"]),
         )
         self.num_steps = state["num_steps"]
+        return ""
 
 
 class HostView(VectorWrapper):
