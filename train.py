@@ -229,12 +229,13 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
 
     from lightning_ppo.callbacks import Timing
     from lightning_ppo.checkpoint import read_checkpoint
-    from lightning_ppo.checks import check_fit, check_launch, check_trainer
+    from lightning_ppo.checks import check_fit, check_launch
     from lightning_ppo.datamodule import RolloutDataModule
     from lightning_ppo.distributed import gather_objects
     from lightning_ppo.files import replacing
     from lightning_ppo.hardware import keep_freed_memory, limit_threads, use_cores
     from lightning_ppo.module import PPO
+    from lightning_ppo.trainer_checks import check_trainer
 
     _quiet()
     limit_threads()
@@ -278,7 +279,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     writes = trainer.is_global_zero and not trainer.fast_dev_run
     if writes:
         _claim(run_dir, config)
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.enable_autolog_hparams else []:
             logger.log_hyperparams(to_container(config))
     _print(_headline(config, model, trainer, run_dir))
 
@@ -382,7 +383,7 @@ def build_trainer(
         ConfigError: If a Trainer setting is unknown, or a class path cannot be built.
     """
     import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import Callback
+    from pytorch_lightning.callbacks import Callback, ProgressBar
 
     from lightning_ppo.accelerator import choose_accelerator
     from lightning_ppo.callbacks import (
@@ -405,16 +406,16 @@ def build_trainer(
     callbacks: list[Any] = [timing, RecordConfig(to_container(replace(config, resume=None, run_dir=None)))]
     saves = writes and given.get("enable_checkpointing", True)
     folder = run_dir / "checkpoints"
-    callbacks.append(GracefulStop(folder / "last.ckpt" if saves else None))
     if saves:
         callbacks.append(LastCheckpoint(folder / "last.ckpt", config.checkpoint.every_env_steps))
         if config.checkpoint.save_best and config.evaluation.episodes and given.get("limit_val_batches", 1):
             best: dict[str, Any] = {"monitor": "eval/return_mean", "mode": "max", "save_on_train_epoch_end": False}
             callbacks.append(RelocatableCheckpoint(folder, "best", enable_version_counter=False, **best))
-    if given.get("enable_progress_bar", True):
+    own = [*(instantiate(entry, "callbacks", Callback) for entry in config.callbacks), *extra_callbacks]
+    if given.get("enable_progress_bar", True) and not any(isinstance(callback, ProgressBar) for callback in own):
         callbacks.append(EnvStepsProgressBar())
-    callbacks += [instantiate(entry, "callbacks", Callback) for entry in config.callbacks]
-    callbacks += extra_callbacks
+    # last, so that what it saves on a signal holds what the user's callbacks made of the same iteration
+    callbacks += [*own, GracefulStop(folder / "last.ckpt" if saves else None)]
     loggers: list[Any] = []
     given.pop("callbacks", None)
     if given.pop("logger", True) in (None, True) and writes:

@@ -19,8 +19,7 @@ from lightning_ppo.distributed import gather_objects
 from lightning_ppo.errors import CheckpointError, ConfigError, NonFiniteError
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.policy_objectives import PolicyGradient
-
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+from lightning_ppo.trainer_checks import check_strategy_name
 
 
 def check_trust_region(update: UpdateConfig, policy: ActorCritic, compile: bool, loss_terms: Collection[Any]) -> None:
@@ -44,18 +43,6 @@ def check_trust_region(update: UpdateConfig, policy: ActorCritic, compile: bool,
         raise ConfigError("compile: the Fisher-vector products of trpo are not compiled; set it to false")
 
 
-def check_trainer(trainer: pl.Trainer) -> None:
-    """Raise ConfigError for Trainer flags that manual optimisation over whole rollouts rules out."""
-    if trainer.gradient_clip_val:
-        raise ConfigError("trainer.gradient_clip_val: PPO clips its own gradients; set update.max_grad_norm instead")
-    if trainer.accumulate_grad_batches != 1:
-        raise ConfigError(
-            "trainer.accumulate_grad_batches: a batch is a whole rollout here; set update.minibatch_size instead"
-        )
-    if trainer.precision not in PRECISIONS:
-        raise ConfigError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {trainer.precision}")
-
-
 def check_trainer_settings(settings: dict[str, Any]) -> None:
     """Raise ConfigError for settings that `pl.Trainer` does not have, or whose type it does not take.
 
@@ -70,6 +57,10 @@ def check_trainer_settings(settings: dict[str, Any]) -> None:
             raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {nearest(name, known)}?")
         if not _fits(value, hints[name]):
             raise ConfigError(f"trainer.{name}: expected {_describe(hints[name])}, got {value!r}")
+        if name in ("plugins", "barebones") and value:
+            raise ConfigError(f"trainer.{name}: is for use from Python; a run directory has checkpoints and logs")
+        if name == "strategy":
+            check_strategy_name(value)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -232,7 +232,7 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
                 self._stream = RolloutStream(
                     self._collector(module),
                     self.rollout_settings,
-                    self.rollouts_per_epoch,
+                    int(getattr(self.trainer, "fast_dev_run", 0)) or self.rollouts_per_epoch,
                     module.update_settings.normalize_advantages,
                     self.trainer.precision_plugin.forward_context,
                 )

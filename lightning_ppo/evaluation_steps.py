@@ -4,9 +4,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torchmetrics import CatMetric
 
-from lightning_ppo.distributed import world_size
 from lightning_ppo.policy import ActorCritic, MaskedObservations
 from lightning_ppo.rollout import Episodes, Observations
 
@@ -69,5 +69,6 @@ class EvaluationSteps(pl.LightningModule):
             f"{prefix}/episodes": float(returns.numel()),
             "step": float(self.env_steps),
         }
-        # every rank has the same numbers; Lightning asks for sync_dist all the same
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=world_size() > 1)
+        # every rank has the same numbers; Lightning asks for sync_dist all the same, of a group of one, too
+        ranks = dist.is_available() and dist.is_initialized()
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=ranks)

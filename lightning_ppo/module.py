@@ -11,7 +11,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from lightning_ppo.advantages import estimate_advantages, following_values
-from lightning_ppo.checks import check_fit, check_trainer, check_trust_region, non_finite
+from lightning_ppo.checks import check_fit, check_trust_region, non_finite
 from lightning_ppo.config import (
     NormalizeConfig,
     OptimizerConfig,
@@ -40,6 +40,7 @@ from lightning_ppo.quick_log import log_metrics
 from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
 from lightning_ppo.spaces import space_from_spec, space_to_spec
+from lightning_ppo.trainer_checks import check_trainer
 from lightning_ppo.training_state import TrainingState
 from lightning_ppo.trust_region import TrustRegion, set_gradients
 
@@ -297,8 +298,7 @@ class PPO(TrainingState):
             before.restore()
             raise non_finite(epochs, self.statistics, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
         self.policy.version += 1
-        self.iterations += 1
-        self.env_steps += report.env_steps
+        self.count(report.env_steps)
         # the bound of a trust region is one on everything that the policy moves by
         self.decay_std(Schedule() if self._trust_region else self.coefficients["std_decay"])
         self.action_masks = rollout.action_masks is not None
@@ -333,7 +333,7 @@ class PPO(TrainingState):
     # ---------------------------------------------------------------- the Trainer's flags and checkpoints
 
     def configure_callbacks(self) -> list:
-        """Explain Trainer flags that cannot work here, before Lightning rejects them without saying what to do."""
+        """Explain what of the Trainer cannot work here, before Lightning rejects it without saying what to do."""
         check_trainer(self.trainer)
         return []
 
@@ -344,7 +344,7 @@ class PPO(TrainingState):
     def on_fit_start(self) -> None:
         """Check what can only be checked once data and callbacks are known."""
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
-        self.share_window()
+        self.prepare_fit()
         self.minibatch_update = None
         self._current.clear()  # the device may be another one
 

@@ -1,16 +1,14 @@
 """What training has come to besides the weights: counters, episode records, random states; and their checkpoints."""
 
-import math
 from collections import deque
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_ppo.budget import Budget
 from lightning_ppo.checkpoint import CheckedLoading
 from lightning_ppo.distributed import gather_objects, rank, world_size
-from lightning_ppo.evaluation_steps import EvaluationSteps
 from lightning_ppo.random_state import get_random_state, restore_generator, set_random_state
 from lightning_ppo.schedules import Schedule
 from lightning_ppo.seeding import derive_seeds
@@ -20,17 +18,11 @@ RETURN_WINDOW = 100
 """Training episodes, of all ranks, over which returns and lengths are averaged."""
 
 
-class TrainingState(CheckedLoading, EvaluationSteps):  # type: ignore[misc]
+class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
     """Keeps what training has come to, and saves and restores it with the checkpoints of a LightningModule."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.total_env_steps: int | None = None
-        """The training budget over all ranks."""
-        self.iterations = 0
-        """Rollouts trained on."""
-        self.begun_at = 0
-        """Iterations that an earlier fit made, whose epochs are not those of this one."""
         self.std_decay = 0.0
         """Log units by which the standard deviation of Gaussian actions has been lowered besides what is learnt."""
         self.action_masks = False
@@ -40,44 +32,14 @@ class TrainingState(CheckedLoading, EvaluationSteps):  # type: ignore[misc]
         self._shuffle: torch.Generator | None = None
         self._restored_shuffle: Tensor | None = None
 
-    def share_window(self) -> None:
-        """Keep as many training episodes here as are this rank's share of the window."""
+    def prepare_fit(self) -> None:
+        """Keep this rank's share of the window of episodes, and let `fast_dev_run` count rollouts."""
+        trainer: Any = self.trainer
+        if trainer.fast_dev_run:  # Lightning bounds optimizer steps, too, of which a rollout has many
+            trainer.fit_loop.epoch_loop.max_steps = -1
         share = -(-RETURN_WINDOW // world_size())
         self.recent_returns = deque(self.recent_returns, maxlen=share)
         self.recent_lengths = deque(self.recent_lengths, maxlen=share)
-
-    @property
-    def progress(self) -> float:
-        """Share of the training budget used, in [0, 1]: of env steps where they are the budget, else of epochs."""
-        if self.total_env_steps:
-            return min(self.env_steps / self.total_env_steps, 1.0)
-        trainer = self.trainer
-        if trainer.max_epochs and trainer.max_epochs > 0 and math.isfinite(trainer.num_training_batches):
-            return min((self.iterations - self.begun_at) / (trainer.max_epochs * trainer.num_training_batches), 1.0)
-        return 0.0
-
-    def begin(self, rows: int | None) -> None:
-        """Tell the iterations of earlier fits from those of this one, and end it if its budget of steps is used up.
-
-        Args:
-            rows: Of a rollout on every rank, if that is known.
-        """
-        trainer = self.trainer
-        if trainer.ckpt_path is None and math.isfinite(trainer.num_training_batches):
-            self.begun_at = self.iterations - trainer.current_epoch * int(trainer.num_training_batches)
-        # a resumed run may only have to end
-        if rows is not None and self.stop_if_spent(rows) and trainer.ckpt_path is None:
-            rank_zero_warn(
-                f"nothing is trained: {self.env_steps:,} steps are done, and another rollout would exceed "
-                f"total_env_steps={self.total_env_steps:,}; raise it"
-            )
-
-    def stop_if_spent(self, rows: int) -> bool:
-        """End training if a rollout of `rows` rows on every rank would exceed the budget; return whether it would."""
-        spent = bool(self.total_env_steps) and self.env_steps + rows * world_size() > (self.total_env_steps or 0)
-        if spent:
-            self.trainer.should_stop = True
-        return spent
 
     def decay_std(self, schedule: Schedule) -> None:
         """Bring what the standard deviation has been lowered by to where its schedule now is, before anyone acts."""
@@ -101,6 +63,7 @@ class TrainingState(CheckedLoading, EvaluationSteps):  # type: ignore[misc]
             "env_steps": self.env_steps,
             "iterations": self.iterations,
             "begun_at": self.begun_at,
+            "time_share": self.time_share,
             "std_decay": self.std_decay,
             "action_masks": self.action_masks,
             "ranks": gather_objects(
@@ -121,6 +84,7 @@ class TrainingState(CheckedLoading, EvaluationSteps):  # type: ignore[misc]
             self.double()  # as Lightning does, but only after it has restored, and rounded, the weights
         self.env_steps, self.iterations = state["env_steps"], state["iterations"]
         self.begun_at = state.get("begun_at", 0)
+        self.time_share = state.get("time_share", 0.0)
         self.std_decay = state.get("std_decay", 0.0)
         self.action_masks = state.get("action_masks", False)
         self.recent_returns.clear()
