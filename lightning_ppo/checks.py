@@ -186,7 +186,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         if ours != theirs:
             raise CheckpointError(f"this agent was made for the {kind} space {ours}, but the environment has {theirs}")
     size = data.num_steps * data.num_envs
-    steps = update.epochs * size // update.minibatch_size
+    steps = update.epochs * size // update.minibatch_size * max(1, len(trainer.optimizers))
     for callback in getattr(trainer, "callbacks", []):
         every = getattr(callback, "_every_n_train_steps", 0) if isinstance(callback, ModelCheckpoint) else 0
         if every and (every % steps or update.target_kl is not None):
