@@ -7,7 +7,6 @@ from typing import Any
 
 import gymnasium
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from lightning_ppo.advantages import estimate_advantages, following_values
@@ -23,10 +22,10 @@ from lightning_ppo.config import (
     to_container,
 )
 from lightning_ppo.distributed import join_ranks, mean_over_ranks, sum_over_ranks
-from lightning_ppo.errors import ConfigError
+from lightning_ppo.fit_optimizers import FitOptimizers
 from lightning_ppo.flat import FlatAdam
 from lightning_ppo.iteration import LOSSES, MEASURES, MinibatchReport, epoch_statistics, report_iteration
-from lightning_ppo.learning_rates import Optimizers, SteeredLearningRate, check_when_configured
+from lightning_ppo.learning_rates import SteeredLearningRate
 from lightning_ppo.loss_terms import make_loss_terms
 from lightning_ppo.objectives import masked_log_ratios, value_loss, weighted_sum
 from lightning_ppo.optimization import MinibatchUpdate, Snapshot
@@ -40,7 +39,7 @@ from lightning_ppo.training_state import TrainingState
 from lightning_ppo.trust_region import TrustRegion, set_gradients
 
 
-class PPO(TrainingState):
+class PPO(FitOptimizers, TrainingState):
     """Proximal Policy Optimization (Schulman et al. 2017, "Proximal Policy Optimization Algorithms").
 
     Its batches are the rollouts of `RolloutDataModule`. To change the algorithm, override `policy_loss`,
@@ -121,7 +120,6 @@ class PPO(TrainingState):
         self.statistics = (*LOSSES, *(f"loss/{name}" for name in terms), *MEASURES)
         self.coefficients = self.update_settings.schedules()
         self.coefficients |= {f"{name}_weight": weight for name, weight in term_weights.items()}
-        self.fit_optimizers: Optimizers | None = None
 
         self.collect_seconds = self.update_seconds = 0.0
         """Time of the latest iteration."""
@@ -146,7 +144,7 @@ class PPO(TrainingState):
         self._apply_schedules()
         update = self._update()
         update.prepare(batch, settings.minibatch_size)
-        before = Snapshot(self.parameters(), self._fitting().optimizers)
+        before = Snapshot(self.parameters(), self.fit_optimizers.optimizers)
         if self._trust_region is not None:
             whole = batch._replace(weights=batch.weights / mean_over_ranks(batch.weights.sum()))
             with eval_mode(self.policy):
@@ -193,7 +191,9 @@ class PPO(TrainingState):
 
     def _update(self) -> MinibatchUpdate:
         if self.minibatch_update is None:
-            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, self._optimizers(), self.compile_update)
+            self.minibatch_update = MinibatchUpdate(
+                self, self.minibatch_loss, self.wrapped_optimizers(), self.compile_update
+            )
         return self.minibatch_update
 
     def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
@@ -253,26 +253,8 @@ class PPO(TrainingState):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the norm of all gradients before the first step of a minibatch: by now they are unscaled."""
-        if optimizer is self._fitting().optimizers[0]:
+        if optimizer is self.fit_optimizers.optimizers[0]:
             self._grad_norm = self._update().clip(self.update_settings.max_grad_norm)
-
-    def _optimizers(self) -> list[LightningOptimizer]:
-        optimizers: Any = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
-    def _fitting(self) -> Optimizers:
-        assert self.fit_optimizers is not None
-        return self.fit_optimizers
-
-    @property
-    def learning_rate(self) -> Schedule:
-        """The setting `optimizer.learning_rate`, which may be set between two fits."""
-        return self.optimizer_settings.schedule()
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.optimizer_settings = replace(self.optimizer_settings, learning_rate=value)
-        self.hparams["optimizer"] = to_container(self.optimizer_settings)
 
     def configure_optimizers(self) -> Any:
         """Return Adam and the scheduler through which PPO sets the learning rate."""
@@ -290,13 +272,7 @@ class PPO(TrainingState):
             if name not in self._current:
                 self._current[name] = torch.tensor(value, device=self.device)
             self._current[name].fill_(value)
-        for scheduler in self._fitting().steered:
-            scheduler.follow(self._rate_schedule(), progress)
-
-    def _rate_schedule(self) -> Schedule:
-        """Return the schedule that the steered learning rate follows; with a trust region KL says nothing of it."""
-        schedule = self.learning_rate
-        return Schedule(start=schedule.start) if schedule.adaptive and self._trust_region else schedule
+        self.follow_learning_rate(progress)
 
     @torch.no_grad()
     def _finish(self, rollout: Rollout, batch: Minibatch, epochs: Tensor, before: Snapshot, started: float) -> None:
@@ -322,15 +298,14 @@ class PPO(TrainingState):
         self.collect_seconds, self.update_seconds = report.collect_seconds, update_seconds
         seconds = self.collect_seconds + update_seconds
         metrics = report.metrics | {
-            **self._fitting().rates(),
+            **self.fit_optimizers.rates(),
             "rollout/policy_lag": float(self.policy.version - 1 - rollout.policy_version),
             "time/env_steps_per_second": report.env_steps / seconds,
             "time/collect_share": self.collect_seconds / seconds,
             "time/update_share": update_seconds / seconds,
             "step": float(self.env_steps),
         }
-        for scheduler in self._fitting().steered:
-            scheduler.finish(self._rate_schedule(), self.progress, report.kl)
+        self.finish_learning_rate(self.progress, report.kl)
         used = self._values | self.objective.coefficients()
         metrics |= {f"update/{name}": value for name, value in used.items()}
         self.objective.after_iteration(report.kl)
@@ -338,7 +313,7 @@ class PPO(TrainingState):
             last = self._trust_region.last
             metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}
         log_metrics(self, metrics)
-        self._fitting().after_iteration(self, metrics)
+        self.fit_optimizers.after_iteration(self, metrics)
         self.stop_if_spent(rollout.num_steps * rollout.num_envs)
 
     # ---------------------------------------------------------------- the Trainer's flags and checkpoints
@@ -349,40 +324,25 @@ class PPO(TrainingState):
         return []
 
     def setup(self, stage: str) -> None:
-        """Connect the ranks, and have a look at the optimizers when they are made."""
+        """Connect the ranks."""
+        super().setup(stage)
         join_ranks(self.trainer.strategy.root_device, self.trainer.num_nodes)
-        if stage == "fit":
-            check_when_configured(self)
 
     def on_fit_start(self) -> None:
         """Check what can only be checked once data, callbacks and optimizers are known."""
-        if self.fit_optimizers is None:
-            raise ConfigError("setup: a subclass that overrides it calls super().setup(stage)")
+        super().on_fit_start()
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
         self.share_window()
         self.minibatch_update = None
         self._current.clear()  # the device may be another one
 
     def on_fit_end(self) -> None:
-        """Let go of the optimizers, which belong to the fit."""
-        self.minibatch_update = self.fit_optimizers = None
+        """Let go of what updates, which belongs to the fit."""
+        super().on_fit_end()
+        self.minibatch_update = None
 
     def on_train_start(self) -> None:
-        """Apply optimizer settings that changed on resuming; end a run at once if its budget is used up."""
-        self._fitting().use_settings()
+        """End a run at once if its budget is used up."""
+        super().on_train_start()
         data = getattr(self.trainer, "datamodule", None)
         self.begin(None if data is None or not hasattr(data, "num_steps") else data.num_steps * data.num_envs)
-
-    def on_train_batch_end(self, outputs: Any, batch: Rollout, batch_idx: int) -> None:
-        """Step schedulers that monitor what somebody else has logged."""
-        self._fitting().after_logging(self)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the evaluation, and step schedulers that monitor it."""
-        super().on_validation_epoch_end()
-        if self.fit_optimizers is not None and not self.trainer.sanity_checking:
-            self.fit_optimizers.after_evaluation(self)
-
-    def on_train_epoch_end(self) -> None:
-        """Step schedulers that monitor what is known at the end of an epoch only."""
-        self._fitting().after_epoch(self)
