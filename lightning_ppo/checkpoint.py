@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lightning_ppo.errors import CheckpointError
+from lightning_ppo.errors import CheckpointError, DamagedCheckpointError
 from lightning_ppo.files import former, replacing
 
 
@@ -43,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         """Return the contents of a checkpoint on the CPU; see `read_checkpoint`."""
-        return read_checkpoint(path)
+        return _read(Path(path))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -53,32 +54,41 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: If the file is missing, damaged, holds anything else, or is no checkpoint of this package.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint{_alternative(path)}")
-    reason = _damage(path)
-    if reason is None:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = _one_line(error)
-    if reason is not None:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({reason}){_alternative(path)}")
+    content = _read(path)
     if not isinstance(content, dict) or "ppo" not in content or "hyper_parameters" not in content:
-        raise CheckpointError(f"{path}: not a checkpoint of lightning_ppo{_alternative(path)}")
+        raise CheckpointError(f"{path}: not a checkpoint of lightning_ppo")
     return content
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise DamagedCheckpointError(f"{path}: no such checkpoint{_alternative(path)}")
+    damage = _damage(path)
+    if damage is not None:
+        raise DamagedCheckpointError(f"{path}: damaged, or not a checkpoint ({damage}){_alternative(path)}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = found[1] if found else _one_line(error)
+        raise CheckpointError(
+            f"{path}: whole, but holds objects ({what}); only plain data and tensors are loaded"
+        ) from None
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a checkpoint ({_one_line(error)})") from None
 
 
 def read_newest(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], str]:
     """Return the newest version of a checkpoint that is whole, its contents, and what is wrong with newer ones, if any.
 
     Raises:
-        CheckpointError: If there is no version, or none is whole.
+        CheckpointError: If there is no version, none is whole, or the newest whole one cannot be loaded.
     """
     problems: list[str] = []
     for version in versions(path):
         try:
             return version, read_checkpoint(version), "; ".join(problems)
-        except CheckpointError as error:
+        except DamagedCheckpointError as error:
             problems.append(str(error).partition("; ")[0])
     raise CheckpointError("; ".join(problems) or f"there is no checkpoint {path}")
 

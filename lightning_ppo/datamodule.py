@@ -1,6 +1,7 @@
 """Lightning's owner of the environments: seeds by rank, training and evaluation data, state for resuming."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -130,6 +131,11 @@ class RolloutDataModule(pl.LightningDataModule):
         self._stream: RolloutStream | None = None
         self._elsewhere: OverlappedCollector | GroupedCollector | None = None
         self._resume_state: dict[str, Any] | None = None
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from, less what has been built: it builds its own, as each process does."""
+        return self.__dict__ | dict.fromkeys(("trainer", "_env", "_evaluation_env", "_stream", "_elsewhere"))
 
     @property
     def env(self) -> VectorEnv:
@@ -189,6 +195,10 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Start a new stream for each `fit`, so that its data does not depend on what was fitted before."""
+        if self._process != os.getpid():  # it was forked: what was built before belongs to the parent
+            self._of_parent = self._env, self._evaluation_env
+            self._env = self._evaluation_env = None
+            self._process = os.getpid()
         if stage == "fit":
             self._stream = self._elsewhere = None
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.trainer.states import TrainerFn
 
 from lightning_ppo.config import OptimizerConfig, to_container
 from lightning_ppo.errors import ConfigError
@@ -26,6 +27,12 @@ class FitOptimizers(EvaluationSteps):
     def __init__(self) -> None:
         super().__init__()
         self._fit_optimizers: Optimizers | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from, less what belongs to a fit."""
+        state = super().__getstate__() | {"_fit_optimizers": None, "minibatch_update": None}
+        state.pop("configure_optimizers", None)
+        return state
 
     @property
     def fit_optimizers(self) -> Optimizers:
@@ -67,17 +74,17 @@ class FitOptimizers(EvaluationSteps):
         for scheduler in self.fit_optimizers.steered:
             scheduler.finish(self._followed(), progress, kl)
 
-    def setup(self, stage: str) -> None:
+    def configure_callbacks(self) -> list:
         """Have the optimizers checked when they are made."""
-        super().setup(stage)
-        if stage == "fit":
+        if self.trainer.state.fn == TrainerFn.FITTING:
             check_when_configured(self)
+        return []
 
     def on_fit_start(self) -> None:
         """Make sure that the optimizers have been seen."""
         super().on_fit_start()
         if self._fit_optimizers is None:
-            raise ConfigError("setup: a subclass that overrides it calls super().setup(stage)")
+            raise ConfigError("configure_callbacks: a subclass that overrides it calls super().configure_callbacks()")
 
     def on_fit_end(self) -> None:
         """Let go of the optimizers, which belong to the fit."""

@@ -321,11 +321,10 @@ class PPO(FitOptimizers, TrainingState):
     def configure_callbacks(self) -> list:
         """Explain Trainer flags that cannot work here, before Lightning rejects them without saying what to do."""
         check_trainer(self.trainer)
-        return []
+        return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
         """Connect the ranks."""
-        super().setup(stage)
         join_ranks(self.trainer.strategy.root_device, self.trainer.num_nodes)
 
     def on_fit_start(self) -> None:

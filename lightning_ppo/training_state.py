@@ -1,15 +1,22 @@
 """What training has come to besides the weights: counters, episode records, random states; and their checkpoints."""
 
 import math
+import os
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_ppo.checkpoint import read_checkpoint
 from lightning_ppo.distributed import gather_objects, rank, world_size
+from lightning_ppo.errors import CheckpointError
 from lightning_ppo.evaluation_steps import EvaluationSteps
+from lightning_ppo.hyperparameters import plain, spaces_among
 from lightning_ppo.random_state import get_random_state, restore_generator, set_random_state
 from lightning_ppo.schedules import Schedule
 from lightning_ppo.seeding import derive_seeds
@@ -37,6 +44,13 @@ class TrainingState(EvaluationSteps):
         self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
         self._shuffle: torch.Generator | None = None
         self._restored_shuffle: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from, the state of its generator as plain data."""
+        state = super().__getstate__()
+        if self._shuffle is not None:
+            state |= {"_shuffle": None, "_restored_shuffle": self._shuffle.get_state()}
+        return state
 
     def share_window(self) -> None:
         """Keep as many training episodes here as are this rank's share of the window."""
@@ -94,7 +108,10 @@ class TrainingState(EvaluationSteps):
         return self._shuffle
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add counters, episode records and random states."""
+        """Add counters, episode records and random states, and make all settings plain data."""
+        for key in (pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
+            if key in checkpoint:
+                checkpoint[key], _ = plain(checkpoint[key])
         checkpoint["ppo"] = {
             "env_steps": self.env_steps,
             "iterations": self.iterations,
@@ -111,8 +128,29 @@ class TrainingState(EvaluationSteps):
             ),
         }
 
+    def on_fit_end(self) -> None:
+        """Send what training has come to, with the weights, to the process that launched this one, if one did."""
+        super().on_fit_end()
+        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            self.register_state_dict_post_hook(_add_state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights and, where they come from a process that was launched for a fit, what training has come to."""
+        if "ppo" in state_dict:
+            self.on_load_checkpoint({"ppo": state_dict["ppo"]})
+        return super().load_state_dict({k: v for k, v in state_dict.items() if k != "ppo"}, *args, **kwargs)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Build the agent of a checkpoint as Lightning's method does, its spaces as spaces also for subclasses."""
+        if isinstance(checkpoint_path, str | os.PathLike) and "://" not in str(checkpoint_path):
+            kwargs = spaces_among(read_checkpoint(checkpoint_path)["hyper_parameters"]) | kwargs
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take counters, episode records and, inside `fit`, random states from a checkpoint."""
+        if "ppo" not in checkpoint:
+            raise CheckpointError("not a checkpoint of lightning_ppo")
         state = checkpoint["ppo"]
         if self._trainer is not None and self._trainer.precision == "64-true":
             self.double()  # as Lightning does, but only after it has restored, and rounded, the weights
@@ -130,3 +168,8 @@ class TrainingState(EvaluationSteps):
         if self._trainer is not None and self._trainer.training and same_ranks:
             self._shuffle, self._restored_shuffle = None, own["shuffle"]
             set_random_state(own["random"])
+
+
+def _add_state(module: TrainingState, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+    if not prefix:
+        TrainingState.on_save_checkpoint(module, state_dict)
