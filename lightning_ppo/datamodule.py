@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_ppo.distributed import gather_objects, raise_together, rank, worl
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.masks import observed_space
+from lightning_ppo.envs.partial import PartOfEnvironments
 from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
@@ -96,9 +98,9 @@ class RolloutDataModule(pl.LightningDataModule):
             )
         self._given_env = env if isinstance(env, VectorEnv) else None
         self._given_evaluation_env = evaluation_env
-        base = (
-            to_container(env) if isinstance(env, EnvConfig | Mapping) else {"id": env if isinstance(env, str) else ""}
-        )
+        base: Mapping[str, Any] = {"id": env if isinstance(env, str) else ""}
+        if isinstance(env, EnvConfig | Mapping):
+            base = env if isinstance(env, Mapping) else {f.name: getattr(env, f.name) for f in fields(env)}
         if self._given_env is not None:
             num_envs = self._given_env.num_envs
         env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
@@ -118,7 +120,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.seed = seed
         self.save_hyperparameters(
             {
-                "env": to_container(self.env_settings),
+                "env": to_container(self.env_settings) | {"kwargs": self.env_settings.kwargs},
                 **to_container(self.rollout_settings),
                 "rollouts_per_epoch": rollouts_per_epoch,
                 "evaluation": to_container(self.evaluation_settings),
@@ -139,6 +141,16 @@ class RolloutDataModule(pl.LightningDataModule):
 
     @property
     def env(self) -> VectorEnv:
+        """The training environments of this rank, built on first use; where others are elsewhere, to look at only."""
+        reached = self._group_sizes()[0]
+        if self.rollout_settings.overlap:
+            return PartOfEnvironments(self._own_env, 0, self.num_envs, "rollout.overlap", "false")
+        if reached < self.num_envs:
+            return PartOfEnvironments(self._own_env, reached, self.num_envs, "rollout.processes", "1")
+        return self._own_env
+
+    @property
+    def _own_env(self) -> VectorEnv:
         """The training environments of this rank that this process has, built on first use."""
         if self._env is None:
             settings = self.env_settings
@@ -231,13 +243,13 @@ class RolloutDataModule(pl.LightningDataModule):
             return self._elsewhere
         noise_seed, seeds = shares[0][1]
         own = Collector(
-            self.env,
+            self._own_env,
             policy,
             self.num_steps,
             torch.Generator(module.device).manual_seed(noise_seed),
             seeds,
             self.env_settings.action_mask,
-            is_staggered(self.env),
+            is_staggered(self._own_env),
             module.compile_update,
         )
         if len(makes) == 1:
@@ -355,7 +367,7 @@ class RolloutDataModule(pl.LightningDataModule):
         steppers = stepper_states(state["collector"])
         sizes, ours = [len(stepper["ended"]) for stepper in steppers], self._group_sizes()
         kinds = {stepper["kind"] for stepper in steppers}
-        kind = type(self.env.unwrapped).__name__
+        kind = type(self._own_env.unwrapped).__name__
         change = None
         if sum(sizes) != self.num_envs:
             change = f"{sum(sizes)} environments per rank, this run {self.num_envs}"

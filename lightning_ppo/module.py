@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ppo.advantages import estimate_advantages, following_values
 from lightning_ppo.checks import check_fit, check_trainer, check_trust_region, non_finite
+from lightning_ppo.class_path import as_path
 from lightning_ppo.config import (
     NormalizeConfig,
     OptimizerConfig,
@@ -30,7 +31,7 @@ from lightning_ppo.loss_terms import make_loss_terms
 from lightning_ppo.objectives import masked_log_ratios, value_loss, weighted_sum
 from lightning_ppo.optimization import MinibatchUpdate, Snapshot
 from lightning_ppo.policy import ActorCritic, Evaluation, eval_mode
-from lightning_ppo.policy_objectives import PolicyGradient, PolicyTerms, make_objective
+from lightning_ppo.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms, make_objective
 from lightning_ppo.quick_log import log_metrics
 from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
@@ -48,7 +49,7 @@ class PPO(FitOptimizers, TrainingState):
     Args:
         observation_space: Observation space of one environment.
         action_space: Action space of one environment.
-        objective: Name of the policy objective, or class path of a `PolicyObjective`.
+        objective: Name of the policy objective, or a `PolicyObjective` as class path or class.
         update: Settings of the `update` section, as `UpdateConfig` or a mapping of its fields.
         optimizer: Settings of the `optimizer` section.
         policy: Settings of the `policy` section.
@@ -68,7 +69,7 @@ class PPO(FitOptimizers, TrainingState):
         observation_space: gymnasium.Space | dict[str, Any],
         action_space: gymnasium.Space | dict[str, Any],
         *,
-        objective: str = "clip",
+        objective: str | type[PolicyObjective] = "clip",
         update: UpdateConfig | Mapping[str, Any] | None = None,
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         policy: PolicyConfig | Mapping[str, Any] | None = None,
@@ -79,6 +80,7 @@ class PPO(FitOptimizers, TrainingState):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        objective = as_path(objective)
         given = as_section(UpdateConfig, update, "update")
         epochs = resolve_epochs(objective, given)
         made = make_objective(objective, given)
