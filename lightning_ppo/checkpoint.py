@@ -2,9 +2,10 @@
 
 import io
 import os
+import pickle
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.cloud_io import _load
 from pytorch_lightning.utilities.model_helpers import _restricted_classmethod
 
-from lightning_ppo.errors import CheckpointError, ConfigError
+from lightning_ppo.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from lightning_ppo.files import former, replacing
 from lightning_ppo.trust import check_names
 
@@ -47,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         """Return the contents of a checkpoint on the CPU; see `read_checkpoint`."""
-        return read_checkpoint(path)
+        return _read(Path(path))
 
 
 class CheckedLoading:
@@ -85,8 +86,13 @@ class CheckedLoading:
             if hasattr(checkpoint_path, "seek"):
                 checkpoint_path.seek(0)
         check_names(content, checkpoint_path, trust, kwargs)
-        kwargs["weights_only"] = True
+        kwargs = cls._arguments(content) | kwargs | {"weights_only": True}
         return super().load_from_checkpoint(checkpoint_path, map_location, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _arguments(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments of the constructor that a checkpoint holds in another form."""
+        return {}
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -96,32 +102,41 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: If the file is missing, damaged, holds anything else, or is no checkpoint of this package.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint{_alternative(path)}")
-    reason = _damage(path)
-    if reason is None:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = _one_line(error)
-    if reason is not None:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({reason}){_alternative(path)}")
+    content = _read(path)
     if not isinstance(content, dict) or "ppo" not in content or "hyper_parameters" not in content:
-        raise CheckpointError(f"{path}: not a checkpoint of lightning_ppo{_alternative(path)}")
+        raise CheckpointError(f"{path}: not a checkpoint of lightning_ppo")
     return content
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise DamagedCheckpointError(f"{path}: no such checkpoint{_alternative(path)}")
+    damage = _damage(path)
+    if damage is not None:
+        raise DamagedCheckpointError(f"{path}: damaged, or not a checkpoint ({damage}){_alternative(path)}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = found[1] if found else _one_line(error)
+        raise CheckpointError(
+            f"{path}: whole, but holds objects ({what}); only plain data and tensors are loaded"
+        ) from None
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a checkpoint ({_one_line(error)})") from None
 
 
 def read_newest(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], str]:
     """Return the newest version of a checkpoint that is whole, its contents, and what is wrong with newer ones, if any.
 
     Raises:
-        CheckpointError: If there is no version, or none is whole.
+        CheckpointError: If there is no version, none is whole, or the newest whole one cannot be loaded.
     """
     problems: list[str] = []
     for version in versions(path):
         try:
             return version, read_checkpoint(version), "; ".join(problems)
-        except CheckpointError as error:
+        except DamagedCheckpointError as error:
             problems.append(str(error).partition("; ")[0])
     raise CheckpointError("; ".join(problems) or f"there is no checkpoint {path}")
 

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_ppo.config import UpdateConfig, check_rollout_size, flat, nearest
 from lightning_ppo.distributed import gather_objects
 from lightning_ppo.errors import CheckpointError, ConfigError, NonFiniteError
+from lightning_ppo.hyperparameters import plain
 from lightning_ppo.policy import ActorCritic
 from lightning_ppo.policy_objectives import PolicyGradient
 from lightning_ppo.trainer_checks import check_strategy_name
@@ -167,7 +168,11 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
     if data is None or not hasattr(data, "num_steps"):
         return
-    _check_ranks({**module.hparams, **data.hparams})
+    settings, left_out = plain({**module.hparams, **data.hparams})
+    if left_out:
+        names = ", ".join(f"{name} ({kind})" for name, kind in left_out.items())
+        rank_zero_warn(f"checkpoints hold plain data, so not {names}: give it again on loading one")
+    _check_ranks(settings)
     _check_processes(module, data, trainer)
     update, total, ranks = module.update_settings, module.total_env_steps, trainer.world_size
     check_rollout_size(data.num_steps, data.num_envs, update)
@@ -177,7 +182,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         if ours != theirs:
             raise CheckpointError(f"this agent was made for the {kind} space {ours}, but the environment has {theirs}")
     size = data.num_steps * data.num_envs
-    steps = update.epochs * size // update.minibatch_size
+    steps = update.epochs * size // update.minibatch_size * max(1, len(trainer.optimizers))
     for callback in getattr(trainer, "callbacks", []):
         every = getattr(callback, "_every_n_train_steps", 0) if isinstance(callback, ModelCheckpoint) else 0
         if every and (every % steps or update.target_kl is not None):

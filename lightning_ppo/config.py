@@ -4,13 +4,14 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_ppo.class_path import as_path
 from lightning_ppo.errors import ConfigError
 from lightning_ppo.schedules import Schedule
 
@@ -25,6 +26,8 @@ SCHEDULED = (
     *("clip_range", "clip_range_high", "value_clip_range", "kl_coefficient"),
     *("entropy_coefficient", "value_coefficient", "std_decay", "learning_rate"),
 )
+OBJECTS = ("kwargs", "wrappers", "core", "encoder", "network")
+"""Fields that take Python objects from Python, as they are."""
 
 T = TypeVar("T")
 
@@ -109,6 +112,7 @@ class EnvConfig:
     """Megabytes of the environments' state in a checkpoint, on one rank, above which a line says what holds most."""
 
     def __post_init__(self) -> None:
+        self.wrappers = [as_path(wrapper) for wrapper in self.wrappers]
         _require(self.num_envs >= 1, f"env.num_envs: must be at least 1, got {self.num_envs}")
         _require(
             self.timeout is None or (self.timeout > 0.0 and math.isfinite(self.timeout)),
@@ -313,6 +317,7 @@ class PolicyConfig:
     """Entries of a Dict observation that only the critic sees."""
 
     def __post_init__(self) -> None:
+        self.core, self.encoder, self.network = map(as_path, (self.core, self.encoder, self.network))
         _require(
             self.activation in ACTIVATIONS,
             f"policy.activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}",
@@ -452,13 +457,13 @@ class Config:
         check_rollout_size(self.rollout.num_steps, self.env.num_envs, self.update)
 
 
-def resolve_epochs(objective: str, update: UpdateConfig) -> int:
+def resolve_epochs(objective: str | type, update: UpdateConfig) -> int:
     """Return the passes over a rollout under an objective.
 
     Raises:
         ConfigError: If the objective is unknown, or has no ratio that would allow more than one pass.
     """
-    if objective not in OBJECTIVES and "." not in objective:
+    if isinstance(objective, str) and objective not in OBJECTIVES and "." not in objective:
         near = nearest(objective, OBJECTIVES)
         raise ConfigError(
             f"objective: expected a class path or one of {', '.join(OBJECTIVES)}, got {objective!r}; "
@@ -524,11 +529,35 @@ def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) 
         return section()
     if isinstance(value, section):
         return value
-    settings = to_container(value)
-    if not isinstance(settings, dict):
+    settings = value if isinstance(value, Mapping) else to_container(value)
+    if not isinstance(settings, Mapping):
         raise ConfigError(f"{key}: expected a mapping of settings, got {value!r}")
-    merged = _merge(OmegaConf.structured(section), _literal(settings), section, f"{key}.")
-    return _to_object(merged)
+    objects = {f.name: settings[f.name] for f in fields(cast(Any, section)) if f.name in OBJECTS and f.name in settings}
+    numbers = {name: _plain_number(setting) for name, setting in settings.items() if name not in objects}
+    try:
+        given = _literal(numbers)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}.{error.full_key}: expected plain data: {_one_line(error)}") from None
+    made = _to_object(_merge(OmegaConf.structured(section), given, section, f"{key}."))
+    if not isinstance(objects.get("kwargs", {}), Mapping):
+        raise ConfigError(f"{key}.kwargs: expected a mapping, got {objects['kwargs']!r}")
+    if not isinstance(objects.get("wrappers", []), list | tuple):
+        raise ConfigError(f"{key}.wrappers: expected a list, got {objects['wrappers']!r}")
+    return replace(made, **{name: _copied(setting) for name, setting in objects.items()})
+
+
+def _plain_number(value: Any) -> Any:
+    """Return a number or list of numbers in place of NumPy's and torch's."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _copied(value: Any) -> Any:
+    """Return dicts and lists anew, whatever else is in them as it is."""
+    if isinstance(value, Container):
+        return OmegaConf.to_container(value)
+    if isinstance(value, dict | Mapping):
+        return {name: _copied(child) for name, child in value.items()}
+    return [_copied(child) for child in value] if type(value) is list else value
 
 
 def _literal(settings: Mapping[str, Any]) -> DictConfig:

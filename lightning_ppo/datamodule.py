@@ -1,8 +1,10 @@
 """Lightning's owner of the environments: seeds by rank, training and evaluation data, state for resuming."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from lightning_ppo.envs.atari import with_lessons
 from lightning_ppo.envs.built import remember
 from lightning_ppo.envs.faults import close_env
 from lightning_ppo.envs.masks import observed_space
+from lightning_ppo.envs.partial import PartOfEnvironments
 from lightning_ppo.envs.scores import built_by_hand
 from lightning_ppo.envs.stagger import in_step_because, is_staggered, prepare
 from lightning_ppo.envs.state import largest_part, return_to_built
@@ -109,9 +112,9 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         self._given_evaluation_env = evaluation_env
         if self._given_env is not None:
             remember(self._given_env)
-        base = (
-            to_container(env) if isinstance(env, EnvConfig | Mapping) else {"id": env if isinstance(env, str) else ""}
-        )
+        base: Mapping[str, Any] = {"id": env if isinstance(env, str) else ""}
+        if isinstance(env, EnvConfig | Mapping):
+            base = env if isinstance(env, Mapping) else {f.name: getattr(env, f.name) for f in fields(env)}
         if self._given_env is not None:
             num_envs = self._given_env.num_envs
         env_settings = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
@@ -137,7 +140,7 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         self.seed = seed
         self.save_hyperparameters(
             {
-                "env": to_container(self.env_settings),
+                "env": to_container(self.env_settings) | {"kwargs": self.env_settings.kwargs},
                 **to_container(self.rollout_settings),
                 "rollouts_per_epoch": rollouts_per_epoch,
                 "evaluation": to_container(self.evaluation_settings),
@@ -151,9 +154,24 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         self._elsewhere: OverlappedCollector | GroupedCollector | None = None
         self._resume_state: dict[str, Any] | None = None
         self._said_large = False
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from, less what has been built: it builds its own, as each process does."""
+        return self.__dict__ | dict.fromkeys(("trainer", "_env", "_evaluation_env", "_stream", "_elsewhere"))
 
     @property
     def env(self) -> VectorEnv:
+        """The training environments of this rank, built on first use; where others are elsewhere, to look at only."""
+        reached = self._group_sizes()[0]
+        if self.rollout_settings.overlap:
+            return PartOfEnvironments(self._own_env, 0, self.num_envs, "rollout.overlap", "false")
+        if reached < self.num_envs:
+            return PartOfEnvironments(self._own_env, reached, self.num_envs, "rollout.processes", "1")
+        return self._own_env
+
+    @property
+    def _own_env(self) -> VectorEnv:
         """The training environments of this rank that this process has, built on first use."""
         if self._env is None:
             settings = self.env_settings
@@ -217,6 +235,10 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
 
     def setup(self, stage: str) -> None:
         """Start a new stream for each `fit`, so that its data does not depend on what was fitted before."""
+        if self._process != os.getpid():  # it was forked: what was built before belongs to the parent
+            self._of_parent = self._env, self._evaluation_env
+            self._env = self._evaluation_env = None
+            self._process = os.getpid()
         if stage == "fit":
             self._stream = self._elsewhere = None
             # before a checkpoint is restored; environments may draw from the global generators
@@ -258,13 +280,13 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
             return self._elsewhere
         noise_seed, seeds = shares[0][1]
         own = Collector(
-            self.env,
+            self._own_env,
             policy,
             self.num_steps,
             torch.Generator(module.device).manual_seed(noise_seed),
             seeds,
             self.env_settings.action_mask,
-            is_staggered(self.env),
+            is_staggered(self._own_env),
             module.compile_update,
         )
         if len(makes) == 1:
@@ -415,7 +437,7 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         steppers = stepper_states(state["collector"])
         sizes, ours = [len(stepper["ended"]) for stepper in steppers], self._group_sizes()
         kinds = {stepper["kind"] for stepper in steppers}
-        kind = type(self.env.unwrapped).__name__
+        kind = type(self._own_env.unwrapped).__name__
         change = None
         if sum(sizes) != self.num_envs:
             change = f"{sum(sizes)} environments per rank, this run {self.num_envs}"

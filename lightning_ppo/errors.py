@@ -35,6 +35,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another task."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is missing or not whole, so that another version of it may serve."""
+
+
 def report(error: Exception, debug: bool, option: str) -> int:
     """Print what ended a command as one line, after its traceback if `debug`, and return the exit code.
 

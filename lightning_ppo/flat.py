@@ -86,12 +86,22 @@ class FlatAdam(torch.optim.Adam):
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, lr, betas, eps, fused=True)
+        self._forget_layout()
+        self.register_state_dict_pre_hook(_count_steps)
+
+    def _forget_layout(self) -> None:
         # gradients are clipped before the step, so it must not be the step that unscales them
         self._step_supports_amp_scaling = False
         self._flat: FlatParameters | None = None
         self._moments: list[Tensor] = []
         self._views: list[list[Tensor]] = []
-        self.register_state_dict_pre_hook(lambda _: self._count())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take state from a file or a copy's original; `lay_out` brings the buffers back."""
+        super().__setstate__(state)
+        self._forget_layout()
+        if _count_steps not in self._optimizer_state_dict_pre_hooks.values():
+            self.register_state_dict_pre_hook(_count_steps)
 
     @torch.no_grad()
     def lay_out(self, flat: FlatParameters) -> None:
@@ -206,3 +216,8 @@ class FlatAdam(torch.optim.Adam):
             amsgrad=False,
             maximize=False,
         )
+
+
+def _count_steps(optimizer: torch.optim.Optimizer) -> None:
+    if isinstance(optimizer, FlatAdam):
+        optimizer._count()

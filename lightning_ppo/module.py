@@ -7,11 +7,11 @@ from typing import Any
 
 import gymnasium
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from lightning_ppo.advantages import estimate_advantages, following_values
 from lightning_ppo.checks import check_fit, check_trust_region, non_finite
+from lightning_ppo.class_path import as_path
 from lightning_ppo.config import (
     NormalizeConfig,
     OptimizerConfig,
@@ -23,19 +23,15 @@ from lightning_ppo.config import (
     to_container,
 )
 from lightning_ppo.distributed import join_ranks, mean_over_ranks, sum_over_ranks
+from lightning_ppo.fit_optimizers import FitOptimizers
 from lightning_ppo.flat import FlatAdam
 from lightning_ppo.iteration import LOSSES, MEASURES, MinibatchReport, epoch_statistics, report_iteration
+from lightning_ppo.learning_rates import SteeredLearningRate
 from lightning_ppo.loss_terms import make_loss_terms
 from lightning_ppo.objectives import masked_log_ratios, value_loss, weighted_sum
-from lightning_ppo.optimization import (
-    MinibatchUpdate,
-    Snapshot,
-    SteeredLearningRate,
-    step_schedulers,
-    update_settings,
-)
+from lightning_ppo.optimization import MinibatchUpdate, Snapshot
 from lightning_ppo.policy import ActorCritic, Evaluation, eval_mode
-from lightning_ppo.policy_objectives import PolicyGradient, PolicyTerms, make_objective
+from lightning_ppo.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms, make_objective
 from lightning_ppo.quick_log import log_metrics
 from lightning_ppo.rollout import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.schedules import Schedule
@@ -45,7 +41,7 @@ from lightning_ppo.training_state import TrainingState
 from lightning_ppo.trust_region import TrustRegion, set_gradients
 
 
-class PPO(TrainingState):
+class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
     """Proximal Policy Optimization (Schulman et al. 2017, "Proximal Policy Optimization Algorithms").
 
     Its batches are the rollouts of `RolloutDataModule`. To change the algorithm, override `policy_loss`,
@@ -54,7 +50,7 @@ class PPO(TrainingState):
     Args:
         observation_space: Observation space of one environment.
         action_space: Action space of one environment.
-        objective: Name of the policy objective, or class path of a `PolicyObjective`.
+        objective: Name of the policy objective, or a `PolicyObjective` as class path or class.
         update: Settings of the `update` section, as `UpdateConfig` or a mapping of its fields.
         optimizer: Settings of the `optimizer` section.
         policy: Settings of the `policy` section.
@@ -74,7 +70,7 @@ class PPO(TrainingState):
         observation_space: gymnasium.Space | dict[str, Any],
         action_space: gymnasium.Space | dict[str, Any],
         *,
-        objective: str = "clip",
+        objective: str | type[PolicyObjective] = "clip",
         update: UpdateConfig | Mapping[str, Any] | None = None,
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         policy: PolicyConfig | Mapping[str, Any] | None = None,
@@ -85,6 +81,7 @@ class PPO(TrainingState):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        objective = as_path(objective)
         given = as_section(UpdateConfig, update, "update")
         epochs = resolve_epochs(objective, given)
         made = make_objective(objective, given)
@@ -126,7 +123,6 @@ class PPO(TrainingState):
         self.statistics = (*LOSSES, *(f"loss/{name}" for name in terms), *MEASURES)
         self.coefficients = self.update_settings.schedules()
         self.coefficients |= {f"{name}_weight": weight for name, weight in term_weights.items()}
-        self.learning_rate = self.optimizer_settings.schedule()
 
         self.collect_seconds = self.update_seconds = 0.0
         """Time of the latest iteration."""
@@ -145,13 +141,13 @@ class PPO(TrainingState):
             NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are put back first.
         """
         started = time.perf_counter()
-        settings, optimizer = self.update_settings, self._optimizer()
+        settings = self.update_settings
         size, length = rollout.num_steps * rollout.num_envs, self.sequence_length(rollout.num_steps)
         batch = rollout.flatten(length)
         self._apply_schedules()
         update = self._update()
         update.prepare(batch, settings.minibatch_size)
-        before = Snapshot(self.parameters(), optimizer.optimizer)
+        before = Snapshot(self.parameters(), self.fit_optimizers.optimizers)
         if self._trust_region is not None:
             whole = batch._replace(weights=batch.weights / mean_over_ranks(batch.weights.sum()))
             with eval_mode(self.policy):
@@ -198,14 +194,16 @@ class PPO(TrainingState):
 
     def _update(self) -> MinibatchUpdate:
         if self.minibatch_update is None:
-            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, self._optimizer(), self.compile_update)
+            self.minibatch_update = MinibatchUpdate(
+                self, self.minibatch_loss, self.wrapped_optimizers(), self.compile_update
+            )
         return self.minibatch_update
 
     def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,), its weights scaled, and return what it reports."""
         if self._trust_region is None:
             return self._update().backward(batch, rows, scale)
-        self._optimizer().zero_grad()
+        self._update().zero_grad()
         loss, reported = self.minibatch_loss(select(batch, rows, scale))
         set_gradients(loss, self._trust_region.unmoved, mean_over_ranks)
         return reported
@@ -257,13 +255,9 @@ class PPO(TrainingState):
         return value_loss(values, minibatch.returns, minibatch.values, self._current.get("value_clip_range"))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradient norm, here because gradients are unscaled by now in every precision."""
-        self._grad_norm = self._update().clip(self.update_settings.max_grad_norm)
-
-    def _optimizer(self) -> LightningOptimizer:
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer), "PPO takes one optimizer"
-        return optimizer
+        """Clip the norm of all gradients before the first step of a minibatch: by now they are unscaled."""
+        if optimizer is self.fit_optimizers.optimizers[0]:
+            self._grad_norm = self._update().clip(self.update_settings.max_grad_norm)
 
     def configure_optimizers(self) -> Any:
         """Return Adam and the scheduler through which PPO sets the learning rate."""
@@ -281,9 +275,7 @@ class PPO(TrainingState):
             if name not in self._current:
                 self._current[name] = torch.tensor(value, device=self.device)
             self._current[name].fill_(value)
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, SteeredLearningRate) and not (self.learning_rate.adaptive and self._trust_region):
-            scheduler.follow(self.learning_rate, progress)
+        self.follow_learning_rate(progress)
 
     @torch.no_grad()
     def _finish(self, rollout: Rollout, batch: Minibatch, epochs: Tensor, before: Snapshot, started: float) -> None:
@@ -303,24 +295,19 @@ class PPO(TrainingState):
         self.decay_std(Schedule() if self._trust_region else self.coefficients["std_decay"])
         self.action_masks = rollout.action_masks is not None
         self.policy.update_statistics(rollout, sum_over_ranks)
-        scheduler = self.lr_schedulers()
-        learning_rate = self._optimizer().optimizer.param_groups[0]["lr"]
-        if not isinstance(scheduler, SteeredLearningRate):
-            step_schedulers(scheduler)
-        elif self.learning_rate.adaptive and self._trust_region is None:
-            scheduler.steer(self.learning_rate, report.kl, self.progress)
         update_seconds = time.perf_counter() - started - self._update().latest_compile_seconds
         self.compile_seconds += self._update().latest_compile_seconds
         self.collect_seconds, self.update_seconds = report.collect_seconds, update_seconds
         seconds = self.collect_seconds + update_seconds
         metrics = report.metrics | {
-            "update/learning_rate": learning_rate,
+            **self.fit_optimizers.rates(),
             "rollout/policy_lag": float(self.policy.version - 1 - rollout.policy_version),
             "time/env_steps_per_second": report.env_steps / seconds,
             "time/collect_share": self.collect_seconds / seconds,
             "time/update_share": update_seconds / seconds,
             "step": float(self.env_steps),
         }
+        self.finish_learning_rate(self.progress, report.kl)
         used = self._values | self.objective.coefficients()
         metrics |= {f"update/{name}": value for name, value in used.items()}
         self.objective.after_iteration(report.kl)
@@ -328,6 +315,7 @@ class PPO(TrainingState):
             last = self._trust_region.last
             metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}
         log_metrics(self, metrics)
+        self.fit_optimizers.after_iteration(self, metrics)
         self.stop_if_spent(rollout.num_steps * rollout.num_envs)
 
     # ---------------------------------------------------------------- the Trainer's flags and checkpoints
@@ -335,27 +323,27 @@ class PPO(TrainingState):
     def configure_callbacks(self) -> list:
         """Explain what of the Trainer cannot work here, before Lightning rejects it without saying what to do."""
         check_trainer(self.trainer)
-        return []
+        return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
         """Connect the ranks."""
         join_ranks(self.trainer.strategy.root_device, self.trainer.num_nodes)
 
     def on_fit_start(self) -> None:
-        """Check what can only be checked once data and callbacks are known."""
+        """Check what can only be checked once data, callbacks and optimizers are known."""
+        super().on_fit_start()
         check_fit(self, getattr(self.trainer, "datamodule", None), self.trainer)
         self.prepare_fit()
         self.minibatch_update = None
         self._current.clear()  # the device may be another one
 
     def on_fit_end(self) -> None:
-        """Let go of the optimizer, which belongs to the fit."""
+        """Let go of what updates, which belongs to the fit."""
+        super().on_fit_end()
         self.minibatch_update = None
 
     def on_train_start(self) -> None:
-        """Apply optimizer settings that changed on resuming; end a run at once if its budget is used up."""
-        if isinstance(self.lr_schedulers(), SteeredLearningRate):
-            settings = self.optimizer_settings
-            update_settings(self._optimizer().optimizer, betas=tuple(settings.betas), eps=settings.epsilon)
+        """End a run at once if its budget is used up."""
+        super().on_train_start()
         data = getattr(self.trainer, "datamodule", None)
         self.begin(None if data is None or not hasattr(data, "num_steps") else data.num_steps * data.num_envs)

@@ -1,6 +1,7 @@
 """Running mean and variance as module buffers: frozen within an iteration, merged over ranks, saved with the agent."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class ObservationNormalizer(RunningMoments):
         self.epsilon = epsilon
         self.register_buffer("scale", torch.ones(shape), persistent=False)
         self.register_buffer("shift", torch.zeros(shape), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
+        self.register_load_state_dict_post_hook(_refresh_after_loading)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ObservationNormalizer":
         super()._apply(fn, recurse)
@@ -116,6 +117,10 @@ class ObservationNormalizer(RunningMoments):
     def inverse(self, normalized: Tensor) -> Tensor:
         """Return the observations (B, *shape) that `forward` would map to `normalized`, if none was clipped."""
         return (normalized - self.shift) / self.scale
+
+
+def _refresh_after_loading(normalizer: ObservationNormalizer, _: Any) -> None:
+    normalizer._refresh()
 
 
 class RewardScaler(RunningMoments):

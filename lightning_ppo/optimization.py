@@ -1,9 +1,9 @@
-"""How gradients are made and applied: eager and compiled minibatches, clipping, steps, the steered learning rate."""
+"""How gradients are made and applied: eager and compiled minibatches, clipping, steps."""
 
 import math
 import textwrap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,48 +15,15 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
-from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_ppo.distributed import max_over_ranks, mean_over_ranks, world_size
-from lightning_ppo.errors import ConfigError
 from lightning_ppo.flat import FlatAdam, FlatParameters
 from lightning_ppo.fused_linear import cpu_compiler
 from lightning_ppo.graphs import Recorded, autocast_cache, can_record
 from lightning_ppo.iteration import MinibatchReport
 from lightning_ppo.rollout import Minibatch, select
-from lightning_ppo.schedules import Schedule
 
 Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
-
-
-class SteeredLearningRate(LRScheduler):
-    """Hands the learning rate that PPO computes to the optimizer, where Lightning's callbacks look for it.
-
-    Attributes:
-        value: The rate without its bound.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, value: float) -> None:
-        self.value = self.used = value
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the rate for every parameter group."""
-        return [self.used] * len(self.optimizer.param_groups)
-
-    def follow(self, schedule: Schedule, progress: float) -> None:
-        """Use what a schedule says for `progress`; of one that is steered the value stays, and the bound moves."""
-        self._set(self.value if schedule.adaptive else schedule(progress), schedule.bound(progress))
-
-    def steer(self, schedule: Schedule, kl: float, progress: float) -> None:
-        """Use what an `adaptive_kl` schedule makes of the KL divergence of the last update."""
-        self._set(schedule.steer(self.value, kl, self.used), schedule.bound(progress))
-
-    def _set(self, value: float, bound: float) -> None:
-        self.value, self.used = value, min(value, bound)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.used
-        self._last_lr = self.get_lr()
 
 
 class _LossModule(nn.Module):
@@ -205,14 +172,16 @@ class MinibatchUpdate:
     Args:
         module: Its parameters are updated.
         loss: Computes loss and statistics of a minibatch.
-        optimizer: The optimizer.
+        optimizers: Over disjoint parameters.
         compile: Compile forward and backward of the loss into one graph.
     """
 
-    def __init__(self, module: pl.LightningModule, loss: Loss, optimizer: LightningOptimizer, compile: bool) -> None:
+    def __init__(
+        self, module: pl.LightningModule, loss: Loss, optimizers: Sequence[LightningOptimizer], compile: bool
+    ) -> None:
         self.module = module
         self.loss = loss
-        self.optimizer = optimizer
+        self.optimizers = optimizers
         self.compile = compile
         self.latest_compile_seconds = 0.0
         self._plain_backward = _is_plain(module, "on_before_backward", "on_after_backward", "backward")
@@ -234,8 +203,9 @@ class MinibatchUpdate:
             self._compiled.alike = False  # callbacks may have changed what the loss reads
         if self._flat is not None:
             self._flat.attach()
-            if isinstance(self.optimizer.optimizer, FlatAdam):
-                self.optimizer.optimizer.lay_out(self._flat)
+            for optimizer in self.optimizers:
+                if isinstance(optimizer.optimizer, FlatAdam):
+                    optimizer.optimizer.lay_out(self._flat)
 
     def _compile(self, batch: Minibatch, minibatch_size: int) -> None:
         """Compile if that was asked for; leave it, with a warning, if a rank cannot."""
@@ -261,7 +231,7 @@ class MinibatchUpdate:
             loss, reported = self.loss(select(batch, rows, scale))
             loss.backward()
         else:
-            self.optimizer.zero_grad()
+            self.zero_grad()
             loss, reported = self.loss(select(batch, rows, scale))
             self.module.manual_backward(loss)
             return reported
@@ -269,20 +239,29 @@ class MinibatchUpdate:
             self._flat.gradients.copy_(mean_over_ranks(self._flat.gradients))
         return reported
 
+    def zero_grad(self) -> None:
+        """Let go of all gradients, also of parameters that are in no optimizer."""
+        for parameter in self._trained:
+            parameter.grad = None
+
     def step(self) -> None:
-        """Take a step of the optimizer, with the module's hook before it."""
-        if not self._plain_step:
-            self.optimizer.step()
-            return
+        """Take a step of each optimizer, with the module's hook before it."""
+        for optimizer in self.optimizers:
+            if self._plain_step:
+                self._bare_step(optimizer)
+            else:
+                optimizer.step()
+
+    def _bare_step(self, wrapper: LightningOptimizer) -> None:
         # as LightningOptimizer.step does; the calls around the step advance Lightning's `global_step`
-        optimizer = self.optimizer.optimizer
-        self.optimizer._on_before_step()
+        optimizer = wrapper.optimizer
+        wrapper._on_before_step()
         self.module.on_before_optimizer_step(optimizer)
         if isinstance(optimizer, FlatAdam):
             optimizer.bare_step()
         else:
             optimizer.step()
-        self.optimizer._on_after_step()
+        wrapper._on_after_step()
 
     def clip(self, bound: float | None) -> Tensor:
         """Scale the gradients to a global norm of at most `bound`, in place, and return the norm they had.
@@ -325,42 +304,23 @@ class Snapshot:
 
     Args:
         parameters: The weights.
-        optimizer: Their optimizer.
+        optimizers: Their optimizers.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer, self._fresh = optimizer, not optimizer.state
+    def __init__(self, parameters: Iterable[Tensor], optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        self._states = [
+            (optimizer.state, {p: dict(own) for p, own in optimizer.state.items()}) for optimizer in optimizers
+        ]
         tensors = [parameter.detach() for parameter in parameters]
-        for state in optimizer.state.values():
-            tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        for _, states in self._states:
+            for own in states.values():
+                tensors += [value for value in own.values() if isinstance(value, Tensor)]
         self._saved = [(tensor, tensor.clone()) for tensor in tensors]
 
     def restore(self) -> None:
         """Put the saved values back."""
         for tensor, saved in self._saved:
             tensor.copy_(saved)
-        if self._fresh:
-            self._optimizer.state.clear()
-
-
-def update_settings(optimizer: torch.optim.Optimizer, **settings: Any) -> None:
-    """Use settings in every parameter group; loading a checkpoint brings back those that were saved."""
-    for group in optimizer.param_groups:
-        group.update(settings)
-
-
-def step_schedulers(schedulers: Any) -> None:
-    """Step learning-rate schedulers of a user's own `configure_optimizers`, once per iteration.
-
-    Args:
-        schedulers: One, several or none, as Lightning's `lr_schedulers()` returns them.
-
-    Raises:
-        ConfigError: If one of them waits for a metric, which manual optimisation does not hand it.
-    """
-    if schedulers is None:
-        return
-    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ConfigError("configure_optimizers: ReduceLROnPlateau is not stepped here; step it in a callback")
-        scheduler.step()
+        for state, saved_state in self._states:
+            state.clear()
+            state.update(saved_state)

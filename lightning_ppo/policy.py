@@ -1,5 +1,6 @@
 """The actor-critic: `act` for collecting, `evaluate` for learning, `value` for bootstrapping."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from lightning_ppo.batching import Batch
 from lightning_ppo.class_path import instantiate
 from lightning_ppo.config import CORES, ENCODERS, NormalizeConfig, PolicyConfig
 from lightning_ppo.distributions import make_action_head
@@ -95,7 +97,7 @@ class ActorCritic(nn.Module):
         if policy.network is not None:
             self.head = make_action_head(action_space, policy.distribution, policy.log_std_init)
             arguments = (observation_space, self.head.num_outputs)
-            self.network = CustomNetwork(instantiate(policy.network, "policy.network", nn.Module, *arguments))
+            self.network = CustomNetwork(_own_module(policy.network, "policy.network", *arguments))
         else:
             actor_space, self.actor_keys = _without(observation_space, policy.critic_observation_keys)
             actor_trunk = _make_trunk(self.inputs, actor_space, self.actor_keys, policy)
@@ -246,17 +248,18 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def step(
         self,
-        observations: Observations,
+        observations: Any,
         states: Tensor | None = None,
         starts: Tensor | None = None,
         *,
-        action_masks: Tensor | None = None,
+        action_masks: Any = None,
         deterministic: bool = True,
         generator: torch.Generator | None = None,
     ) -> tuple[Any, Tensor | None]:
         """Return actions as the environment takes them, (B, *space.shape), and the recurrent states that follow.
 
-        The policy acts in eval mode.
+        The policy acts in eval mode. Observations and masks may be arrays instead of tensors, and a single one, without
+        a batch; then the actions are so, too.
 
         Args:
             observations: (B, ...), of one step of B environments.
@@ -265,28 +268,38 @@ class ActorCritic(nn.Module):
             action_masks: (B, M) bool, False for choices that must not be taken.
             deterministic: Return the mode instead of a sample.
             generator: Source of the noise of samples, on the policy's device.
+
+        Raises:
+            ConfigError: If the observations are not of the policy's space.
         """
+        device = next(self.parameters()).device
+        structure = self.inputs.structure
+        if self.actor_keys is not None and not self.state_size:
+            structure = {key: structure[key] for key in self.actor_keys}
+        batch = Batch(observations, structure, self.inputs.leaves, device)
+        masks = batch.masks(action_masks, self.head.num_choices, device)
         if states is None:
-            states = self.initial_states(tree_leaves(observations)[0].shape[0])
+            states = self.initial_states(tree_leaves(batch.observations)[0].shape[0])
         if states is not None and starts is None:
             starts = torch.zeros(len(states), dtype=torch.bool, device=states.device)
         with eval_mode(self):
-            outputs, states = self._act(observations, states, starts)
-        distribution = self.head.parameters_of(outputs, action_masks)
+            outputs, states = self._act(batch.observations, states, starts)
+        distribution = self.head.parameters_of(outputs, masks)
         if deterministic:
-            return self.head.to_env(self.head.mode(distribution)), states
-        if generator is None:
-            generator = torch.Generator(distribution.device)
-            generator.seed()
-        noise = self.head.noise(tuple(distribution.shape[:-1]), generator)
-        return self.head.to_env(self.head.sample(distribution, noise)), states
+            actions = self.head.mode(distribution)
+        else:
+            if generator is None:
+                generator = torch.Generator(distribution.device)
+                generator.seed()
+            actions = self.head.sample(distribution, self.head.noise(tuple(distribution.shape[:-1]), generator))
+        return batch.like_given(self.head.to_env(actions)), states
 
     def predict(
         self,
-        observations: Observations,
+        observations: Any,
         deterministic: bool = True,
         generator: torch.Generator | None = None,
-        action_masks: Tensor | None = None,
+        action_masks: Any = None,
     ) -> Any:
         """Return actions as `step` does for observations (B, ...) that have no past."""
         return self.step(observations, action_masks=action_masks, deterministic=deterministic, generator=generator)[0]
@@ -350,10 +363,15 @@ def _without(space: gymnasium.Space, keys: list[str] | None) -> tuple[gymnasium.
     return spaces.Dict([(key, space[key]) for key in left]), left
 
 
+def _own_module(entry: Any, key: str, *arguments: Any) -> nn.Module:
+    """Return a module of the user's own; of one that is built already a copy, since actor and critic share none."""
+    return copy.deepcopy(entry) if isinstance(entry, nn.Module) else instantiate(entry, key, nn.Module, *arguments)
+
+
 def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, policy: PolicyConfig) -> Trunk:
     encoder: Any
     if policy.encoder not in (None, *ENCODERS):
-        encoder = instantiate(policy.encoder, "policy.encoder", nn.Module, space)
+        encoder = _own_module(policy.encoder, "policy.encoder", space)
         _require_sizes(encoder, "policy.encoder", "num_features")
     else:
         wanted = tree_map(int, inputs.structure if keys is None else {key: inputs.structure[key] for key in keys})
@@ -366,7 +384,7 @@ def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, 
     if isinstance(core, str) and core in ("lstm", "gru"):
         core = RecurrentCore(core, mlp.num_features, policy.core_size)
     elif core is not None:
-        core = instantiate(core, "policy.core", nn.Module, mlp.num_features)
+        core = _own_module(core, "policy.core", mlp.num_features)
         _require_sizes(core, "policy.core", "num_features", "state_size")
     return Trunk(encoder, mlp, core, keys)
 

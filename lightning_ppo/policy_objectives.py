@@ -149,8 +149,8 @@ _NAMED: dict[str, type[PolicyObjective]] = {
 }
 
 
-def make_objective(name: str, update: UpdateConfig) -> PolicyObjective:
-    """Return the objective of a name or class path.
+def make_objective(name: str | type, update: UpdateConfig) -> PolicyObjective:
+    """Return the objective of a name, a class path or a class.
 
     Raises:
         ConfigError: If there is none.

@@ -12,6 +12,8 @@ from lightning_ppo.errors import UnsupportedSpaceError
 
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 
+_KINDS = ("Box", "Discrete", "MultiDiscrete", "MultiBinary", "Dict", "Tuple")
+
 UNBOUNDED = 1e18
 """Size from which a bound counts as none: the square of such a number is beyond float32."""
 
@@ -50,6 +52,11 @@ def space_to_spec(space: gymnasium.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Tuple):
         return {"kind": "Tuple", "spaces": [space_to_spec(child) for child in space.spaces]}
     raise UnsupportedSpaceError(f"the space {space} is not supported; supported are {SUPPORTED}")
+
+
+def is_spec(value: Any) -> bool:
+    """Return whether a value is a description of a space."""
+    return isinstance(value, Mapping) and value.get("kind") in _KINDS
 
 
 def space_from_spec(spec: Mapping[str, Any] | gymnasium.Space) -> gymnasium.Space:

@@ -1,14 +1,19 @@
 """What training has come to besides the weights: counters, episode records, random states; and their checkpoints."""
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import Tensor
 
 from lightning_ppo.budget import Budget
 from lightning_ppo.checkpoint import CheckedLoading
 from lightning_ppo.distributed import gather_objects, rank, world_size
+from lightning_ppo.errors import CheckpointError
+from lightning_ppo.hyperparameters import plain, spaces_among
 from lightning_ppo.random_state import get_random_state, restore_generator, set_random_state
 from lightning_ppo.schedules import Schedule
 from lightning_ppo.seeding import derive_seeds
@@ -31,6 +36,13 @@ class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
         self.recent_lengths: deque[int] = deque(maxlen=RETURN_WINDOW)
         self._shuffle: torch.Generator | None = None
         self._restored_shuffle: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from, the state of its generator as plain data."""
+        state = super().__getstate__()
+        if self._shuffle is not None:
+            state |= {"_shuffle": None, "_restored_shuffle": self._shuffle.get_state()}
+        return state
 
     def prepare_fit(self) -> None:
         """Keep this rank's share of the window of episodes, and let `fast_dev_run` count rollouts."""
@@ -58,7 +70,10 @@ class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
         return self._shuffle
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add counters, episode records and random states, and sign what the checkpoint names."""
+        """Add counters, episode records and random states, make settings plain data, and sign what they name."""
+        for key in (pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
+            if key in checkpoint:
+                checkpoint[key], _ = plain(checkpoint[key])
         checkpoint["ppo"] = {
             "env_steps": self.env_steps,
             "iterations": self.iterations,
@@ -77,8 +92,27 @@ class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
         }
         checkpoint["ppo"]["signature"] = signature_of(checkpoint)
 
+    def on_fit_end(self) -> None:
+        """Send what training has come to, with the weights, to the process that launched this one, if one did."""
+        super().on_fit_end()
+        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            self.register_state_dict_post_hook(_add_state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights and, where they come from a process that was launched for a fit, what training has come to."""
+        if "ppo" in state_dict:
+            self.on_load_checkpoint({"ppo": state_dict["ppo"]})
+        return super().load_state_dict({k: v for k, v in state_dict.items() if k != "ppo"}, *args, **kwargs)
+
+    @classmethod
+    def _arguments(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the spaces of a checkpoint as spaces, which constructors of subclasses may need."""
+        return spaces_among(checkpoint[pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY])
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take counters, episode records and, inside `fit`, random states from a checkpoint."""
+        if "ppo" not in checkpoint:
+            raise CheckpointError("not a checkpoint of lightning_ppo")
         state = checkpoint["ppo"]
         if self._trainer is not None and self._trainer.precision == "64-true":
             self.double()  # as Lightning does, but only after it has restored, and rounded, the weights
@@ -97,3 +131,8 @@ class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
         if self._trainer is not None and self._trainer.training and same_ranks:
             self._shuffle, self._restored_shuffle = None, own["shuffle"]
             set_random_state(own["random"])
+
+
+def _add_state(module: TrainingState, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+    if not prefix:
+        TrainingState.on_save_checkpoint(module, state_dict)
