@@ -49,9 +49,7 @@ def test_truncations_are_found_by_every_known_name(key, caplog):
 
 def test_any_other_name_can_be_given():
     assert ends(TensorVectorEnv(Simulator("cut"), BOX, BOX, truncation_key="cut")) == ([3, 0], [0, 2])
-    with pytest.raises(
-        EnvironmentFault, match="truncation_key='cut' is not in the infos of Simulator, which are "
-    ):
+    with pytest.raises(EnvironmentFault, match="truncation_key='cut' is not in the infos of Simulator, which are "):
         ends(TensorVectorEnv(Simulator("time_outs"), BOX, BOX, truncation_key="cut"))
 
 
