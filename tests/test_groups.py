@@ -120,7 +120,7 @@ def test_each_group_is_as_if_it_were_alone(env_id, core, mask):
 
 def test_groups_are_one_collector_that_draws_their_noise():
     settings = EnvConfig(id="Pendulum-v1", backend="sync", max_episode_steps=25)
-    make_env = partial(make_vector_env, "Pendulum-v1", backend="sync", kwargs=settings.kwargs)
+    make_env = partial(make_vector_env, "Pendulum-v1", backend="sync", max_episode_steps=settings.max_episode_steps)
     env = make_env(num_envs=1)
     policies = [agent_of(env.single_observation_space, env.single_action_space, "gaussian").float() for _ in range(2)]
     env.close()

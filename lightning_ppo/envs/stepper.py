@@ -12,7 +12,7 @@ from lightning_ppo.distributed import rank
 from lightning_ppo.envs.declared import NOTICE, Declared, misfit
 from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS, Lesson
 from lightning_ppo.envs.make import autoreset_mode
-from lightning_ppo.envs.masks import ActionMasks, observed_space
+from lightning_ppo.envs.masks import ActionMasks, masked_choices, observed_space
 from lightning_ppo.envs.processes import FAULT, REPLACED
 from lightning_ppo.envs.scores import scores_of
 from lightning_ppo.envs.state import get_env_state, set_env_state
@@ -46,6 +46,7 @@ class Stepper(ABC):
         num_steps: Steps made, for error messages.
         failed: Set it after a fault: the state of the environments is then not worth saving.
         declared: Checks the values of observations.
+        sizes: Number of choices of each discrete component of an action.
 
     Args:
         env: The vector environment.
@@ -53,6 +54,7 @@ class Stepper(ABC):
 
     Raises:
         EnvironmentFault: If the environment's autoreset mode is unknown.
+        ConfigError: If there can be no action masks.
     """
 
     takes_tensors = False
@@ -70,6 +72,7 @@ class Stepper(ABC):
         self.lesson: Lesson | None = None
         self.num_steps = 0
         self.failed = False
+        self.sizes = masked_choices(env, action_mask)
         self.declared = Declared(observed_space(env.single_observation_space, action_mask))
         self._structure = space_structure(env.observation_space)
         self._shapes = [leaf.shape for leaf in space_leaves(env.observation_space).values()]

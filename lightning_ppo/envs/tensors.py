@@ -12,7 +12,6 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
-from lightning_ppo.envs.masks import masked_choices
 from lightning_ppo.envs.scores import SCORE
 from lightning_ppo.envs.stagger import set_clocks
 from lightning_ppo.envs.state import set_env_state
@@ -53,7 +52,6 @@ class TensorStepper(Stepper):
 
     Attributes:
         device: The environment's.
-        sizes: Number of choices of each discrete component of an action.
         final_observations: (N, ...), last observations of episodes that ended, as the environment gives them (rows of
             other environments hold anything); None where this step brought none.
 
@@ -74,7 +72,6 @@ class TensorStepper(Stepper):
         self.any_filler = self.mode is AutoresetMode.NEXT_STEP
         self.final_observations: Any = None
         self._warned = False
-        self.sizes = masked_choices(env, action_mask)
         self._mask_source, _, self._mask_key = action_mask.partition(":")
         self._looks_for_masks = self._mask_source == "auto"
         if self._mask_source == "method":
