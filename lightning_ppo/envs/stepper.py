@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from lightning_ppo.envs.faults import close_env
 from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS, Lesson
 from lightning_ppo.envs.make import autoreset_mode
 from lightning_ppo.envs.masks import ActionMasks
@@ -36,6 +37,7 @@ class Stepper(ABC):
         final_observations: Last observations of ended episodes, where they differ from what follows.
         lesson: Rewards and terminations, each (N,), to learn from instead of the step's own, or None.
         num_steps: Steps made, for error messages.
+        seeds: Of the first episodes, one for each copy.
         failed: Set it after a fault: the state of the environments is then not worth saving.
 
     Args:
@@ -60,6 +62,7 @@ class Stepper(ABC):
         self.lesson: Lesson | None = None
         self.num_steps = 0
         self.failed = False
+        self.seeds: list[int] = []
         leaves = list(space_leaves(env.observation_space).values())
         self._spaces = tree_map(leaves.__getitem__, space_structure(env.observation_space))
 
@@ -92,6 +95,17 @@ class Stepper(ABC):
         Returns:
             Nothing, or why that cannot be done; all episodes must then start anew.
         """
+
+    def resume(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken, or start all episodes anew and return why."""
+        reason = state["reason"] if state["env"] is None else self.load_state_dict(state)
+        if reason and state["env"] is not None:  # it may be half restored
+            self.reset(self.seeds)
+        return reason
+
+    def close(self) -> None:
+        """Close the environment; should it raise, a warning says so."""
+        close_env(self.env)
 
     def reset(self, seeds: list[int]) -> None:
         """Start all episodes anew, environment i from `seeds[i]`."""
