@@ -8,7 +8,6 @@ from gymnasium.vector import VectorEnv
 
 from lightning_ppo.acting import RecordedActing, make_actor
 from lightning_ppo.advantages import following_values
-from lightning_ppo.envs.faults import close_env
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.episodes import EpisodeRecorder
 from lightning_ppo.errors import EnvironmentFault
@@ -83,7 +82,6 @@ class Collector:
         self.policy = policy
         self.num_steps = num_steps
         self.generator = generator
-        self.seeds = seeds
         self.stepper = make_stepper(env, action_mask, seeds)
         self.episodes = EpisodeRecorder(env.num_envs, skip_first)
         self.state = policy.initial_states(env.num_envs)
@@ -170,18 +168,14 @@ class Collector:
 
     def close(self) -> None:
         """Close the environments."""
-        close_env(self.stepper.env)
+        self.stepper.close()
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
         """Go on where `state` was taken; return why its episodes start anew, if they do."""
         restore_generator(self.generator, state["generator"], "actions are drawn")
-        if state["stepper"]["env"] is None:
-            return state["stepper"]["reason"]
-        reason = self.stepper.load_state_dict(state["stepper"])
-        if reason:
-            self.stepper.reset(self.seeds)
-            return reason
-        if self.state is not None:
-            self.state = state["recurrent_state"].to(self.state.device)
-        self.episodes.load_state_dict(state)
-        return ""
+        reason = self.stepper.resume(state["stepper"])
+        if not reason:
+            self.episodes.load_state_dict(state)
+            if self.state is not None:
+                self.state = state["recurrent_state"].to(self.state.device)
+        return reason

@@ -433,7 +433,7 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         """Go on where this rank stood; return why episodes start anew, if any do."""
         assert self._stream is not None
         if state["collector"] is None:
-            return self._stream.set_state(state)
+            return "the process that collected died"
         steppers = stepper_states(state["collector"])
         sizes, ours = [len(stepper["ended"]) for stepper in steppers], self._group_sizes()
         kinds = {stepper["kind"] for stepper in steppers}

@@ -92,9 +92,6 @@ class RolloutStream(IterableDataset):
 
     def set_state(self, state: dict[str, Any]) -> str:
         """Go on where `state` was taken; return why episodes start anew, if any do."""
-        if state["collector"] is None:
-            return "the process that collected died"
         reason = self.collector.load_state_dict(state["collector"])
-        if not reason:
-            self._running = state["discounted_sums"].clone()
+        self._running = self._running if reason else state["discounted_sums"].clone()
         return reason

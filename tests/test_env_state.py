@@ -244,7 +244,8 @@ def test_source_that_was_edited_wins(place, tmp_path, monkeypatch):
 def test_training_and_evaluation_step_the_same_task_after_resuming(modes, tmp_path, capsys, caplog):
     arguments = [*SMALL, *modes, "env.id=tests.test_env_state:Level", "env.stagger=false", f"run_dir={tmp_path}"]
     assert train.main([*arguments, "total_env_steps=64"]) == 0
-    assert train.main([f"run_dir={tmp_path}", "resume=last", "total_env_steps=704", "env.kwargs={level: 5}"]) == 0
+    with caplog.at_level("INFO", logger="lightning_ppo"):
+        assert train.main([f"run_dir={tmp_path}", "resume=last", "total_env_steps=704", "env.kwargs={level: 5}"]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["train_return_mean"] == summary["eval_return_mean"] == 4 * 55
     assert "env.kwargs.level changes from None to 5" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from lightning_ppo.distributed import rank
 from lightning_ppo.envs.declared import NOTICE, Declared, misfit
+from lightning_ppo.envs.faults import close_env
 from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS, Lesson
 from lightning_ppo.envs.make import autoreset_mode
 from lightning_ppo.envs.masks import ActionMasks, masked_choices, observed_space
@@ -44,6 +45,7 @@ class Stepper(ABC):
         final_observations: Last observations of ended episodes, where they differ from what follows.
         lesson: Rewards and terminations, each (N,), to learn from instead of the step's own, or None.
         num_steps: Steps made, for error messages.
+        seeds: Of the first episodes, one for each copy.
         failed: Set it after a fault: the state of the environments is then not worth saving.
         declared: Checks the values of observations.
         sizes: Number of choices of each discrete component of an action.
@@ -72,6 +74,7 @@ class Stepper(ABC):
         self.lesson: Lesson | None = None
         self.num_steps = 0
         self.failed = False
+        self.seeds: list[int] = []
         self.sizes = masked_choices(env, action_mask)
         self.declared = Declared(observed_space(env.single_observation_space, action_mask))
         self._structure = space_structure(env.observation_space)
@@ -107,6 +110,17 @@ class Stepper(ABC):
         Returns:
             Nothing, or why that cannot be done; all episodes must then start anew.
         """
+
+    def resume(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken, or start all episodes anew and return why."""
+        reason = state["reason"] if state["env"] is None else self.load_state_dict(state)
+        if reason and state["env"] is not None:  # it may be half restored
+            self.reset(self.seeds)
+        return reason
+
+    def close(self) -> None:
+        """Close the environment; should it raise, a warning says so."""
+        close_env(self.env)
 
     def reset(self, seeds: list[int]) -> None:
         """Start all episodes anew, environment i from `seeds[i]`."""

@@ -42,6 +42,7 @@ def make_stepper(env: VectorEnv, action_mask: str, seeds: list[int], on_host: bo
         observations, infos = host_reset(observations, infos)
     stepper = VectorStepper(env, action_mask) if first is None or on_host else TensorStepper(env, action_mask)
     stepper.begin(observations, infos)
+    stepper.seeds = seeds
     return stepper
 
 
