@@ -325,8 +325,9 @@ class NumpyActor:
         normalizer = policy.inputs.parts[0]
         self._normalizer = None
         if isinstance(normalizer, ObservationNormalizer):
-            scale, shift = (_array(value).reshape(1, -1) for value in (normalizer.scale, normalizer.shift))
-            self._normalizer = (scale, shift, normalizer.clip, np.empty((num_envs, scale.size), np.float32))
+            buffers = normalizer.offset, normalizer.scale, normalizer.shift
+            offset, scale, shift = (_array(value).reshape(1, -1) for value in buffers)
+            self._normalizer = offset, scale, shift, normalizer.clip, np.empty((num_envs, scale.size), np.float32)
         if isinstance(head, GaussianHead):
             self._log_std = _array(head.log_std)
             if not isinstance(head, StateGaussianHead):
@@ -367,8 +368,9 @@ class NumpyActor:
     ) -> np.ndarray:
         x = observations.reshape(len(observations), -1)
         if self._normalizer is not None:
-            scale, shift, clip, buffer = self._normalizer
-            x = np.multiply(x, scale, out=buffer)
+            offset, scale, shift, clip, buffer = self._normalizer
+            x = np.subtract(x, offset, out=buffer)
+            x *= scale
             x += shift
             np.minimum(x, clip, out=x)
             np.maximum(x, -clip, out=x)
