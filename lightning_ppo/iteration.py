@@ -29,7 +29,7 @@ class IterationReport(NamedTuple):
     """An iteration in numbers, the same on all ranks."""
 
     finite: bool
-    """Whether every loss and gradient was finite."""
+    """Whether everything learnt from was finite."""
     kl: float
     """Mean exact KL divergence of the behaviour policy from the policy after the last step."""
     env_steps: int
@@ -69,7 +69,7 @@ def report_iteration(
     names: Sequence[str],
     divergence: Tensor,
     window: Sequence[float],
-    check_gradients: bool = True,
+    learnt_from: Sequence[str],
 ) -> IterationReport:
     """Reduce what an iteration measured, with one reduction over the ranks and one transfer to the host.
 
@@ -80,14 +80,11 @@ def report_iteration(
         names: Under which the statistics are logged.
         divergence: (), KL divergence summed over this rank's rows.
         window: Sum of the latest episodes' returns, sum of their lengths, and their number.
-        check_gradients: Whether an infinite gradient counts as not finite.
+        learnt_from: Names of the statistics that must be finite; nothing depends on the others.
     """
     valid = batch.weights > 0
-    checked = epochs
-    if not check_gradients:
-        measured_norm = names.index("update/grad_norm")
-        checked = torch.cat((epochs[..., :measured_norm], epochs[..., measured_norm + 1 :]), -1)
-    measured = (divergence, (~torch.isfinite(checked)).any(), *variance_sums(batch.values[valid], batch.returns[valid]))
+    bad = torch.stack([~epochs[..., names.index(name)].isfinite() for name in learnt_from]).any()
+    measured = (divergence, bad, *variance_sums(batch.values[valid], batch.returns[valid]))
     counted = torch.tensor([len(epochs), *window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device)
     local = torch.cat((epochs.mean((0, 1)).double(), torch.stack([x.double() for x in measured]), counted))
     total = mean_over_ranks(local).tolist()

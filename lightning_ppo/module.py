@@ -150,7 +150,7 @@ class PPO(TrainingState):
         self._apply_schedules()
         update = self._update()
         update.prepare(batch, settings.minibatch_size)
-        before = Snapshot(self.parameters(), optimizer.optimizer)
+        before = Snapshot((*self.parameters(), *self.buffers()), optimizer.optimizer)
         if self._trust_region is not None:
             whole = batch._replace(weights=batch.weights / mean_over_ranks(batch.weights.sum()))
             with eval_mode(self.policy):
@@ -238,9 +238,10 @@ class PPO(TrainingState):
         now = self.policy.evaluate(batch)
         terms = self._terms(now, batch)
         loss = weighted_sum(self.policy_loss(terms), batch.weights)
-        entropy = weighted_sum(now.entropies, batch.weights)
+        if self._entropy_matters:
+            loss = loss - self._current["entropy_coefficient"] * weighted_sum(now.entropies, batch.weights)
         divergences = self.policy.head.kl(batch.distribution, now.distribution)
-        return loss - self._current["entropy_coefficient"] * entropy, weighted_sum(divergences, batch.weights)
+        return loss, weighted_sum(divergences, batch.weights)
 
     def _terms(self, now: Evaluation, minibatch: Minibatch) -> PolicyTerms:
         log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, minibatch.weights)
@@ -284,18 +285,26 @@ class PPO(TrainingState):
         if isinstance(scheduler, SteeredLearningRate) and not (self.learning_rate.adaptive and self._trust_region):
             scheduler.follow(self.learning_rate, progress)
 
+    def _learnt_from(self) -> list[str]:
+        """Return the statistics that learning depends on, which must be finite."""
+        skipped = {"update/approximate_kl", "update/clip_fraction"}
+        if not self._entropy_matters:
+            skipped.add("loss/entropy")
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            skipped.add("update/grad_norm")  # with scaled gradients that is the scaler's business: it skips the step
+        return [name for name in self.statistics if name not in skipped]
+
     @torch.no_grad()
     def _finish(self, rollout: Rollout, batch: Minibatch, epochs: Tensor, before: Snapshot, started: float) -> None:
         """Check, count and log an iteration."""
         self.recent_returns.extend(rollout.episodes.returns.tolist())
         self.recent_lengths.extend(rollout.episodes.lengths.tolist())
         window = (sum(self.recent_returns), sum(self.recent_lengths), len(self.recent_returns))
-        # with scaled gradients an infinite norm is the scaler's business: it skips the step
-        checked = getattr(self.trainer.precision_plugin, "scaler", None) is None
-        report = report_iteration(rollout, batch, epochs, self.statistics, self._divergence(batch), window, checked)
+        names, learnt_from = self.statistics, self._learnt_from()
+        report = report_iteration(rollout, batch, epochs, names, self._divergence(batch), window, learnt_from)
         if not report.finite:
             before.restore()
-            raise non_finite(epochs, self.statistics, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
+            raise non_finite(epochs, names, learnt_from, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
         self.policy.version += 1
         self.iterations += 1
         self.env_steps += report.env_steps

@@ -321,16 +321,16 @@ def overrides(instance: Any, base: type, method: str) -> bool:
 
 
 class Snapshot:
-    """Weights and optimizer state as they are now, to be put back.
+    """Weights, buffers (as the statistics of batch normalisation) and optimizer state as they are now, to be put back.
 
     Args:
-        parameters: The weights.
-        optimizer: Their optimizer.
+        tensors: Weights and buffers.
+        optimizer: That of the weights.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, tensors: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
         self._optimizer, self._fresh = optimizer, not optimizer.state
-        tensors = [parameter.detach() for parameter in parameters]
+        tensors = [tensor.detach() for tensor in tensors]
         for state in optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
         self._saved = [(tensor, tensor.clone()) for tensor in tensors]
