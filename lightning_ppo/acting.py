@@ -250,7 +250,7 @@ class _NumpyCore:
     """
 
     def __init__(self, core: RecurrentCore) -> None:
-        weights = (_array(weight) for weight in core.cell.all_weights[0])
+        weights = (_array(weight) for weight in core.cell.all)
         self._w_x, self._w_h, self._b_x, self._b_h = weights
         self._size, self.state_size = core.num_features, core.state_size
         # of the gates i, f, g, o

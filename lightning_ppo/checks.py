@@ -221,22 +221,22 @@ def _check_processes(module: Any, data: Any, trainer: pl.Trainer) -> None:
     raise ConfigError(f"{setting}: {reason}")
 
 
-def non_finite(statistics: Tensor, names: Sequence[str], learnt_from: Sequence[str], when: str) -> NonFiniteError:
+def non_finite(statistics: Tensor, names: Sequence[str], needed: Sequence[str], when: str) -> NonFiniteError:
     """Return the error that names the first statistic that is not finite.
 
     Args:
         statistics: (epochs, minibatches, statistics) of this rank.
         names: Of the statistics.
-        learnt_from: Of those that must be finite.
+        needed: Of those that must be finite.
         when: The iteration, in words.
     """
-    statistics = torch.stack([statistics[..., names.index(name)] for name in learnt_from], -1)
+    statistics = torch.stack([statistics[..., names.index(name)] for name in needed], -1)
     if torch.isfinite(statistics).all():
         return NonFiniteError("a loss or gradient of another rank is not finite; see the message of that rank")
     epoch, minibatch, column = torch.nonzero(~torch.isfinite(statistics))[0].tolist()
     value = statistics[epoch, minibatch, column].item()
     return NonFiniteError(
-        f"{learnt_from[column]} is {value} in minibatch {minibatch + 1} of update "
+        f"{needed[column]} is {value} in minibatch {minibatch + 1} of update "
         f"epoch {epoch + 1}, {when}; the weights are those from before this iteration; lower optimizer.learning_rate, "
         "or check the rewards"
     )

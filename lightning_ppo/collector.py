@@ -175,5 +175,5 @@ class Collector:
             return
         self.stepper.load_state_dict(state["stepper"])
         if self.state is not None:
-            self.state = state["recurrent_state"].to(self.state.device)
+            self.state = state["recurrent_state"].to(self.state)  # the precision may be another one now, too
         self.episodes.load_state_dict(state)

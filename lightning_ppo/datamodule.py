@@ -322,7 +322,8 @@ class RolloutDataModule(pl.LightningDataModule):
         """Return the state of environments, episode records and sampling of every rank; call it on all ranks."""
         if self._stream is None:
             return {}
-        return {"ranks": gather_objects(pack(self._stream.state_dict()))}
+        ranks = gather_objects(pack(self._stream.state_dict()))
+        return {"ranks": ranks, "action_mask": self.env_settings.action_mask}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the environments exist."""
@@ -331,7 +332,8 @@ class RolloutDataModule(pl.LightningDataModule):
     def _restore(self) -> None:
         if not self._resume_state or self._stream is None:
             return
-        ranks, self._resume_state = self._resume_state["ranks"], None
+        saved, self._resume_state = self._resume_state, None
+        ranks, masks = saved["ranks"], self.env_settings.action_mask
         if len(ranks) != world_size():
             rank_zero_warn(
                 f"the checkpoint was written by {len(ranks)} ranks, this run has {world_size()}: "
@@ -353,11 +355,15 @@ class RolloutDataModule(pl.LightningDataModule):
             change = f"environments in {len(sizes)} processes (rollout.processes), this run in {len(ours)}"
         elif kinds != {kind}:
             change = f"the state of a {', '.join(sorted(kinds))}, this run steps a {kind}"
+        elif saved.get("action_mask", masks) != masks:  # those of the observations in progress are of another kind
+            change = f"env.action_mask={saved['action_mask']}, this run {masks}"
         if change is not None:
             rank_zero_warn(f"the checkpoint has {change}: environments and sampling are seeded anew")
             return
-        if state["collector"].get("ahead") is not None and not self.rollout_settings.overlap:
-            rank_zero_warn("the rollout that was collected ahead (rollout.overlap) is not learnt from")
+        ahead = state["collector"].get("ahead")
+        if ahead is not None and not (self.rollout_settings.overlap and len(ahead["rewards"]) == self.num_steps):
+            reason = "rollout.overlap or rollout.num_steps has changed"
+            rank_zero_warn(f"the rollout that was collected ahead is not learnt from: {reason}")
         for reason in {stepper["reason"] for stepper in steppers if stepper["env"] is None}:
             rank_zero_only(_log.info)(f"Episodes in progress were restarted: {reason}.")
         self._stream.load_state_dict(state)

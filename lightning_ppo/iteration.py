@@ -62,6 +62,20 @@ def epoch_statistics(
     return torch.cat((means, torch.stack(measured, 1)), 1)
 
 
+def learnt_from(names: Sequence[str], entropy_matters: bool, scaled: bool) -> list[str]:
+    """Return those of the statistics that learning depends on; only they must be finite.
+
+    Args:
+        names: Of the statistics.
+        entropy_matters: Whether the entropy has a weight in the loss.
+        scaled: Whether gradients are scaled; an infinite norm is then the scaler's business, which skips the step.
+    """
+    skipped = {"update/approximate_kl", "update/clip_fraction"}
+    skipped |= set() if entropy_matters else {"loss/entropy"}
+    skipped |= {"update/grad_norm"} if scaled else set()
+    return [name for name in names if name not in skipped]
+
+
 def report_iteration(
     rollout: Rollout,
     batch: Minibatch,
@@ -69,7 +83,7 @@ def report_iteration(
     names: Sequence[str],
     divergence: Tensor,
     window: Sequence[float],
-    learnt_from: Sequence[str],
+    needed: Sequence[str],
 ) -> IterationReport:
     """Reduce what an iteration measured, with one reduction over the ranks and one transfer to the host.
 
@@ -80,10 +94,10 @@ def report_iteration(
         names: Under which the statistics are logged.
         divergence: (), KL divergence summed over this rank's rows.
         window: Sum of the latest episodes' returns, sum of their lengths, and their number.
-        learnt_from: Names of the statistics that must be finite; nothing depends on the others.
+        needed: Names of the statistics that must be finite.
     """
     valid = batch.weights > 0
-    bad = torch.stack([~epochs[..., names.index(name)].isfinite() for name in learnt_from]).any()
+    bad = torch.stack([~epochs[..., names.index(name)].isfinite() for name in needed]).any()
     measured = (divergence, bad, *variance_sums(batch.values[valid], batch.returns[valid]))
     counted = torch.tensor([len(epochs), *window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device)
     local = torch.cat((epochs.mean((0, 1)).double(), torch.stack([x.double() for x in measured]), counted))

@@ -24,7 +24,7 @@ from lightning_ppo.config import (
 )
 from lightning_ppo.distributed import join_ranks, mean_over_ranks, sum_over_ranks
 from lightning_ppo.flat import FlatAdam
-from lightning_ppo.iteration import LOSSES, MEASURES, MinibatchReport, epoch_statistics, report_iteration
+from lightning_ppo.iteration import LOSSES, MEASURES, MinibatchReport, epoch_statistics, learnt_from, report_iteration
 from lightning_ppo.loss_terms import make_loss_terms
 from lightning_ppo.objectives import masked_log_ratios, value_loss, weighted_sum
 from lightning_ppo.optimization import (
@@ -285,26 +285,18 @@ class PPO(TrainingState):
         if isinstance(scheduler, SteeredLearningRate) and not (self.learning_rate.adaptive and self._trust_region):
             scheduler.follow(self.learning_rate, progress)
 
-    def _learnt_from(self) -> list[str]:
-        """Return the statistics that learning depends on, which must be finite."""
-        skipped = {"update/approximate_kl", "update/clip_fraction"}
-        if not self._entropy_matters:
-            skipped.add("loss/entropy")
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            skipped.add("update/grad_norm")  # with scaled gradients that is the scaler's business: it skips the step
-        return [name for name in self.statistics if name not in skipped]
-
     @torch.no_grad()
     def _finish(self, rollout: Rollout, batch: Minibatch, epochs: Tensor, before: Snapshot, started: float) -> None:
         """Check, count and log an iteration."""
         self.recent_returns.extend(rollout.episodes.returns.tolist())
         self.recent_lengths.extend(rollout.episodes.lengths.tolist())
         window = (sum(self.recent_returns), sum(self.recent_lengths), len(self.recent_returns))
-        names, learnt_from = self.statistics, self._learnt_from()
-        report = report_iteration(rollout, batch, epochs, names, self._divergence(batch), window, learnt_from)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        names, needed = self.statistics, learnt_from(self.statistics, self._entropy_matters, scaled)
+        report = report_iteration(rollout, batch, epochs, names, self._divergence(batch), window, needed)
         if not report.finite:
             before.restore()
-            raise non_finite(epochs, names, learnt_from, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
+            raise non_finite(epochs, names, needed, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
         self.policy.version += 1
         self.iterations += 1
         self.env_steps += report.env_steps

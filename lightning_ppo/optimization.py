@@ -3,6 +3,7 @@
 import math
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -156,7 +157,10 @@ class CompiledGradients:
         try:
             if device.type == "cpu":
                 get_cpp_compiler()
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with (
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+                warnings.catch_warnings(action="ignore", category=DeprecationWarning),  # of the compiler's own doing
+            ):
                 for _ in range(1 if self._recorded is None else 2):  # the second call is recorded
                     self(*example)
         except InvalidCxxCompiler:
