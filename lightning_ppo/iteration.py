@@ -1,7 +1,7 @@
 """What one PPO iteration reports, as means over minibatches and ranks."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,17 +62,17 @@ def epoch_statistics(
     return torch.cat((means, torch.stack(measured, 1)), 1)
 
 
-def learnt_from(names: Sequence[str], entropy_matters: bool, scaled: bool) -> list[str]:
+def learnt_from(names: Sequence[str], entropy_matters: bool, precision: Any) -> list[str]:
     """Return those of the statistics that learning depends on; only they must be finite.
 
     Args:
         names: Of the statistics.
         entropy_matters: Whether the entropy has a weight in the loss.
-        scaled: Whether gradients are scaled; an infinite norm is then the scaler's business, which skips the step.
+        precision: Lightning's plugin; where it scales gradients, an infinite norm is its business: it skips the step.
     """
     skipped = {"update/approximate_kl", "update/clip_fraction"}
     skipped |= set() if entropy_matters else {"loss/entropy"}
-    skipped |= {"update/grad_norm"} if scaled else set()
+    skipped |= set() if getattr(precision, "scaler", None) is None else {"update/grad_norm"}
     return [name for name in names if name not in skipped]
 
 

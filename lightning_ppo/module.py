@@ -175,6 +175,7 @@ class PPO(TrainingState):
                 divergence, rows = mean_over_ranks(torch.stack((self._divergence(batch), batch.weights.sum())))
                 if divergence > settings.target_kl * rows:
                     break
+        update.release()
         self._finish(rollout, batch, torch.stack(epochs), before, started)
 
     def sequence_length(self, num_steps: int) -> int:
@@ -240,8 +241,7 @@ class PPO(TrainingState):
         loss = weighted_sum(self.policy_loss(terms), batch.weights)
         if self._entropy_matters:
             loss = loss - self._current["entropy_coefficient"] * weighted_sum(now.entropies, batch.weights)
-        divergences = self.policy.head.kl(batch.distribution, now.distribution)
-        return loss, weighted_sum(divergences, batch.weights)
+        return loss, weighted_sum(self.policy.head.kl(batch.distribution, now.distribution), batch.weights)
 
     def _terms(self, now: Evaluation, minibatch: Minibatch) -> PolicyTerms:
         log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, minibatch.weights)
@@ -291,12 +291,11 @@ class PPO(TrainingState):
         self.recent_returns.extend(rollout.episodes.returns.tolist())
         self.recent_lengths.extend(rollout.episodes.lengths.tolist())
         window = (sum(self.recent_returns), sum(self.recent_lengths), len(self.recent_returns))
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        names, needed = self.statistics, learnt_from(self.statistics, self._entropy_matters, scaled)
-        report = report_iteration(rollout, batch, epochs, names, self._divergence(batch), window, needed)
+        needed = learnt_from(self.statistics, self._entropy_matters, self.trainer.precision_plugin)
+        report = report_iteration(rollout, batch, epochs, self.statistics, self._divergence(batch), window, needed)
         if not report.finite:
             before.restore()
-            raise non_finite(epochs, names, needed, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
+            raise non_finite(epochs, self.statistics, needed, self.iterations, self.env_steps)
         self.policy.version += 1
         self.iterations += 1
         self.env_steps += report.env_steps
@@ -322,8 +321,7 @@ class PPO(TrainingState):
             "time/update_share": update_seconds / seconds,
             "step": float(self.env_steps),
         }
-        used = self._values | self.objective.coefficients()
-        metrics |= {f"update/{name}": value for name, value in used.items()}
+        metrics |= {f"update/{name}": value for name, value in (self._values | self.objective.coefficients()).items()}
         self.objective.after_iteration(report.kl)
         if self._trust_region is not None:
             last = self._trust_region.last

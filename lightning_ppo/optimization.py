@@ -173,6 +173,11 @@ class CompiledGradients:
             return f"the update cannot be recorded as a CUDA graph ({textwrap.shorten(str(error), 200)})"
         return None
 
+    def release(self) -> None:
+        """Let go of the batch, which a recording would keep beside its own copy while the next rollout is collected."""
+        if self._recorded is not None:
+            self._recorded.release()
+
     def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a flat batch and return what it reports."""
         if self._recorded is None:
@@ -255,6 +260,11 @@ class MinibatchUpdate:
             self._compiled, self.compile = None, False
             reason = failure or "another rank cannot compile"
             rank_zero_warn(f"compile: {reason}; training goes on uncompiled")
+
+    def release(self) -> None:
+        """Let go of the batch at the end of an iteration."""
+        if self._compiled is not None:
+            self._compiled.release()
 
     def backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""

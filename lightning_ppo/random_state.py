@@ -16,11 +16,11 @@ def seed_global_generators(seed: int) -> None:
 
 
 def get_random_state() -> dict[str, Any]:
-    """Return the state of torch's, CUDA's, NumPy's and Python's global generators."""
+    """Return the state of torch's, CUDA's (where it is in use), NumPy's and Python's global generators."""
     numpy_state = np.random.get_state(legacy=False)["state"]
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "numpy": {"key": torch.from_numpy(numpy_state["key"].copy()), "pos": int(numpy_state["pos"])},
         "python": random.getstate(),
     }
