@@ -32,37 +32,37 @@ def run_on_host(
         starts: (B,) bool, the state is zero before this step.
         weights: For each cell those of inputs and state, and the biases of both, as torch has them.
     """
-    dtype = weights[0][0].dtype
-    if torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if compiling:
         inputs = [x.view_as(x) for x in inputs]  # which must not be the same
+    dtype = weights[0][0].dtype
     tensors = [x for cell in zip(inputs, states, weights, strict=True) for x in (*cell[:2], *cell[2])]
-    return [*_Cores.apply(kind, starts, *(x.to(dtype) for x in tensors))[: len(inputs)]]
+    found = (_CompiledCores if compiling else _Cores).apply(kind, starts, *(x.to(dtype) for x in tensors))
+    return [*found[: len(inputs)]]
+
+
+def _keep(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    """Keep what the backward pass needs: the arguments, and what follows the outputs of the cells."""
+    kind, starts, *tensors = inputs
+    ctx.kind, ctx.count = kind, len(tensors) // ARGUMENTS
+    ctx.mark_non_differentiable(*output[ctx.count :])
+    ctx.save_for_backward(starts, *tensors, *output[ctx.count :])
 
 
 class _Cores(torch.autograd.Function):
     """Gives the outputs of the cells, and what the backward pass needs."""
 
     @staticmethod
-    def forward(kind: str, starts: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        run = _compiled_forward if torch.compiler.is_compiling() else _forward
-        return tuple(run(kind, starts, tensors))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        kind, starts, *tensors = inputs
-        kept = output[len(tensors) // ARGUMENTS :]
-        ctx.kind, ctx.count = kind, len(tensors) // ARGUMENTS
-        ctx.mark_non_differentiable(*kept)
-        ctx.save_for_backward(starts, *tensors, *kept)
-        if not torch.compiler.is_compiling():
-            ctx.set_materialize_grads(False)
+    def forward(ctx: Any, kind: str, starts: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        output = tuple(_forward(kind, starts, tensors))
+        _keep(ctx, (kind, starts, *tensors), output)
+        ctx.set_materialize_grads(False)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         starts, *saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.count * ARGUMENTS], saved[ctx.count * ARGUMENTS :]
-        if torch.compiler.is_compiling():
-            return None, None, *_compiled_backward(ctx.kind, starts, tensors, gradients[: ctx.count], kept)
         # a loss may depend on some of the cells alone, as an actor's does
         used = [number for number in range(ctx.count) if gradients[number] is not None]
         places = [number * ARGUMENTS + place for number in used for place in range(ARGUMENTS)]
@@ -78,6 +78,24 @@ class _Cores(torch.autograd.Function):
         for place, gradient in zip(places, of_arguments, strict=True):
             found[place] = gradient
         return None, None, *found
+
+
+class _CompiledCores(torch.autograd.Function):
+    """The same as the compiler takes it; uncompiled, a function in this form has the price of a step more."""
+
+    @staticmethod
+    def forward(kind: str, starts: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_compiled_forward(kind, starts, tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _keep(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        starts, *saved = ctx.saved_tensors
+        tensors, kept = saved[: ctx.count * ARGUMENTS], saved[ctx.count * ARGUMENTS :]
+        return None, None, *_compiled_backward(ctx.kind, starts, tensors, gradients[: ctx.count], kept)
 
 
 def _cells(arguments: Sequence[Any]) -> list[Sequence[Any]]:
