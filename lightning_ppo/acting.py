@@ -250,7 +250,7 @@ class _NumpyCore:
     """
 
     def __init__(self, core: RecurrentCore) -> None:
-        weights = (_array(weight) for weight in core.cell.all_weights[0])
+        weights = (_array(weight) for weight in core.cell.all)
         self._w_x, self._w_h, self._b_x, self._b_h = weights
         self._size, self.state_size = core.num_features, core.state_size
         # of the gates i, f, g, o
@@ -325,8 +325,9 @@ class NumpyActor:
         normalizer = policy.inputs.parts[0]
         self._normalizer = None
         if isinstance(normalizer, ObservationNormalizer):
-            scale, shift = (_array(value).reshape(1, -1) for value in (normalizer.scale, normalizer.shift))
-            self._normalizer = (scale, shift, normalizer.clip, np.empty((num_envs, scale.size), np.float32))
+            buffers = normalizer.offset, normalizer.scale, normalizer.shift
+            offset, scale, shift = (_array(value).reshape(1, -1) for value in buffers)
+            self._normalizer = offset, scale, shift, normalizer.clip, np.empty((num_envs, scale.size), np.float32)
         if isinstance(head, GaussianHead):
             self._log_std = _array(head.log_std)
             if not isinstance(head, StateGaussianHead):
@@ -367,8 +368,9 @@ class NumpyActor:
     ) -> np.ndarray:
         x = observations.reshape(len(observations), -1)
         if self._normalizer is not None:
-            scale, shift, clip, buffer = self._normalizer
-            x = np.multiply(x, scale, out=buffer)
+            offset, scale, shift, clip, buffer = self._normalizer
+            x = np.subtract(x, offset, out=buffer)
+            x *= scale
             x += shift
             np.minimum(x, clip, out=x)
             np.maximum(x, -clip, out=x)

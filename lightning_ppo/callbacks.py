@@ -125,7 +125,7 @@ class GracefulStop(Callback):
     """On Ctrl-C, SIGTERM or SIGUSR1: finish the iteration, save a checkpoint, stop.
 
     Saves when an environment fails and when training ends, too. All ranks agree at the end of an iteration, of an
-    evaluation and of the training, so that none waits for another. A second Ctrl-C stops at once. During the evaluation
+    evaluation and before the test, so that none waits for another. A second Ctrl-C stops at once. During the evaluation
     after training nothing is left to save: the first one does.
 
     SIGUSR1 is what a scheduler is told to send before it takes the machine away; in a SLURM job it also puts the job
@@ -159,10 +159,14 @@ class GracefulStop(Callback):
         self._received = self._received or number
         tqdm.write(f"{signal.Signals(number).name}: finishing the iteration and saving; Ctrl-C again stops at once")
 
-    def _agree(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Return whether any rank has received a signal; if so, save."""
+    def _agree(self, pl_module: pl.LightningModule) -> bool:
+        """Return whether any rank has received a signal."""
         self._agreed = int(max_over_ranks(torch.tensor([self._received], device=pl_module.device)))
-        if self._agreed:
+        return bool(self._agreed)
+
+    def _agree_and_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Return whether any rank has received a signal; if so, save."""
+        if self._agree(pl_module):
             self._save(trainer)
         return bool(self._agreed)
 
@@ -188,7 +192,7 @@ class GracefulStop(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if any rank has received a signal, and lead the Trainer to the end of the epoch."""
-        if self._agree(trainer, pl_module):
+        if self._agree_and_save(trainer, pl_module):
             trainer.should_stop = True
 
     # Lightning logs an iteration after on_train_batch_end; whichever of these hooks comes next ends the run
@@ -199,7 +203,7 @@ class GracefulStop(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop at the end of the epoch, also for a signal that came during its evaluation."""
-        if self._agreed or self._agree(trainer, pl_module):
+        if self._agreed or self._agree_and_save(trainer, pl_module):
             self._stop()
 
     def on_train_batch_start(
@@ -215,9 +219,9 @@ class GracefulStop(Callback):
         self._give_back()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals for the evaluation after training."""
-        if self._received:
-            self._interrupt(self._received)
+        """Take over the signals for the evaluation after training; stop if one has come to any rank."""
+        if self._agree(pl_module):
+            self._stop()
         self._take_over(self._interrupt)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

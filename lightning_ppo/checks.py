@@ -217,19 +217,25 @@ def _check_processes(module: Any, data: Any, trainer: pl.Trainer) -> None:
     raise ConfigError(f"{setting}: {reason}")
 
 
-def non_finite(statistics: Tensor, names: Sequence[str], when: str) -> NonFiniteError:
+def non_finite(
+    statistics: Tensor, names: Sequence[str], needed: Sequence[str], iterations: int, env_steps: int
+) -> NonFiniteError:
     """Return the error that names the first statistic that is not finite.
 
     Args:
         statistics: (epochs, minibatches, statistics) of this rank.
         names: Of the statistics.
-        when: The iteration, in words.
+        needed: Of those that must be finite.
+        iterations: Before this one.
+        env_steps: Before this iteration.
     """
+    statistics = torch.stack([statistics[..., names.index(name)] for name in needed], -1)
     if torch.isfinite(statistics).all():
         return NonFiniteError("a loss or gradient of another rank is not finite; see the message of that rank")
     epoch, minibatch, column = torch.nonzero(~torch.isfinite(statistics))[0].tolist()
+    value = statistics[epoch, minibatch, column].item()
+    where = f"minibatch {minibatch + 1} of update epoch {epoch + 1}, iteration {iterations + 1} ({env_steps} steps)"
     return NonFiniteError(
-        f"{names[column]} is {statistics[epoch, minibatch, column].item()} in minibatch {minibatch + 1} of update "
-        f"epoch {epoch + 1}, {when}; the weights are those from before this iteration; lower optimizer.learning_rate, "
-        "or check the rewards"
+        f"{needed[column]} is {value} in {where}; the weights are those from before this iteration; "
+        "lower optimizer.learning_rate, or check the rewards"
     )

@@ -177,5 +177,5 @@ class Collector:
         if not reason:
             self.episodes.load_state_dict(state)
             if self.state is not None:
-                self.state = state["recurrent_state"].to(self.state.device)
+                self.state = state["recurrent_state"].to(self.state)  # the precision may be another one now, too
         return reason

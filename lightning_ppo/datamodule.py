@@ -392,7 +392,7 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
     def _task(self) -> dict[str, Any]:
         """Return the settings that make the environment what it is."""
         settings = to_container(self.env_settings)
-        return {name: settings[name] for name in ("id", "kwargs", "wrappers", "atari")}
+        return {name: settings[name] for name in ("id", "kwargs", "wrappers", "action_mask", "atari")}
 
     def _warn_if_large(self, state: dict[str, Any], packed: dict[str, Any]) -> None:
         """Say once that the environments' state makes checkpoints large, and what of it."""
@@ -448,9 +448,11 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         if change is not None:
             rank_zero_warn(f"the checkpoint has {change}: environments and sampling are seeded anew")
             return ""
-        if state["collector"].get("ahead") is not None and not self.rollout_settings.overlap:
-            rank_zero_warn("the rollout that was collected ahead (rollout.overlap) is not learnt from")
-        changed = [f"env.{name}" for name, value in self._task().items() if value != task[name]]
+        ahead = state["collector"].get("ahead")
+        if ahead is not None and not (self.rollout_settings.overlap and len(ahead["rewards"]) == self.num_steps):
+            reason = "rollout.overlap or rollout.num_steps has changed"
+            rank_zero_warn(f"the rollout that was collected ahead is not learnt from: {reason}")
+        changed = [f"env.{name}" for name, value in self._task().items() if value != task.get(name, value)]
         if changed:
             for stepper in steppers:
                 stepper |= {"env": None, "reason": f"{', '.join(changed)} changed since the run was saved"}

@@ -96,6 +96,10 @@ class Recorded:
         """Record anew at the next call."""
         self._valid = False
 
+    def release(self) -> None:
+        """Let go of the arguments of the call before, which are in the recording's own memory."""
+        self._latest = (None,) * len(self._latest)
+
     def __call__(self, *arguments: Any) -> Any:
         """Return what the function returns."""
         if not self._valid:

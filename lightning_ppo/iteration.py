@@ -1,7 +1,7 @@
 """What one PPO iteration reports, as means over minibatches and ranks."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class IterationReport(NamedTuple):
     """An iteration in numbers, the same on all ranks."""
 
     finite: bool
-    """Whether every loss and gradient was finite."""
+    """Whether everything learnt from was finite."""
     kl: float
     """Mean exact KL divergence of the behaviour policy from the policy after the last step."""
     env_steps: int
@@ -62,6 +62,20 @@ def epoch_statistics(
     return torch.cat((means, torch.stack(measured, 1)), 1)
 
 
+def learnt_from(names: Sequence[str], entropy_matters: bool, precision: Any) -> list[str]:
+    """Return those of the statistics that learning depends on; only they must be finite.
+
+    Args:
+        names: Of the statistics.
+        entropy_matters: Whether the entropy has a weight in the loss.
+        precision: Lightning's plugin; where it scales gradients, an infinite norm is its business: it skips the step.
+    """
+    skipped = {"update/approximate_kl", "update/clip_fraction"}
+    skipped |= set() if entropy_matters else {"loss/entropy"}
+    skipped |= set() if getattr(precision, "scaler", None) is None else {"update/grad_norm"}
+    return [name for name in names if name not in skipped]
+
+
 def report_iteration(
     rollout: Rollout,
     batch: Minibatch,
@@ -69,7 +83,7 @@ def report_iteration(
     names: Sequence[str],
     divergence: Tensor,
     window: Sequence[float],
-    check_gradients: bool = True,
+    needed: Sequence[str],
 ) -> IterationReport:
     """Reduce what an iteration measured, with one reduction over the ranks and one transfer to the host.
 
@@ -80,14 +94,11 @@ def report_iteration(
         names: Under which the statistics are logged.
         divergence: (), KL divergence summed over this rank's rows.
         window: Sum of the latest episodes' returns, sum of their lengths, and their number.
-        check_gradients: Whether an infinite gradient counts as not finite.
+        needed: Names of the statistics that must be finite.
     """
     valid = batch.weights > 0
-    checked = epochs
-    if not check_gradients:
-        measured_norm = names.index("update/grad_norm")
-        checked = torch.cat((epochs[..., :measured_norm], epochs[..., measured_norm + 1 :]), -1)
-    measured = (divergence, (~torch.isfinite(checked)).any(), *variance_sums(batch.values[valid], batch.returns[valid]))
+    bad = torch.stack([~epochs[..., names.index(name)].isfinite() for name in needed]).any()
+    measured = (divergence, bad, *variance_sums(batch.values[valid], batch.returns[valid]))
     counted = torch.tensor([len(epochs), *window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device)
     local = torch.cat((epochs.mean((0, 1)).double(), torch.stack([x.double() for x in measured]), counted))
     total = mean_over_ranks(local).tolist()

@@ -25,7 +25,7 @@ from lightning_ppo.config import (
 from lightning_ppo.distributed import join_ranks, mean_over_ranks, sum_over_ranks
 from lightning_ppo.fit_optimizers import FitOptimizers
 from lightning_ppo.flat import FlatAdam
-from lightning_ppo.iteration import LOSSES, MEASURES, MinibatchReport, epoch_statistics, report_iteration
+from lightning_ppo.iteration import LOSSES, MEASURES, MinibatchReport, epoch_statistics, learnt_from, report_iteration
 from lightning_ppo.learning_rates import SteeredLearningRate
 from lightning_ppo.loss_terms import make_loss_terms
 from lightning_ppo.objectives import masked_log_ratios, value_loss, weighted_sum
@@ -147,7 +147,7 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
         self._apply_schedules()
         update = self._update()
         update.prepare(batch, settings.minibatch_size)
-        before = Snapshot(self.parameters(), self.fit_optimizers.optimizers)
+        before = Snapshot((*self.parameters(), *self.buffers()), self.fit_optimizers.optimizers)
         if self._trust_region is not None:
             whole = batch._replace(weights=batch.weights / mean_over_ranks(batch.weights.sum()))
             with eval_mode(self.policy):
@@ -172,6 +172,7 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
                 divergence, rows = mean_over_ranks(torch.stack((self._divergence(batch), batch.weights.sum())))
                 if divergence > settings.target_kl * rows:
                     break
+        update.release()
         self._finish(rollout, batch, torch.stack(epochs), before, started)
 
     def sequence_length(self, num_steps: int) -> int:
@@ -237,9 +238,9 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
         now = self.policy.evaluate(batch)
         terms = self._terms(now, batch)
         loss = weighted_sum(self.policy_loss(terms), batch.weights)
-        entropy = weighted_sum(now.entropies, batch.weights)
-        divergences = self.policy.head.kl(batch.distribution, now.distribution)
-        return loss - self._current["entropy_coefficient"] * entropy, weighted_sum(divergences, batch.weights)
+        if self._entropy_matters:
+            loss = loss - self._current["entropy_coefficient"] * weighted_sum(now.entropies, batch.weights)
+        return loss, weighted_sum(self.policy.head.kl(batch.distribution, now.distribution), batch.weights)
 
     def _terms(self, now: Evaluation, minibatch: Minibatch) -> PolicyTerms:
         log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, minibatch.weights)
@@ -283,12 +284,11 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
         self.recent_returns.extend(rollout.episodes.returns.tolist())
         self.recent_lengths.extend(rollout.episodes.lengths.tolist())
         window = (sum(self.recent_returns), sum(self.recent_lengths), len(self.recent_returns))
-        # with scaled gradients an infinite norm is the scaler's business: it skips the step
-        checked = getattr(self.trainer.precision_plugin, "scaler", None) is None
-        report = report_iteration(rollout, batch, epochs, self.statistics, self._divergence(batch), window, checked)
+        needed = learnt_from(self.statistics, self._entropy_matters, self.trainer.precision_plugin)
+        report = report_iteration(rollout, batch, epochs, self.statistics, self._divergence(batch), window, needed)
         if not report.finite:
             before.restore()
-            raise non_finite(epochs, self.statistics, f"iteration {self.iterations + 1} ({self.env_steps} steps)")
+            raise non_finite(epochs, self.statistics, needed, self.iterations, self.env_steps)
         self.policy.version += 1
         self.count(report.env_steps)
         # the bound of a trust region is one on everything that the policy moves by
@@ -308,8 +308,7 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
             "step": float(self.env_steps),
         }
         self.finish_learning_rate(self.progress, report.kl)
-        used = self._values | self.objective.coefficients()
-        metrics |= {f"update/{name}": value for name, value in used.items()}
+        metrics |= {f"update/{name}": value for name, value in (self._values | self.objective.coefficients()).items()}
         self.objective.after_iteration(report.kl)
         if self._trust_region is not None:
             last = self._trust_region.last

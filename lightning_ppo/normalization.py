@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 Reduce = Callable[[Tensor], Tensor]
 
+_WIDE = (torch.int32, torch.int64, torch.uint32, torch.uint64)
+"""Integers that float32 cannot hold."""
+
 
 def _identity(x: Tensor) -> Tensor:
     return x
@@ -69,6 +72,10 @@ class RunningMoments(nn.Module):
 class ObservationNormalizer(RunningMoments):
     """Shifts and scales observations to mean 0 and variance 1, then clips them.
 
+    The mean is subtracted before anything is scaled: `x * scale + shift` has no digits left where a feature is large
+    and nearly constant. `offset` is the mean in the precision of the result, `shift` what that leaves out, scaled. From
+    integers of 32 bits and more it is subtracted in float64, as NumPy does, so that all actors see the same numbers.
+
     `forward` uses statistics that only `update` changes, so they are frozen while a rollout is collected and learnt
     from. In eval mode `update` does nothing.
 
@@ -78,6 +85,7 @@ class ObservationNormalizer(RunningMoments):
         epsilon: Added to the variance before the square root.
     """
 
+    offset: Tensor
     scale: Tensor
     shift: Tensor
 
@@ -85,6 +93,7 @@ class ObservationNormalizer(RunningMoments):
         super().__init__(shape)
         self.clip = clip
         self.epsilon = epsilon
+        self.register_buffer("offset", torch.zeros(shape), persistent=False)
         self.register_buffer("scale", torch.ones(shape), persistent=False)
         self.register_buffer("shift", torch.zeros(shape), persistent=False)
         self.register_load_state_dict_post_hook(_refresh_after_loading)
@@ -93,7 +102,8 @@ class ObservationNormalizer(RunningMoments):
         super()._apply(fn, recurse)
         dtype = torch.promote_types(fn(self.scale.new_empty(0)).dtype, torch.float32)
         changed = dtype != self.scale.dtype
-        self.scale, self.shift = (value.to(self.mean.device, dtype) for value in (self.scale, self.shift))
+        for name in ("offset", "scale", "shift"):
+            setattr(self, name, getattr(self, name).to(self.mean.device, dtype))
         if changed:
             self._refresh()
         return self
@@ -101,8 +111,9 @@ class ObservationNormalizer(RunningMoments):
     @torch.no_grad()
     def _refresh(self) -> None:
         scale = (self.variance + self.epsilon).rsqrt()
+        self.offset.copy_(self.mean)
         self.scale.copy_(scale)
-        self.shift.copy_(-self.mean * scale)
+        self.shift.copy_((self.offset.double() - self.mean) * scale)
 
     def update(self, samples: Tensor, reduce: Reduce = _identity) -> None:
         """Merge observations (K, *shape) into the statistics, in training mode only."""
@@ -112,11 +123,13 @@ class ObservationNormalizer(RunningMoments):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return normalised observations (B, *shape), float32 or, in a module of float64, that."""
-        return torch.addcmul(self.shift, observations.to(self.scale.dtype), self.scale).clamp_(-self.clip, self.clip)
+        dtype = self.scale.dtype
+        centred = (observations.to(torch.float64 if observations.dtype in _WIDE else dtype) - self.offset).to(dtype)
+        return torch.addcmul(self.shift, centred, self.scale).clamp_(-self.clip, self.clip)
 
     def inverse(self, normalized: Tensor) -> Tensor:
         """Return the observations (B, *shape) that `forward` would map to `normalized`, if none was clipped."""
-        return (normalized - self.shift) / self.scale
+        return (normalized - self.shift) / self.scale + self.offset
 
 
 def _refresh_after_loading(normalizer: ObservationNormalizer, _: Any) -> None:

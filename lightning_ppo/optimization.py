@@ -3,6 +3,7 @@
 import math
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -123,7 +124,10 @@ class CompiledGradients:
         try:
             if device.type == "cpu":
                 get_cpp_compiler()
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with (
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+                warnings.catch_warnings(action="ignore", category=DeprecationWarning),  # of the compiler's own doing
+            ):
                 for _ in range(1 if self._recorded is None else 2):  # the second call is recorded
                     self(*example)
         except InvalidCxxCompiler:
@@ -135,6 +139,11 @@ class CompiledGradients:
                 raise
             return f"the update cannot be recorded as a CUDA graph ({textwrap.shorten(str(error), 200)})"
         return None
+
+    def release(self) -> None:
+        """Let go of the batch, which a recording would keep beside its own copy while the next rollout is collected."""
+        if self._recorded is not None:
+            self._recorded.release()
 
     def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a flat batch and return what it reports."""
@@ -222,6 +231,11 @@ class MinibatchUpdate:
             reason = failure or "another rank cannot compile"
             rank_zero_warn(f"compile: {reason}; training goes on uncompiled")
 
+    def release(self) -> None:
+        """Let go of the batch at the end of an iteration."""
+        if self._compiled is not None:
+            self._compiled.release()
+
     def backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""
         if self._compiled is not None:
@@ -300,18 +314,18 @@ def overrides(instance: Any, base: type, method: str) -> bool:
 
 
 class Snapshot:
-    """Weights and optimizer state as they are now, to be put back.
+    """Weights, buffers (as the statistics of batch normalisation) and optimizer state as they are now, to be put back.
 
     Args:
-        parameters: The weights.
-        optimizers: Their optimizers.
+        tensors: Weights and buffers.
+        optimizers: Those of the weights.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    def __init__(self, tensors: Iterable[Tensor], optimizers: Iterable[torch.optim.Optimizer]) -> None:
         self._states = [
             (optimizer.state, {p: dict(own) for p, own in optimizer.state.items()}) for optimizer in optimizers
         ]
-        tensors = [parameter.detach() for parameter in parameters]
+        tensors = [tensor.detach() for tensor in tensors]
         for _, states in self._states:
             for own in states.values():
                 tensors += [value for value in own.values() if isinstance(value, Tensor)]

@@ -3,10 +3,13 @@
 import time
 from typing import Any
 
+from torch import Tensor
+
 from lightning_ppo.collector import stepper_states
 from lightning_ppo.errors import UserError
 from lightning_ppo.remote import RemoteCollector, to_plain
 from lightning_ppo.rollout import Episodes, Rollout
+from lightning_ppo.tree import tree_map
 
 
 class OverlappedCollector:
@@ -64,13 +67,17 @@ class OverlappedCollector:
     def load_state_dict(self, state: dict[str, Any]) -> str:
         """Go on where `state` was taken, with the rollout that was in progress, unless T or the task has changed.
 
+        That is learnt from in the policy's precision, which may be another one now.
+
         Returns:
             Why episodes start anew, if any do.
         """
         ahead = state.get("ahead")
         reason = self.remote.load_state_dict({**state, "ahead": None})
         if ahead is not None and not reason and len(ahead["rewards"]) == self.num_steps:
-            self.remote.give_back(Rollout(**{**ahead, "episodes": Episodes(*ahead["episodes"])}))
+            dtype = self.policy.dtype
+            values = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, ahead)
+            self.remote.give_back(Rollout(**{**values, "episodes": Episodes(*ahead["episodes"])}))
         return reason
 
     def close(self) -> None:

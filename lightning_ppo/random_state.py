@@ -44,7 +44,7 @@ def own_generators(seed: int) -> Iterator[None]:
 
 
 def get_random_state() -> dict[str, Any]:
-    """Return the state of torch's, CUDA's, NumPy's and Python's global generators."""
+    """Return the state of torch's, CUDA's (where it is in use), NumPy's and Python's global generators."""
     numpy_state = np.random.get_state(legacy=False)["state"]
     return {
         "torch": torch.get_rng_state(),

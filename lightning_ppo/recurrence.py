@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ppo.gru import run_grus
+from lightning_ppo.host_cores import run_on_host, single_step
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -14,8 +14,32 @@ def full_precision(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def on_host(states: Tensor) -> bool:
+    """Return whether Python may look at values without waiting for a device."""
+    return states.device.type == "cpu"
+
+
 BLANK = -1e4
 """What shuts a gate: the logistic function of it is 0."""
+
+
+class RecurrentWeights(nn.Module):
+    """Weights of an LSTM or GRU, made and named as torch's layers do, which cannot be compiled.
+
+    Args:
+        layer: The layer they are taken from.
+    """
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self._names = [name for name, _ in layer.named_parameters()]
+        for name, parameter in layer.named_parameters():
+            self.register_parameter(name, parameter)
+
+    @property
+    def all(self) -> list[Tensor]:
+        """Weights of inputs and state, and the biases of both."""
+        return [getattr(self, name) for name in self._names]
 
 
 class RecurrentCore(nn.Module):
@@ -39,7 +63,7 @@ class RecurrentCore(nn.Module):
     def __init__(self, kind: str, num_inputs: int, size: int) -> None:
         super().__init__()
         self.kind = kind
-        self.cell = nn.LSTM(num_inputs, size) if kind == "lstm" else nn.GRU(num_inputs, size)
+        self.cell = RecurrentWeights((nn.LSTM if kind == "lstm" else nn.GRU)(num_inputs, size))
         for name, parameter in self.cell.named_parameters():
             nn.init.zeros_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
         self.num_features = size
@@ -55,20 +79,11 @@ class RecurrentCore(nn.Module):
             x: (L, S, I), S sequences of L steps.
             states: (S, H), states before the first step; zeros where an episode starts.
         """
-        weights = self.cell.all_weights[0]
-        single = x.shape[0] == 1  # acting: a third of the time of the layer made for sequences
-        if isinstance(self.cell, nn.GRU):
-            if single:
-                hidden = torch.gru_cell(x[0], states, *weights)
-                return hidden.unsqueeze(0), hidden
-            output, hidden = self.cell(x, states.unsqueeze(0))
-            return output, hidden[0]
-        hidden, cell = states.chunk(2, -1)
-        if single:
-            hidden, cell = torch.lstm_cell(x[0], (hidden, cell), *weights)
-            return hidden.unsqueeze(0), torch.cat((hidden, cell), -1)
-        output, (hidden, cell) = self.cell(x, (hidden.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous()))
-        return output, torch.cat((hidden[0], cell[0]), -1)
+        outputs = []
+        for seen in x.unbind(0):
+            found, states = single_step(self.kind, seen, states, self.cell.all)
+            outputs.append(found)
+        return torch.stack(outputs), states
 
 
 def run_cores(
@@ -76,9 +91,9 @@ def run_cores(
 ) -> tuple[list[Tensor], Tensor | None]:
     """Put sequences through recurrent cores, the state of each set to zero wherever an episode starts.
 
-    LSTMs and GRUs take sequences as they are on the CPU. For other cores and devices, sequences of several steps are
-    cut where episodes start, and all pieces go through the core in one call, each padded at its end to the length of
-    the longest.
+    On the CPU, LSTMs and GRUs take sequences as they are, and for other cores, sequences are cut where episodes start.
+    On other devices, where looking for episodes' starts would be to wait, and for other cores while they are compiled,
+    sequences go through the core step by step.
 
     Args:
         cores: See `RecurrentCore`; all of them that of the configuration.
@@ -92,17 +107,17 @@ def run_cores(
     """
     own = states.split([core.state_size for core in cores], -1)
     if starts.shape[0] // states.shape[0] == 1:
-        reset = starts.unsqueeze(-1)
-        found = [
-            core(x.unsqueeze(0), torch.where(reset, 0.0, s)) for core, x, s in zip(cores, inputs, own, strict=True)
-        ]
+        found = [_step(core, x, s, starts) for core, x, s in zip(cores, inputs, own, strict=True)]
         after = [full_precision(state) for _, state in found]
-        return [outputs[0] for outputs, _ in found], after[0] if len(after) == 1 else torch.cat(after, -1)
-    if states.device.type == "cpu" and all(isinstance(core, RecurrentCore) for core in cores):
-        if cores[0].kind == "lstm":
-            return _run_lstms(cores, inputs, own, starts), None
-        return list(run_grus(inputs, own, starts, [core.cell.all_weights[0] for core in cores])), None
-    return _run_pieces(cores, inputs, own, starts), None
+        return [outputs for outputs, _ in found], after[0] if len(after) == 1 else torch.cat(after, -1)
+    if not on_host(states):
+        return _run_steps(cores, inputs, own, starts), None
+    compiling = torch.compiler.is_compiling()
+    if not all(isinstance(core, RecurrentCore) for core in cores):
+        return (_run_steps if compiling else _run_pieces)(cores, inputs, own, starts), None
+    if cores[0].kind == "lstm" and not compiling:
+        return _run_lstms(cores, inputs, own, starts), None
+    return run_on_host(cores[0].kind, inputs, own, starts, [core.cell.all for core in cores]), None
 
 
 def run_core(core: Any, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -111,10 +126,33 @@ def run_core(core: Any, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tens
     return outputs[0], after
 
 
+def _step(core: Any, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs (S, F) of a step and the states (S, H) after it."""
+    outputs, after = core(x.unsqueeze(0), torch.where(starts.unsqueeze(-1), 0.0, states))
+    return outputs[0], after
+
+
+def _run_steps(
+    cores: Sequence[Any], inputs: Sequence[Tensor], states: Sequence[Tensor], starts: Tensor
+) -> list[Tensor]:
+    """Return the outputs (B, F) of each core, which takes one step of all sequences after the other."""
+    begins = starts.unflatten(0, (len(states[0]), -1)).unbind(1)
+    outputs = []
+    for core, x, state in zip(cores, inputs, states, strict=True):
+        steps = []
+        for seen, begun in zip(x.unflatten(0, (len(state), -1)).unbind(1), begins, strict=True):
+            found, state = _step(core, seen, state, begun)
+            steps.append(found)
+        outputs.append(torch.stack(steps, 1).flatten(0, 1))
+    return outputs
+
+
 def _run_lstms(
     cores: Sequence[RecurrentCore], inputs: Sequence[Tensor], states: Sequence[Tensor], starts: Tensor
 ) -> list[Tensor]:
     """Return the outputs (B, F) of LSTMs whose sequences go through torch's in one call each, uncut.
+
+    With 4 sequences in a minibatch torch's is faster than that in NumPy, which takes the compiler's place.
 
     In front of an episode's start there is a blank step, at which an input of its own shuts the gates i, f and o: after
     it hidden state and cell are 0, and no gradient gets through.
@@ -131,7 +169,7 @@ def _run_lstms(
     is_blank[place[blanks.flatten()] - sequences] = 1.0
     outputs = []
     for core, x, state in zip(cores, inputs, states, strict=True):
-        of_inputs, *others = core.cell.all_weights[0]
+        of_inputs, *others = core.cell.all
         padded = torch.cat((x.new_zeros(len(is_blank), x.shape[1]).index_copy(0, place, x), is_blank), 1)
         hidden, cell = torch.where(begins[:, :1], 0.0, state).unsqueeze(0).chunk(2, -1)
         weights = [torch.cat((of_inputs, core.blank), 1), *others]
@@ -160,7 +198,7 @@ def _run_pieces(
     begins[::length] = True
     first = begins.nonzero().squeeze(1)
     piece = begins.cumsum(0) - 1
-    step = torch.arange(len(starts), device=starts.device) - first[piece]
+    step = torch.arange(len(starts)) - first[piece]
     place = step * len(first) + piece
     longest = int(step.max()) + 1
     outputs = []

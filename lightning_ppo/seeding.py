@@ -1,4 +1,8 @@
-"""Seeds that never overlap: one per run seed, purpose and global index."""
+"""Seeds: one per run seed, purpose and global index, of 32 bits, which is what every environment takes.
+
+Those of one purpose never repeat within a run. Between purposes, and between runs, two seeds are alike by chance alone:
+one pair in 2^32.
+"""
 
 import numpy as np
 
@@ -11,7 +15,8 @@ PURPOSES = (
 def derive_seeds(seed: int, first: int, count: int, purpose: str) -> list[int]:
     """Return one seed for each of the global indices first..first+count-1.
 
-    Consecutive integers would make environment 1 of run 1 the environment 0 of run 2.
+    Consecutive integers would make environment 1 of run 1 the environment 0 of run 2. A seed that an index before has
+    is replaced by the next of its sequence, so the seeds of all indices before are derived, too.
 
     Args:
         seed: Seed of the run.
@@ -20,4 +25,10 @@ def derive_seeds(seed: int, first: int, count: int, purpose: str) -> list[int]:
         purpose: one of PURPOSES.
     """
     key = PURPOSES.index(purpose)
-    return [int(np.random.SeedSequence([seed, key, i]).generate_state(1)[0]) for i in range(first, first + count)]
+    seeds: dict[int, None] = {}
+    for index in range(first + count if count else 0):
+        sequence, words = np.random.SeedSequence([seed, key, index]), 1
+        while (found := int(sequence.generate_state(words)[-1])) in seeds:
+            words += 1
+        seeds[found] = None
+    return list(seeds)[first:]

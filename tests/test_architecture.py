@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_ppo"
-PURE = ("tree", "rollout", "advantages", "objectives", "normalization", "gru", "recurrence", "networks")
+IN_NUMPY = ("gru", "lstm", "host_cores")
+PURE = ("tree", "rollout", "advantages", "objectives", "normalization", *IN_NUMPY, "recurrence", "networks")
 ALGORITHM = ("rollout", "advantages", "objectives", "collector", "stream", "module")
 
 
@@ -40,7 +41,7 @@ def uses(room: str, *modules: str) -> set[str]:
 
 @pytest.mark.parametrize("room", PURE)
 def test_pure_rooms_import_torch_and_the_standard_library_only(room):
-    allowed = {"torch", "lightning_ppo"} | sys.stdlib_module_names | ({"numpy"} if room == "gru" else set())
+    allowed = {"torch", "lightning_ppo"} | sys.stdlib_module_names | ({"numpy"} if room in IN_NUMPY else set())
     third_party = {name for file in files(room) for name in imports(file) if name.split(".")[0] not in allowed}
     assert third_party == set()
     others = {f"lightning_ppo.{other}" for other in PURE} | {"lightning_ppo.errors"}
