@@ -33,6 +33,7 @@ from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.errors import ConfigError, EnvironmentFault
 from lightning_ppo.evaluation import play
 from lightning_ppo.groups import GroupedCollector, group_sizes, make_groups
+from lightning_ppo.hyperparameters import plain
 from lightning_ppo.overlap import OverlappedCollector
 from lightning_ppo.packing import pack, unpack
 from lightning_ppo.policy import MaskedObservations
@@ -264,7 +265,7 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
     def _collector(self, module: Any) -> RolloutCollector:
         """Return what collects the rollouts of this rank, in as many processes as it takes."""
         assert self.trainer is not None
-        if reason := in_step_because(self.env):
+        if reason := in_step_because(self._own_env):
             rank_zero_only(_log.warning)(f"env.stagger has no effect: {reason} (env.stagger=false leaves it at that)")
         given = {"env": self.env_settings, "evaluation": self.evaluation_settings, **module.hparams}
         for line in without_effect(given, self.action_space, self._given_evaluation_env is not None):
@@ -390,9 +391,9 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         return {"ranks": gather_objects(packed), "task": self._task()}
 
     def _task(self) -> dict[str, Any]:
-        """Return the settings that make the environment what it is."""
-        settings = to_container(self.env_settings)
-        return {name: settings[name] for name in ("id", "kwargs", "wrappers", "action_mask", "atari")}
+        """Return the settings that make the environment what it is, as plain data."""
+        names = ("id", "kwargs", "wrappers", "action_mask", "atari")
+        return plain({name: getattr(self.env_settings, name) for name in names})[0]
 
     def _warn_if_large(self, state: dict[str, Any], packed: dict[str, Any]) -> None:
         """Say once that the environments' state makes checkpoints large, and what of it."""
