@@ -30,9 +30,9 @@ from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lightning_ppo.config import load
 from lightning_ppo.envs import make_vector_env
-from train import train
+from lightning_ppo.run.training import train
+from lightning_ppo.settings.loading import load
 
 WARM_UP = 3
 """Iterations before the clock starts; the first one compiles."""

@@ -31,7 +31,7 @@ def time_collectives(out: str) -> None:
     Through the process group and, where ranks share memory, through that.
     """
     sys.path.insert(0, str(ROOT))
-    from lightning_ppo import distributed
+    from lightning_ppo.support import distributed
 
     torch.set_num_threads(1)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
@@ -60,7 +60,8 @@ def count_collectives(out: str) -> None:
     import pytorch_lightning as pl
 
     sys.path.insert(0, str(ROOT))
-    from lightning_ppo import PPO, RolloutDataModule, distributed
+    from lightning_ppo import PPO, RolloutDataModule
+    from lightning_ppo.support import distributed
 
     calls: list[int] = []
 

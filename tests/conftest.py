@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_ppo import notices
+from lightning_ppo.support import notices
 
 torch.set_num_threads(1)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

@@ -36,7 +36,10 @@ def kill_self() -> None:
 
 def arm(point: str, count: int) -> None:
     """Make this process kill itself when it comes to a point for the `count`-th time."""
-    from lightning_ppo import collector, files, loggers, module
+    from lightning_ppo.collection import collector
+    from lightning_ppo.run import loggers
+    from lightning_ppo.support import files
+    from lightning_ppo.update import ppo as module
 
     left = iter(range(count - 1, -1, -1))
 
@@ -232,7 +235,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        import train
+        from lightning_ppo.cli import train
 
         # under torchrun the rank named by VICTIM kills itself, in its first life
         first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"

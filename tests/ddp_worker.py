@@ -17,9 +17,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lightning_ppo import PPO, RolloutDataModule, distributed, module, optimization, stream
-from lightning_ppo.collector import Collector
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.collection import stream
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.support import distributed
+from lightning_ppo.update import minibatch_update as optimization
+from lightning_ppo.update import ppo as module
 
 ENVS, STEPS, MINIBATCHES = 8, 16, 4
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -104,8 +108,8 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
     )
     mirror = {"observation_indices": [0, 1, 2, 3], "observation_signs": [-1] * 4, "action_indices": [1, 0]}
     terms = {
-        "CartPole-v1": {"class_path": "lightning_ppo.loss_terms.MirrorSymmetry", "init_args": mirror},
-        "Pendulum-v1": {"class_path": "lightning_ppo.loss_terms.DualClip", "init_args": {"bound": 1.001}},
+        "CartPole-v1": {"class_path": "lightning_ppo.update.loss_terms.MirrorSymmetry", "init_args": mirror},
+        "Pendulum-v1": {"class_path": "lightning_ppo.update.loss_terms.DualClip", "init_args": {"bound": 1.001}},
     }
     model = PPO(
         data.observation_space,

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from lightning_ppo.rollout import Minibatch
+from lightning_ppo.rollout.shapes import Minibatch
 
 
 def transitions(observations: Any, actions: torch.Tensor, **fields: Any) -> Minibatch:

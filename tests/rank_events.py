@@ -17,8 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.callbacks import GracefulStop, Interrupted
-from lightning_ppo.errors import UserError
+from lightning_ppo.run.stopping import GracefulStop, Interrupted
+from lightning_ppo.support.errors import UserError
 from tests.helpers import Count
 
 RANK = int(os.environ["RANK"])

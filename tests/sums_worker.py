@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lightning_ppo import distributed
-from lightning_ppo.errors import RankLostError
+from lightning_ppo.support import distributed
+from lightning_ppo.support.errors import RankLostError
 
 REDUCE = {"sum": distributed.sum_over_ranks, "max": distributed.max_over_ranks}
 OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ppo.advantages import discounted_sums, generalized_advantages, normalize_advantages
+from lightning_ppo.rollout.advantages import discounted_sums, generalized_advantages, normalize_advantages
 
 NAMES = ("rewards", "values", "next_values", "terminations", "truncations")
 

@@ -12,18 +12,11 @@ import torch
 import yaml
 
 from benchmarks import ablations, gpu, learning, recurrent, speed, table1, where_time_goes
-from lightning_ppo.config import (
-    NormalizeConfig,
-    OptimizerConfig,
-    PolicyConfig,
-    RolloutConfig,
-    UpdateConfig,
-    flat,
-    load,
-    to_container,
-)
-from lightning_ppo.distributions.continuous import GaussianHead
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.distributions.continuous import GaussianHead
+from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, RolloutConfig, UpdateConfig
+from lightning_ppo.settings.loading import flat, load, to_container
+from lightning_ppo.settings.networks import PolicyConfig
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():

@@ -5,14 +5,14 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from lightning_ppo.acting import NumpyActor
-from lightning_ppo.collector import Collector
-from lightning_ppo.distributions import make_action_head
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.numpy_acting import NumpyActor
 from lightning_ppo.envs import make_vector_env
-from lightning_ppo.episodes import EpisodeRecorder
-from lightning_ppo.errors import EnvironmentFault, UnsupportedSpaceError
-from lightning_ppo.evaluation import play
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.distributions import make_action_head
+from lightning_ppo.rollout.episodes import EpisodeRecorder
+from lightning_ppo.support.errors import EnvironmentFault, UnsupportedSpaceError
 from tests.helpers import Count
 
 FLOAT32, FLOAT64, FLOAT16 = (float(np.finfo(kind).max) for kind in (np.float32, np.float64, np.float16))

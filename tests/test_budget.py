@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Timer
 
-import train
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.config import load
+from lightning_ppo.run import training
+from lightning_ppo.settings.loading import load
 from tests.crash_test import same
 from tests.test_cli import SMALL
 from tests.test_module import make_pair, make_trainer
@@ -199,7 +199,7 @@ def test_fast_dev_run_on_the_command_line_writes_nothing(tmp_path, monkeypatch):
             seen.append((module.iterations, "eval/return_mean" in trainer.callback_metrics))
 
     arguments = [*SMALL, "trainer.fast_dev_run=3", "evaluation.episodes=2", "total_env_steps=100000"]
-    train.train(load([], [*arguments, f"run_dir={tmp_path / 'run'}"]), [Count()])
+    training.train(load([], [*arguments, f"run_dir={tmp_path / 'run'}"]), [Count()])
     assert seen == [(3, True)] and not (tmp_path / "run").exists()
 
 

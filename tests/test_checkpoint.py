@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.checkpoint import AtomicCheckpointIO, read_checkpoint, read_newest, versions
 from lightning_ppo.envs.state import get_env_state, set_env_state
-from lightning_ppo.errors import CheckpointError
-from lightning_ppo.packing import pack, unpack
+from lightning_ppo.support.checkpoint_files import AtomicCheckpointIO, read_checkpoint, read_newest, versions
+from lightning_ppo.support.errors import CheckpointError
+from lightning_ppo.support.packing import pack, unpack
 from tests.crash_test import same
 from tests.test_module import make_trainer
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
-import train
 from lightning_ppo.__main__ import main as command
-from lightning_ppo.callbacks import Interrupted
-from lightning_ppo.config import load
+from lightning_ppo.cli import train
+from lightning_ppo.run import training
+from lightning_ppo.run.stopping import Interrupted
+from lightning_ppo.settings.loading import load
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -248,13 +249,13 @@ def test_trainings_of_one_process_get_a_directory_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load([], [*SMALL, "total_env_steps=64"])
     for _ in range(2):
-        train.train(config)
+        training.train(config)
     assert len(list((tmp_path / "runs" / "CartPole-v1").iterdir())) == 2
 
 
 def test_train_returns_its_metrics(tmp_path):
     config = load([], [*SMALL, "total_env_steps=64", f"run_dir={tmp_path / 'run'}"])
-    assert train.train(config)["iterations"] == 1
+    assert training.train(config)["iterations"] == 1
 
 
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--episodes", "0"]])
@@ -272,7 +273,7 @@ def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
 
     run_dir = tmp_path / "run"
     config = load([], [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=300"])
-    build = train.build_trainer
+    build = training.build_trainer
 
     def with_interrupt(*args):
         trainer = build(*args)
@@ -280,9 +281,9 @@ def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build_trainer", with_interrupt)
+        patch.setattr(training, "build_trainer", with_interrupt)
         with pytest.raises(Interrupted) as error:
-            train.train(config)
+            training.train(config)
     assert error.value.exit_code == 143
     assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["env_steps"] == 256
     assert not (run_dir / "summary.json").exists()
@@ -385,7 +386,7 @@ def test_checkpoints_are_written_every_so_many_steps(tmp_path):
         [],
         [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=768", "checkpoint.every_env_steps=200"],
     )
-    build = train.build_trainer
+    build = training.build_trainer
 
     def with_look(*args):
         trainer = build(*args)
@@ -393,8 +394,8 @@ def test_checkpoints_are_written_every_so_many_steps(tmp_path):
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build_trainer", with_look)
-        train.train(config)
+        patch.setattr(training, "build_trainer", with_look)
+        training.train(config)
     assert written == [0, 0, 256, 256, 512, 512]  # epochs have 128 steps
 
 
@@ -410,7 +411,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_run_resumable(tmp_path):
     ]
     code = (
         "import resource, train\n"
-        "from lightning_ppo.callbacks import LastCheckpoint\n"
+        "from lightning_ppo.run.callbacks import LastCheckpoint\n"
         "save = LastCheckpoint.on_train_epoch_end\n"
         "def fill(self, *args):\n"
         "    save(self, *args)\n"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_ppo import doctor
-from lightning_ppo.cli import COMMANDS, main, make_parser
+from lightning_ppo.cli import COMMANDS, doctor, main, make_parser
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ppo import PPO
-from lightning_ppo.recurrence import RecurrentCore, run_cores
+from lightning_ppo.policy.recurrence import RecurrentCore, run_cores
 from tests.test_device_envs import Looks
 from tests.test_module import make_trainer
 from tests.test_recurrence import Guided, Latch, make_pair, registered, step_by_step, whole  # noqa: F401, a fixture
@@ -67,7 +67,7 @@ def test_a_compiled_update_is_the_eager_one(env, policy, precision):
 @pytest.mark.parametrize("kind", ["lstm", "gru", "own"])
 def test_on_other_devices_nothing_is_looked_at(kind, monkeypatch):
     """What runs there, here: the same as single steps, and no value that the host would wait for."""
-    monkeypatch.setattr("lightning_ppo.recurrence.on_host", lambda states: False)
+    monkeypatch.setattr("lightning_ppo.policy.recurrence.on_host", lambda states: False)
     core = Decay(5) if kind == "own" else RecurrentCore(kind, 5, 6)
     x, states, starts = torch.randn(9, 4, 5), torch.randn(4, core.state_size), torch.rand(9, 4) < 0.3
     expected, _ = step_by_step(core, x, states, starts)

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from lightning_ppo import PPO
-from lightning_ppo.checkpoint import AtomicCheckpointIO, read_checkpoint, read_newest
-from lightning_ppo.config import UpdateConfig
-from lightning_ppo.errors import CheckpointError
-from lightning_ppo.hyperparameters import plain
-from lightning_ppo.schedules import Schedule
+from lightning_ppo.settings.algorithm import UpdateConfig
+from lightning_ppo.settings.hyperparameters import plain
+from lightning_ppo.settings.schedules import Schedule
+from lightning_ppo.support.checkpoint_files import AtomicCheckpointIO, read_checkpoint, read_newest
+from lightning_ppo.support.errors import CheckpointError
 from tests.crash_test import same
 from tests.test_module import make_pair, make_trainer
 
@@ -75,7 +75,7 @@ SCRIPT = """
 import sys
 import pytorch_lightning as pl
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.checkpoint import AtomicCheckpointIO
+from lightning_ppo.support.checkpoint_files import AtomicCheckpointIO
 
 if __name__ == "__main__":
     pl.seed_everything(3, verbose=False)

@@ -8,11 +8,12 @@ import pytest
 from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.config import Config, to_container
-from lightning_ppo.config_reference import settings
-from lightning_ppo.effects import EVERYWHERE, NEEDED, REFUSED, TOLD, covers, without_effect
 from lightning_ppo.envs import make_vector_env
-from lightning_ppo.errors import ConfigError, UserError
+from lightning_ppo.settings.effects import EVERYWHERE, NEEDED, REFUSED, TOLD, covers, without_effect
+from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.reference import settings
+from lightning_ppo.settings.sections import Config
+from lightning_ppo.support.errors import ConfigError, UserError
 from tests.test_module import make_trainer
 
 KEYS = [setting.key for setting in settings()]
@@ -115,7 +116,7 @@ def test_what_needs_single_copies_is_refused_where_there_are_none(backend, setti
 
 def test_an_idle_frame_that_a_backend_cannot_do_without_is_named(caplog):
     pytest.importorskip("envpool", reason="needs the extra envpool")
-    from lightning_ppo.config import AtariConfig
+    from lightning_ppo.settings.environment import AtariConfig
 
     with caplog.at_level(logging.WARNING, "lightning_ppo"):
         try:

@@ -14,13 +14,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import train
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo import callbacks as callbacks_module
-from lightning_ppo.callbacks import LastCheckpoint
+from lightning_ppo.cli import train
 from lightning_ppo.envs import get_env_state, make_vector_env, set_env_state
 from lightning_ppo.envs.state import return_to_built
-from lightning_ppo.packing import pack, unpack
+from lightning_ppo.run import checkpointing
+from lightning_ppo.run.checkpointing import LastCheckpoint
+from lightning_ppo.support.packing import pack, unpack
 from tests.helpers import Count, vector
 from tests.test_envs import assert_resumes, reloaded
 from tests.test_module import make_trainer
@@ -391,8 +391,8 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path, caplog):
 
 def test_saving_takes_less_than_a_tenth_of_the_time(monkeypatch, caplog):
     now, saved = [0.0], []
-    monkeypatch.setattr(callbacks_module.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(callbacks_module, "_ppo", lambda module: module)
+    monkeypatch.setattr(checkpointing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(checkpointing, "as_ppo", lambda module: module)
 
     class Module:
         env_steps, device = 0, torch.device("cpu")

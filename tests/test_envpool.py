@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.envs import autoreset_mode, make_vector_env
 from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 from tests.test_collector import linear_policy, stream
 
 

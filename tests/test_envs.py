@@ -17,8 +17,8 @@ from lightning_ppo.envs import autoreset_mode, get_env_state, make_vector_env, s
 from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.envs.stagger import FirstEpisodeLimit, is_staggered
 from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.seeding import PURPOSES, derive_seeds
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.randomness import PURPOSES, derive_seeds
 from tests.helpers import Count, vector
 
 

@@ -13,10 +13,11 @@ from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.cli import main as command
-from lightning_ppo.config import NormalizeConfig, PolicyConfig
-from lightning_ppo.errors import UserError
-from lightning_ppo.export import FORMATS, Deployed, export, greatest_difference
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.interop.export import FORMATS, Deployed, export, greatest_difference
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import NormalizeConfig
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import UserError
 from tests.test_spaces import ACTIONS, OBSERVATIONS, agent_of, choices_of, random_masks
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)

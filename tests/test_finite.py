@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.errors import NonFiniteError
+from lightning_ppo.support.errors import NonFiniteError
 from tests.test_module import make_trainer
 
 

@@ -11,13 +11,13 @@ import torch
 from gymnasium import spaces
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-import lightning_ppo.datamodule
+import lightning_ppo.collection.datamodule
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.evaluation import play
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.random_state import get_random_state, own_generators, seed_process
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.support.randomness import get_random_state, own_generators, seed_process
 from tests.test_module import make_trainer
 
 
@@ -102,7 +102,7 @@ def test_copies_in_processes_of_their_own_go_on_drawing_where_they_were():
 @pytest.mark.parametrize("backend", ["sync", "async"])
 def test_ranks_draw_differently(backend, monkeypatch):
     def of_rank(rank, seed=1):
-        monkeypatch.setattr(lightning_ppo.datamodule, "rank", lambda: rank)
+        monkeypatch.setattr(lightning_ppo.collection.datamodule, "rank", lambda: rank)
         monkeypatch.setattr(rank_zero_only, "rank", rank)
         pl.seed_everything(seed, verbose=False)
         before = get_random_state()

@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from lightning_ppo import RolloutDataModule
-from lightning_ppo.config import EnvConfig, RolloutConfig
+from lightning_ppo.cli import train
+from lightning_ppo.collection.groups import make_groups
+from lightning_ppo.collection.stream import RolloutStream
+from lightning_ppo.collection.worker import make_collector
 from lightning_ppo.envs import make_vector_env
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.groups import make_groups
-from lightning_ppo.packing import unpack
-from lightning_ppo.remote import make_collector
-from lightning_ppo.stream import RolloutStream
-from lightning_ppo.tree import tree_leaves
+from lightning_ppo.settings.algorithm import RolloutConfig
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.packing import unpack
+from lightning_ppo.support.tree import tree_leaves
 from tests.helpers import Count
 from tests.test_cli import SMALL
 from tests.test_masks import Forbidden

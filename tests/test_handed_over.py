@@ -9,13 +9,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lightning_ppo import RolloutDataModule
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import PolicyConfig
+from lightning_ppo.collection.collector import Collector
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.simulators import TensorVectorEnv
-from lightning_ppo.evaluation import play
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.tree import tree_leaves, tree_map
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.tree import tree_leaves, tree_map
 from tests.helpers import Count
 
 SPACES = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_ppo.host_cores import run_on_host
+from lightning_ppo.speed.host_cores import run_on_host
 
 LAYERS = {"gru": nn.GRU, "lstm": nn.LSTM}
 

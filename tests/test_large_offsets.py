@@ -12,12 +12,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.acting import NumpyActor
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import PolicyConfig
-from lightning_ppo.export import Deployed
-from lightning_ppo.normalization import ObservationNormalizer
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.numpy_acting import NumpyActor
+from lightning_ppo.interop.export import Deployed
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.normalization import ObservationNormalizer
+from lightning_ppo.settings.networks import PolicyConfig
 from tests.helpers import vector
 from tests.test_graphs import imitation  # noqa: F401, a fixture
 from tests.test_module import make_trainer

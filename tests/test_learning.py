@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.evaluation import play
+from lightning_ppo.evaluation.play import play
 from tests.helpers import Identity, Loop4, vector
 from tests.test_module import make_trainer
 

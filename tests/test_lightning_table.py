@@ -20,12 +20,13 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 
-import train
 from lightning_ppo import PPO
-from lightning_ppo.checks import check_trainer_settings
-from lightning_ppo.config import load
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.trainer_checks import check_trainer
+from lightning_ppo.cli import train
+from lightning_ppo.run import training
+from lightning_ppo.run.launch import check_trainer_settings
+from lightning_ppo.settings.loading import load
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.update.trainer_checks import check_trainer
 from tests.crash_test import same
 from tests.test_cli import SMALL
 from tests.test_lightning import with_validation
@@ -335,7 +336,7 @@ def tqdm_bar(folder, kind=callbacks.TQDMProgressBar):
     assert trainer.progress_bar_callback is bar and bar.total_train_batches == 2
     (folder / "run").mkdir()
     config = load([], [*SMALL, "total_env_steps=128", "trainer.enable_progress_bar=true"])
-    built = train.build_trainer(config, folder / "run", Callback(), with_validation()[0], None, [bar])
+    built = training.build_trainer(config, folder / "run", Callback(), with_validation()[0], None, [bar])
     assert built.progress_bar_callback is bar
 
 
@@ -573,7 +574,7 @@ def autolog(folder):
         run = folder / flag
         entry = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": str(run / "more")}}
         arguments = [*SMALL, "total_env_steps=64", f"trainer.enable_autolog_hparams={flag}", f"run_dir={run}"]
-        train.train(load([], [*arguments, f"loggers=[{json.dumps(entry)}]"]))
+        training.train(load([], [*arguments, f"loggers=[{json.dumps(entry)}]"]))
         found = [file.read_text() for file in (run / "more").rglob("hparams.yaml")]
         assert any("total_env_steps" in text for text in found) == (flag == "true")
 
@@ -749,6 +750,6 @@ def test_a_signal_saves_what_callbacks_made_of_the_iteration(tmp_path):
     model, _ = with_validation()
     config = load([], [*SMALL, "total_env_steps=128"])
     own = Callback()
-    order = train.build_trainer(config, tmp_path, Callback(), model, None, [own]).callbacks
+    order = training.build_trainer(config, tmp_path, Callback(), model, None, [own]).callbacks
     (stop,) = [index for index, callback in enumerate(order) if type(callback).__name__ == "GracefulStop"]
     assert order.index(own) < stop

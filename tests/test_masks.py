@@ -11,19 +11,19 @@ import torch
 from gymnasium import Space, spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-import train
 from lightning_ppo import PPO, RolloutDataModule, cli
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import EnvConfig
-from lightning_ppo.distributions import make_action_head
+from lightning_ppo.cli import train
+from lightning_ppo.collection.collector import Collector
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.masks import ActionMasks, observed_space
 from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.evaluation import play
-from lightning_ppo.policy import MaskedObservations
-from lightning_ppo.rollout import select
-from lightning_ppo.video import Stage
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.evaluation.video import Stage
+from lightning_ppo.policy.actor_critic import MaskedObservations
+from lightning_ppo.policy.distributions import make_action_head
+from lightning_ppo.rollout.shapes import select
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 from tests.helpers import Count, vector
 from tests.test_module import make_trainer
 from tests.test_spaces import MIXED, agent_of, choices_of, chosen, flattened

@@ -10,9 +10,9 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import lightning_ppo.datamodule
-import lightning_ppo.module
-import lightning_ppo.training_state
+import lightning_ppo.collection.datamodule
+import lightning_ppo.update.ppo
+import lightning_ppo.update.training_state
 from lightning_ppo import PPO, RolloutDataModule
 from tests.test_module import make_trainer
 
@@ -201,12 +201,12 @@ class Still(Choices):
 
 def of_rank(rank, monkeypatch, **settings):
     """Return the actions (T, N) and the rows of the minibatches of one iteration of a rank."""
-    for module in (lightning_ppo.datamodule, lightning_ppo.training_state):
+    for module in (lightning_ppo.collection.datamodule, lightning_ppo.update.training_state):
         monkeypatch.setattr(module, "rank", lambda: rank)
     orders = []
-    shuffle = lightning_ppo.module.shuffled_indices
+    shuffle = lightning_ppo.update.ppo.shuffled_indices
     monkeypatch.setattr(
-        lightning_ppo.module, "shuffled_indices", lambda *args: (orders.append(shuffle(*args)), orders[-1])[1]
+        lightning_ppo.update.ppo, "shuffled_indices", lambda *args: (orders.append(shuffle(*args)), orders[-1])[1]
     )
     pl.seed_everything(4, verbose=False)
     env = {"id": f"{__name__}:Still", "num_envs": 4, "backend": "sync", "stagger": False}
@@ -215,7 +215,7 @@ def of_rank(rank, monkeypatch, **settings):
     taken = []
     look = pl.callbacks.LambdaCallback(on_train_batch_start=lambda *args: taken.append(args[2].actions.clone()))
     make_trainer(max_epochs=1, callbacks=[look]).fit(model, data)
-    monkeypatch.setattr(lightning_ppo.module, "shuffled_indices", shuffle)
+    monkeypatch.setattr(lightning_ppo.update.ppo, "shuffled_indices", shuffle)
     return taken[0], orders[0]
 
 
@@ -231,9 +231,9 @@ def test_no_two_ranks_have_the_same_noise_or_the_same_minibatches(settings, monk
 @pytest.mark.parametrize(("others", "epochs"), [(1e3, 1), (-1e3, 3)], ids=["far away", "near"])
 def test_target_kl_is_that_of_all_ranks(others, epochs, monkeypatch):
     """The other ranks' divergence is added where ranks average: it decides, not this rank's own."""
-    mean = lightning_ppo.module.mean_over_ranks
+    mean = lightning_ppo.update.ppo.mean_over_ranks
     monkeypatch.setattr(
-        lightning_ppo.module,
+        lightning_ppo.update.ppo,
         "mean_over_ranks",
         lambda x: mean(x + torch.tensor([others, 0.0])) if x.shape == (2,) else mean(x),
     )

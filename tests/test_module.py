@@ -11,9 +11,9 @@ import torch
 from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
-from lightning_ppo.iteration import MinibatchReport
-from lightning_ppo.rollout import Rollout
+from lightning_ppo.rollout.shapes import Rollout
+from lightning_ppo.support.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
+from lightning_ppo.update.reports import MinibatchReport
 from tests.crash_test import same
 from tests.helpers import Count, transitions
 

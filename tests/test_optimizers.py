@@ -16,7 +16,7 @@ from torch.optim import LBFGS, SGD, Adam, AdamW, Muon
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from lightning_ppo import PPO
-from lightning_ppo.errors import ConfigError, NonFiniteError
+from lightning_ppo.support.errors import ConfigError, NonFiniteError
 from tests.crash_test import same
 from tests.test_lightning import with_validation
 from tests.test_module import make_pair, make_trainer
@@ -243,7 +243,7 @@ def scheduled(**settings):
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_collected(make, said, monkeypatch):
     model, data = make_pair(model=configured(make))
-    monkeypatch.setattr("lightning_ppo.collector.Collector.collect", lambda self: pytest.fail("collected"))
+    monkeypatch.setattr("lightning_ppo.collection.collector.Collector.collect", lambda self: pytest.fail("collected"))
     with pytest.raises(ConfigError, match=f"^configure_optimizers: .*{said}") as caught:
         make_trainer().fit(model, data)
     assert "\n" not in str(caught.value)

@@ -9,10 +9,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import train
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.packing import unpack
+from lightning_ppo.cli import train
+from lightning_ppo.run import training
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.packing import unpack
 from tests.helpers import Count, vector
 from tests.test_checkpoint import SETTINGS, MidEpoch, assert_same_agent
 from tests.test_cli import SMALL, rows
@@ -142,12 +143,12 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
             if module.iterations == 3:
                 signal.raise_signal(signal.SIGINT)
 
-    build_trainer = train.build_trainer
+    build_trainer = training.build_trainer
     monkeypatch.setattr(
-        train, "build_trainer", lambda *given: build_trainer(*given[:5], [*given[5], Interrupt()], *given[6:])
+        training, "build_trainer", lambda *given: build_trainer(*given[:5], [*given[5], Interrupt()], *given[6:])
     )
     assert train.main([*arguments, f"run_dir={tmp_path / 'stopped'}"]) == 130
-    monkeypatch.setattr(train, "build_trainer", build_trainer)
+    monkeypatch.setattr(training, "build_trainer", build_trainer)
     saved = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
     ahead = unpack(saved["RolloutDataModule"]["ranks"][0])["collector"]["ahead"]
     assert ahead["policy_version"] == saved["ppo"]["iterations"] - 1 == 3

@@ -11,11 +11,13 @@ from gymnasium import spaces
 from torch import nn
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.config import EnvConfig, PolicyConfig, as_section
 from lightning_ppo.envs import make_vector_env
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.policy_objectives import PolicyObjective
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.settings.loading import as_section
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.update.policy_objectives import PolicyObjective
 from tests.helpers import Count
 from tests.test_module import make_pair, make_trainer
 

@@ -10,18 +10,19 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import NormalizeConfig, PolicyConfig, RolloutConfig, UpdateConfig, resolve_sequence_length
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.stream import RolloutStream
 from lightning_ppo.envs import make_vector_env
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.evaluation import play
-from lightning_ppo.networks import CustomNetwork
-from lightning_ppo.objectives import kl_k3
-from lightning_ppo.packing import unpack
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.recurrence import RecurrentCore, run_core, run_cores
-from lightning_ppo.rollout import Episodes, Rollout, select, shuffled_indices
-from lightning_ppo.stream import RolloutStream
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.networks import CustomNetwork
+from lightning_ppo.policy.recurrence import RecurrentCore, run_core, run_cores
+from lightning_ppo.rollout.shapes import Episodes, Rollout, select, shuffled_indices
+from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig, UpdateConfig, resolve_sequence_length
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.packing import unpack
+from lightning_ppo.update.objectives import kl_k3
 from tests.helpers import Count, vector
 from tests.test_checkpoint import assert_same_agent
 from tests.test_module import Recording, make_trainer
@@ -335,7 +336,7 @@ def test_values_and_bootstrap_values_are_those_of_the_whole_episode(mode, shared
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("at_once", [8192, 10])
 def test_sequence_evaluation_equals_acting(mode, kind, at_once, monkeypatch):
-    monkeypatch.setattr("lightning_ppo.policy.EVALUATION_ROWS", at_once)
+    monkeypatch.setattr("lightning_ppo.policy.actor_critic.EVALUATION_ROWS", at_once)
     env = counters(mode)
     policy = make_policy(env, kind)
     collecting = make_collector(env, policy, 12)
@@ -458,7 +459,7 @@ def test_the_first_ratio_is_one(env, policy, precision, tolerance):
         {"objective": "adaptive_kl"},
         {"objective": "policy_gradient"},
         {"objective": "trpo"},
-        {"loss_terms": ["lightning_ppo.loss_terms.ActionSmoothness"]},
+        {"loss_terms": ["lightning_ppo.update.loss_terms.ActionSmoothness"]},
         {"policy": {"dropout": 0.5}},
         {"update": {"recompute_advantages": True, "target_kl": 1.0}},
         {"compile": True, "model": PPO},

@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.remote import RemoteCollector, _tensors
+from lightning_ppo.collection.remote import RemoteCollector
+from lightning_ppo.collection.worker import _tensors
 from tests.test_module import make_trainer
 
 
@@ -126,7 +127,7 @@ RESTART = ("num_envs", "masks off", "masks on", "processes")
 @pytest.mark.filterwarnings("ignore:the checkpoint has|the rollout that was collected ahead")
 def test_training_goes_on(change, core, way, tmp_path, monkeypatch):
     for room in ("datamodule", "groups"):
-        monkeypatch.setattr(f"lightning_ppo.{room}.RemoteCollector", Nearby)
+        monkeypatch.setattr(f"lightning_ppo.collection.{room}.RemoteCollector", Nearby)
     before, after = CHANGES[change]
     _, trainer = fit(2, core, **way | before)
     trainer.save_checkpoint(tmp_path / "two.ckpt")

@@ -9,14 +9,15 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TransformR
 from gymnasium.wrappers import vector as vector_wrappers
 
 from lightning_ppo import RolloutDataModule
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import EnvConfig, as_section
+from lightning_ppo.collection.collector import Collector
 from lightning_ppo.envs import get_env_state, make_vector_env, set_env_state
 from lightning_ppo.envs.scores import innermost_score, notices_of
 from lightning_ppo.envs.torch_envs import TorchCartPole
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.evaluation import play
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.settings.loading import as_section
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 from tests.helpers import Count
 
 COUNT = "tests.helpers:Count"  # episodes of 4 steps with reward 1

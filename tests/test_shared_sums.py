@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_ppo import distributed, shared_sums
+from lightning_ppo.support import distributed, shared_sums
 
 ROOT = Path(__file__).parent.parent
 SHARES = sys.platform == "linux" and platform.machine() == "x86_64"
@@ -45,8 +45,8 @@ def test_three_ranks_get_what_the_process_group_gives_and_notice_a_death(tmp_pat
 def test_a_rank_that_is_killed_before_the_others_come_leaves_nothing_behind():
     """Killed right after it has created the shared memory, and while the other ranks open it."""
     before = set(os.listdir("/dev/shm"))
-    code = "import lightning_ppo.shared_sums as s, os; f, t = s._create(2); print(os.getpid(), f, t.hex(), flush=True)"
-    command = [sys.executable, "-c", f"{code}; input()"]
+    code = "import lightning_ppo.support.shared_sums as s, os, sys; f, t = s._create(2); print(os.getpid(), f, t.hex())"
+    command = [sys.executable, "-c", f"{code}; sys.stdout.flush(); input()"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as creator:
         pid, number, token = creator.stdout.readline().split()
         path = f"/proc/{pid}/fd/{number}"

@@ -5,10 +5,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from lightning_ppo.collector import Collector
+from lightning_ppo.collection.collector import Collector
 from lightning_ppo.envs.simulators import TRUNCATIONS, TensorVectorEnv
-from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.support.errors import EnvironmentFault
 
 BOX = spaces.Box(-1.0, 100.0, (1,), np.float32)
 

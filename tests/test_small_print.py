@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_ppo import callbacks, random_state
-from lightning_ppo.callbacks import GracefulStop, Interrupted
-from lightning_ppo.recurrence import RecurrentCore
-from lightning_ppo.seeding import derive_seeds
+from lightning_ppo.policy.recurrence import RecurrentCore
+from lightning_ppo.run import stopping
+from lightning_ppo.run.stopping import GracefulStop, Interrupted
+from lightning_ppo.support import randomness as random_state
+from lightning_ppo.support.randomness import derive_seeds
 from tests.test_graphs import imitation  # noqa: F401, a fixture
 from tests.test_module import make_pair, make_trainer
 
@@ -69,7 +70,7 @@ def test_a_recording_lets_go_of_the_batch_after_an_iteration(imitation, monkeypa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_all_ranks_stop_before_the_test_if_one_was_told_to(monkeypatch, number):
-    monkeypatch.setattr(callbacks, "max_over_ranks", lambda own: torch.full_like(own, int(number)))
+    monkeypatch.setattr(stopping, "max_over_ranks", lambda own: torch.full_like(own, int(number)))
     stop, module = GracefulStop(None), nn.Module()
     module.device = torch.device("cpu")
     with pytest.raises(Interrupted, match=number.name):

@@ -20,15 +20,16 @@ from torch.distributions import AffineTransform, Beta, Categorical, Normal, Tran
 from torch.nn.functional import softplus
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.acting import NumpyActor, TorchActor
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import PolicyConfig
-from lightning_ppo.distributions import ActionHead, CompositeHead, make_action_head
-from lightning_ppo.errors import ConfigError, UnsupportedSpaceError
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.rollout import Minibatch, Rollout, select
-from lightning_ppo.spaces import space_from_spec, space_to_spec
-from lightning_ppo.tree import tree_leaves, tree_map
+from lightning_ppo.collection.acting import TorchActor
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.numpy_acting import NumpyActor
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.distributions import ActionHead, CompositeHead, make_action_head
+from lightning_ppo.rollout.shapes import Minibatch, Rollout, select
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import ConfigError, UnsupportedSpaceError
+from lightning_ppo.support.spaces import space_from_spec, space_to_spec
+from lightning_ppo.support.tree import tree_leaves, tree_map
 from tests.helpers import transitions
 from tests.test_module import make_trainer
 

@@ -13,13 +13,13 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.utils import batch_space
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.collector import Collector
+from lightning_ppo.collection.collector import Collector
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.simulators import TensorVectorEnv
 from lightning_ppo.envs.stagger import first_lengths, in_step_because, is_staggered, prepare
 from lightning_ppo.envs.torch_envs import TorchCartPole
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.seeding import derive_seeds
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.support.randomness import derive_seeds
 from tests.helpers import Loop4
 from tests.test_module import make_trainer
 

@@ -11,11 +11,12 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import NormalizeConfig, PolicyConfig, RolloutConfig
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.stream import RolloutStream
 from lightning_ppo.envs import make_vector_env
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.stream import RolloutStream
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig
+from lightning_ppo.settings.networks import PolicyConfig
 from tests.helpers import Count, transitions, vector
 
 NEXT_STEP = AutoresetMode.NEXT_STEP

@@ -15,15 +15,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-import train
-from lightning_ppo import PPO, RolloutDataModule, trust
-from lightning_ppo.callbacks import Timing
+from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.cli import main as command
-from lightning_ppo.config import EnvConfig, as_section, load_over
+from lightning_ppo.cli import train
 from lightning_ppo.envs import make_vector_env
-from lightning_ppo.errors import CheckpointError, ConfigError, EnvironmentFault
-from lightning_ppo.signature import key_path
-from lightning_ppo.trust import check_names
+from lightning_ppo.run.callbacks import Timing
+from lightning_ppo.settings import trust
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.settings.loading import as_section, load_over
+from lightning_ppo.settings.trust import check_names
+from lightning_ppo.support.errors import CheckpointError, ConfigError, EnvironmentFault
+from lightning_ppo.support.signature import key_path
 from tests.helpers import Count
 
 SMALL = ["env.num_envs=2", "rollout.num_steps=8", "update.minibatch_size=16", "total_env_steps=32"]
@@ -37,8 +39,8 @@ Path({path!r}).write_text("imported")
 import gymnasium, torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
-from lightning_ppo.loss_terms import LossTerm
-from lightning_ppo.policy_objectives import Clip
+from lightning_ppo.update.loss_terms import LossTerm
+from lightning_ppo.update.policy_objectives import Clip
 
 class Env(gymnasium.Env): pass
 class Wrapper(gymnasium.Wrapper): pass
@@ -149,7 +151,7 @@ NETWORKS = {
     "core": {"policy": {"core": "canary.Module"}},
     "nested names": {
         "policy": {
-            "network": {"class_path": "lightning_ppo.module.PPO", "init_args": {"objective": "canary.Objective"}}
+            "network": {"class_path": "lightning_ppo.update.ppo.PPO", "init_args": {"objective": "canary.Objective"}}
         }
     },
     "policy as text": {"policy": "encoder: canary.Module"},
@@ -183,12 +185,12 @@ HOSTILE |= {
     "callback that writes": at(
         CONFIG,
         "callbacks",
-        value=[{"class_path": "lightning_ppo.callbacks.LastCheckpoint", "init_args": {"path": "sang"}}],
+        value=[{"class_path": "lightning_ppo.run.checkpointing.LastCheckpoint", "init_args": {"path": "sang"}}],
     ),
     "callback with a path": at(
         CONFIG,
         "callbacks",
-        value=[{"class_path": "lightning_ppo.recording.RecordVideo", "init_args": {"directory": "sang"}}],
+        value=[{"class_path": "lightning_ppo.run.recording.RecordVideo", "init_args": {"directory": "sang"}}],
     ),
     "no callback": at(CONFIG, "callbacks", value=[{"class_path": "subprocess.Popen", "init_args": TOUCH["kwargs"]}]),
     "logger": at(CONFIG, "loggers", value=["canary.Log"]),
@@ -370,12 +372,14 @@ def test_what_comes_along_may_be_named_by_any_file(elsewhere):
         ],
     }
     config = {
-        "objective": "lightning_ppo.policy_objectives.Clip",
+        "objective": "lightning_ppo.update.policy_objectives.Clip",
         "policy": {"core": "lstm", "encoder": "impala", "network": None},
-        "loss_terms": [{"class_path": "lightning_ppo.loss_terms.DualClip", "init_args": {"bound": 3.0}, "weight": 0.1}],
+        "loss_terms": [
+            {"class_path": "lightning_ppo.update.loss_terms.DualClip", "init_args": {"bound": 3.0}, "weight": 0.1}
+        ],
         "callbacks": [
             {"class_path": "pytorch_lightning.callbacks.EarlyStopping", "init_args": {"monitor": "eval/return_mean"}},
-            "lightning_ppo.recording.RecordVideo",
+            "lightning_ppo.run.recording.RecordVideo",
         ],
         "loggers": ["wandb"],
         "trainer": {"precision": "bf16-mixed", "devices": 1, "max_time": "00:01:00:00", "logger": False},

@@ -2,13 +2,13 @@
 
 import argparse
 
-from lightning_ppo.errors import TRUST_HELP, ConfigError
+from lightning_ppo.support.errors import TRUST_HELP, ConfigError
 
 NAME = "export"
 HELP = "write a trained agent as one file that acts without this package"
 EXAMPLES = (
-    ("python -m lightning_ppo export runs/mine/checkpoints/best.ckpt", "best.onnx beside it, for ONNX Runtime"),
-    ("python -m lightning_ppo export CKPT --format torch --output agent.pt2", "for torch.export.load"),
+    ("export runs/mine/checkpoints/best.ckpt", "best.onnx beside it, for ONNX Runtime"),
+    ("export CKPT --format torch --output agent.pt2", "for torch.export.load"),
 )
 
 
@@ -30,8 +30,8 @@ def run(options: argparse.Namespace) -> int:
     import logging
     from pathlib import Path
 
-    from lightning_ppo.export import FORMATS, Deployed, export, greatest_difference
-    from lightning_ppo.module import PPO
+    from lightning_ppo.interop.export import FORMATS, Deployed, export, greatest_difference
+    from lightning_ppo.update.ppo import PPO
 
     ending = FORMATS[options.format]
     target = Path(options.output or Path(options.checkpoint).with_suffix(ending))

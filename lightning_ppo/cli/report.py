@@ -5,8 +5,8 @@ import argparse
 NAME = "report"
 HELP = "write one HTML page about one or more runs: results, curves, settings, versions"
 EXAMPLES = (
-    ("python -m lightning_ppo report runs/mine", "writes runs/mine/report.html"),
-    ("python -m lightning_ppo report runs/a runs/b --output report.html", "overlaid; seeds of one config in a band"),
+    ("report runs/mine", "writes runs/mine/report.html"),
+    ("report runs/a runs/b --output report.html", "overlaid; seeds of one config in a band"),
 )
 
 

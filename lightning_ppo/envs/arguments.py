@@ -11,8 +11,8 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.notices import warn_once
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.notices import warn_once
 
 _log = logging.getLogger(__name__)
 

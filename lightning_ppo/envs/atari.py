@@ -9,9 +9,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from lightning_ppo.config import AtariConfig, EnvConfig
-from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS
-from lightning_ppo.errors import ConfigError
+from lightning_ppo.envs.training_signal import REWARDS, TERMINATIONS
+from lightning_ppo.settings.environment import AtariConfig, EnvConfig
+from lightning_ppo.support.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 

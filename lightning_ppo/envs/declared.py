@@ -10,10 +10,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.notices import warn_once
-from lightning_ppo.spaces import finite_bounds, space_leaves, space_structure
-from lightning_ppo.tree import tree_leaves, tree_map
+from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.notices import warn_once
+from lightning_ppo.support.spaces import finite_bounds, space_leaves, space_structure
+from lightning_ppo.support.tree import tree_leaves, tree_map
 
 _log = logging.getLogger(__name__)
 

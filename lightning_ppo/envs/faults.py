@@ -18,8 +18,8 @@ from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, ou
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.scores import notices_of
 from lightning_ppo.envs.state import from_bytes, get_env_state, set_env_state, to_bytes
-from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.tree import tree_leaves
+from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.tree import tree_leaves
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_ppo.envs.graph import DICTS, FACTORIES, is_constant, path_of, plain_attributes, signature
 from lightning_ppo.envs.native import Unreadable, model_checksum, native_restore
-from lightning_ppo.random_state import restore_generator
+from lightning_ppo.support.randomness import restore_generator
 
 _GENERATORS: dict[str, Any] = {
     "generator": np.random.Generator,

@@ -7,8 +7,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.spaces import space_leaves
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.spaces import space_leaves
 
 
 def _choices(space: gymnasium.Space) -> list[int]:

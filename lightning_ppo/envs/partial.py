@@ -4,7 +4,7 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from lightning_ppo.errors import ConfigError
+from lightning_ppo.support.errors import ConfigError
 
 
 class PartOfEnvironments(VectorWrapper):

@@ -14,8 +14,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lightning_ppo.envs.stagger import first_lengths
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.tree import tree_store
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.tree import tree_store
 
 OURS = ("num_envs", "batch_size", "seed", "env_seed")
 """Settings of EnvPool that are not the user's."""

@@ -14,9 +14,13 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
-from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.random_state import random_state_as_bytes, seed_global_generators, set_random_state_from_bytes
-from lightning_ppo.seeding import derive_seeds
+from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.randomness import (
+    derive_seeds,
+    random_state_as_bytes,
+    seed_global_generators,
+    set_random_state_from_bytes,
+)
 
 FAULT, REPLACED = "lightning_ppo.fault", "lightning_ppo.replaced"
 """Infos of a copy that failed: what happened, and whether a new copy has taken its place."""

@@ -17,7 +17,7 @@ from gymnasium.wrappers import vector as vector_wrappers
 from torch import Tensor
 
 from lightning_ppo.envs.declared import NOTICE
-from lightning_ppo.notices import warn_once
+from lightning_ppo.support.notices import warn_once
 
 _log = logging.getLogger(__name__)
 

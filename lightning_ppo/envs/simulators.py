@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from lightning_ppo.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 
 _log = logging.getLogger(__name__)
 

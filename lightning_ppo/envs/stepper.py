@@ -8,24 +8,21 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from lightning_ppo.distributed import rank
 from lightning_ppo.envs.declared import NOTICE, Declared, misfit
 from lightning_ppo.envs.faults import close_env
-from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS, Lesson
-from lightning_ppo.envs.make import autoreset_mode
 from lightning_ppo.envs.masks import ActionMasks, masked_choices, observed_space
 from lightning_ppo.envs.processes import FAULT, REPLACED
 from lightning_ppo.envs.scores import scores_of
 from lightning_ppo.envs.state import get_env_state, set_env_state
-from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.notices import warn_once
-from lightning_ppo.spaces import space_leaves, space_structure
-from lightning_ppo.tree import tree_leaves, tree_map
+from lightning_ppo.envs.training_signal import REWARDS, TERMINATIONS, Lesson
+from lightning_ppo.support.distributed import rank
+from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.notices import warn_once
+from lightning_ppo.support.spaces import space_leaves, space_structure
+from lightning_ppo.support.tree import tree_map
 
 _log = logging.getLogger(__name__)
 
-_LARGEST = float(np.finfo(np.float32).max)
-"""Of a reward: what is learnt from and reported is float32."""
 _FIRST_STEPS = 3
 """Steps, the reset counted, after each of which values are checked; later they are with whole rollouts."""
 
@@ -331,60 +328,18 @@ class VectorStepper(Stepper):
         return ""
 
 
-def check_finite(observations: Any, rewards: np.ndarray, first_step: int, first_env: int = 0) -> None:
-    """Raise EnvironmentFault if a NaN, an infinity or a reward beyond float32 is among what environments returned.
+def autoreset_mode(env: VectorEnv) -> AutoresetMode:
+    """Return how a vector environment starts the next episode.
 
-    Args:
-        observations: (K, N, ...), the first of them seen after `first_step` steps.
-        rewards: (T, N), the first of them given by the step after that.
-        first_step: Steps made before.
-        first_env: Index of the first environment.
+    Raises:
+        EnvironmentFault: If its metadata does not say, or says something unknown.
     """
-    named = [*(("observation", leaf, 0) for leaf in tree_leaves(observations)), ("reward", rewards, 1)]
-    for name, values, offset in named:
-        if not np.issubdtype(values.dtype, np.floating):
-            continue
-        fine = np.abs(values) <= _LARGEST if name == "reward" else np.isfinite(values)
-        if fine.all():
-            continue
-        bad = tuple(np.argwhere(~fine)[0])
+    mode = (env.metadata or {}).get("autoreset_mode")
+    try:
+        return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+    except ValueError:
+        known = ", ".join(m.value for m in AutoresetMode)
         raise EnvironmentFault(
-            f"env {first_env + int(bad[1])} returned the {name} {values[bad]} "
-            f"at step {first_step + int(bad[0]) + offset} of this process; the weights have not been touched"
-        )
-
-
-def check_rollout(
-    observations: Any,
-    boundary: Any,
-    boundary_rows: np.ndarray,
-    rewards: np.ndarray,
-    first_step: int,
-    valid: np.ndarray,
-    declared: Declared,
-) -> None:
-    """Raise EnvironmentFault if a NaN, an infinity or a value that means nothing is in a rollout.
-
-    Args:
-        observations: (T, N, ...).
-        boundary: (K, ...), observations that no row of the rollout shows, those after the last step first.
-        boundary_rows: (K,), the row t x N + n that each of them follows.
-        rewards: (T, N).
-        first_step: Steps made before.
-        valid: (T, N) bool, which rows are transitions.
-        declared: Checks the values of observations.
-    """
-    num_steps, num_envs = rewards.shape
-    check_finite(observations, rewards, first_step)
-    check_finite(tree_map(lambda x: x[None, :num_envs], boundary), rewards[:0], first_step + num_steps)
-    for k, row in enumerate(boundary_rows[num_envs:].tolist(), start=num_envs):
-        final = tree_map(lambda x, k=k: x[None, None, k], boundary)
-        check_finite(final, rewards[:0], first_step + row // num_envs + 1, row % num_envs)
-    declared.check(observations, lambda step, env: (first_step + step, env))
-    rows = np.arange(len(boundary_rows))[valid.reshape(-1)[boundary_rows]]  # a copy that failed shows nothing
-
-    def place(k: int, _: int) -> tuple[int, int]:
-        row = int(boundary_rows[rows[k]])
-        return first_step + row // num_envs + 1, row % num_envs
-
-    declared.check(tree_map(lambda x: x[rows, None], boundary), place)
+            f"the vector environment {type(env).__name__} declares the autoreset mode {mode!r}; set "
+            f"metadata['autoreset_mode'] to one of {known}, or episode ends cannot be told from resets"
+        ) from None

@@ -16,8 +16,8 @@ from lightning_ppo.envs.scores import SCORE
 from lightning_ppo.envs.stagger import set_clocks
 from lightning_ppo.envs.state import set_env_state
 from lightning_ppo.envs.stepper import Stepper, VectorStepper, call, seed_argument
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.tree import tree_leaves, tree_map
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.tree import tree_leaves, tree_map
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from lightning_ppo.graphs import Recorded, can_record
+from lightning_ppo.speed.graphs import Recorded, can_record
 
 
 class TorchVectorEnv(VectorEnv, ABC):

@@ -1,0 +1,147 @@
+"""Generalised advantage estimation and advantage normalisation: pure functions of (T, N) tensors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_ppo.rollout.shapes import Rollout
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def generalized_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminations: Tensor,
+    truncations: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """Estimate advantages by GAE(lambda) (Schulman et al. 2016, "Generalized Advantage Estimation", eq. 16).
+
+    An episode's end cuts the recursion; a termination also cuts the bootstrap, a truncation does not.
+
+    Args:
+        rewards: (T, N).
+        values: (T, N), V(s_t).
+        next_values: (T, N), V(s_{t+1}) of the true next observation; may hold anything, NaN too, where terminated.
+        terminations: (T, N) bool.
+        truncations: (T, N) bool.
+        gamma: Discount factor.
+        gae_lambda: Lambda.
+
+    Returns:
+        Advantages and value targets (advantage + value), each (T, N), without a graph.
+
+    Raises:
+        ValueError: If the shapes differ or are not (T, N).
+    """
+    tensors = (rewards, values, next_values, terminations, truncations)
+    if rewards.dim() != 2 or any(t.shape != rewards.shape for t in tensors):
+        raise ValueError(f"expected five tensors of one shape (T, N), got {[tuple(t.shape) for t in tensors]}")
+    with torch.no_grad():
+        bootstrap = torch.where(terminations, torch.zeros_like(next_values), next_values)
+        # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
+        advantages = rewards + gamma * bootstrap - values
+        # A_t = delta_t + c_t A_{t+1}, c_t = gamma lambda within an episode, 0 at its end
+        decays = (gamma * gae_lambda) * (~(terminations | truncations)).to(advantages.dtype)
+        advantages = _sums_of_the_future(advantages, decays)
+        return advantages, advantages + values
+
+
+def _sums_of_the_future(terms: Tensor, decays: Tensor) -> Tensor:
+    """Return A_t = x_t + c_t A_{t+1} of terms x and decays c, each (T, N), in log2(T) rounds.
+
+    A parallel scan (Hillis and Steele 1986): after k rounds A_t holds the terms t..t+2^k-1 of its sum.
+    """
+    reach = 1
+    while reach < len(terms):
+        # selected, not only multiplied by 0: what follows an episode's end may be NaN
+        further = torch.where(decays[:-reach] > 0, terms[reach:] * decays[:-reach], 0.0)
+        terms = torch.cat((terms[:-reach] + further, terms[-reach:]))
+        decays = torch.cat((decays[:-reach] * decays[reach:], torch.zeros_like(decays[-reach:])))
+        reach *= 2
+    return terms
+
+
+def following_values(values: Tensor, boundary_values: Tensor, boundary_rows: Tensor) -> Tensor:
+    """Return the value of each row's true next observation, (T, N).
+
+    Args:
+        values: (T, N).
+        boundary_values: (K,), values of the next observations that are not those of the following row.
+        boundary_rows: (K,) int64, the row t x N + n that each of them follows.
+    """
+    following = torch.cat((values[1:], values[-1:])).flatten()
+    return following.index_copy(0, boundary_rows, boundary_values.to(values.dtype)).view(values.shape)
+
+
+def normalize_advantages(advantages: Tensor, valid: Tensor, reduce: Reduce = lambda x: x) -> Tensor:
+    """Shift and scale advantages to mean 0 and standard deviation 1 over the valid rows of all ranks.
+
+    Args:
+        advantages: (T, N).
+        valid: (T, N) bool; the other rows do not count and come out as 0.
+        reduce: Sums a float64 tensor over all ranks; the identity on one rank.
+    """
+    rows = torch.where(valid, advantages, torch.zeros_like(advantages)).double()
+    count, total = reduce(torch.stack((valid.sum().double(), rows.sum())))
+    mean = total / count
+    deviations = torch.where(valid, rows - mean, torch.zeros_like(rows))
+    variance = reduce(deviations.square().sum().reshape(1))[0] / (count - 1.0).clamp(min=1.0)
+    return (deviations / (variance.sqrt() + 1e-8)).to(advantages.dtype)
+
+
+def estimate_advantages(
+    rollout: Rollout, values: Tensor, next_values: Tensor, normalize: bool, reduce: Reduce = lambda x: x
+) -> tuple[Tensor, Tensor]:
+    """Return advantages and value targets of a rollout under the given values, each (T, N).
+
+    Args:
+        rollout: Its scaled rewards, episode ends and discounting are used.
+        values: (T, N), V(s_t), of the critic that collected or of a later one.
+        next_values: (T, N), V(s_{t+1}).
+        normalize: Whether to normalise the advantages.
+        reduce: Sums a float64 tensor over all ranks.
+    """
+    assert rollout.scaled_rewards is not None
+    advantages, returns = generalized_advantages(
+        rollout.scaled_rewards,
+        values,
+        next_values,
+        rollout.terminations,
+        rollout.truncations,
+        gamma=rollout.gamma,
+        gae_lambda=rollout.gae_lambda,
+    )
+    return normalize_advantages(advantages, rollout.valid, reduce) if normalize else advantages, returns
+
+
+def discounted_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return the discounted sums G_t = r_t + gamma G_{t-1} within each episode, and where they stand afterwards.
+
+    A sum includes the last reward of its episode and restarts after it.
+
+    Args:
+        rewards: (T, N).
+        ended: (T, N) bool, the episode ended at this step.
+        running: (N,) float64, the sums before the first step.
+        gamma: Discount factor in [0, 1].
+
+    Returns:
+        Sums (T, N) and the running sums (N,) after the last step, float64.
+
+    Raises:
+        ValueError: If `gamma` lies outside [0, 1].
+    """
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+    going = (~ended).double()
+    # the past of what stands in reverse is its future; what was before the first step is one term more
+    terms = torch.cat((rewards.double().flip(0), running.unsqueeze(0)))
+    decays = gamma * torch.cat((going[:-1].flip(0), torch.ones_like(terms[:1]), torch.zeros_like(terms[:1])))
+    sums = _sums_of_the_future(terms, decays)[:-1].flip(0)
+    return sums, sums[-1] * going[-1]
