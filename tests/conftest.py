@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # the key that signs checkpoints is not the developer's
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,3 +31,16 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _forgetful() -> None:
     notices.forget()
+
+
+@pytest.fixture(autouse=True)
+def _unlaunched() -> Iterator[None]:
+    """Take back what launching ranks in this process leaves in the environment."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL_SEED")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
