@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
+from lightning_ppo.support.errors import one_line
+
 REQUIRED = ("torch", "pytorch-lightning", "gymnasium", "numpy", "torchmetrics", "omegaconf", "tensorboard")
 
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -124,7 +126,7 @@ def _outcome(attempt: Callable[[], str]) -> str:
     try:
         return attempt()
     except Exception as error:
-        return " ".join(f"no: {error}".split())
+        return one_line(f"no: {error}")
 
 
 def _extra(name: str) -> Row:

@@ -24,7 +24,7 @@ from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Rollout
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.distributed import from_bytes, to_bytes
-from lightning_ppo.support.errors import EnvironmentFault, UserError
+from lightning_ppo.support.errors import EnvironmentFault, UserError, one_line
 from lightning_ppo.support.randomness import derive_seeds, get_random_state, seed_global_generators, set_random_state
 from lightning_ppo.support.tree import tree_map
 
@@ -126,7 +126,7 @@ class _Worker:
         except UserError as error:
             return None, error
         except Exception as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            text = f"{type(error).__name__}: {one_line(error)}"
             return None, EnvironmentFault(f"the process that collects failed: {text}")
 
     def collect(self, collector: RolloutCollector, argument: tuple[int, list[np.ndarray]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
-from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, one_line
 from lightning_ppo.support.spaces import space_leaves
 
 
@@ -134,7 +134,7 @@ class ActionMasks:
         try:
             return list(cast("SyncVectorEnv", self.env).call(self.key))
         except Exception as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            text = f"{type(error).__name__}: {one_line(error)}"
             raise EnvironmentFault(f"env.action_mask: calling {self.key} failed at step {step}: {text}") from error
 
     def _flat(self, masks: Any, rows: np.ndarray, step: int) -> np.ndarray:

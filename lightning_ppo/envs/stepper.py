@@ -16,7 +16,7 @@ from lightning_ppo.envs.scores import scores_of
 from lightning_ppo.envs.state import get_env_state, set_env_state
 from lightning_ppo.envs.training_signal import REWARDS, TERMINATIONS, Lesson
 from lightning_ppo.support.distributed import rank
-from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.errors import EnvironmentFault, one_line
 from lightning_ppo.support.notices import warn_once
 from lightning_ppo.support.spaces import space_leaves, space_structure
 from lightning_ppo.support.tree import tree_map
@@ -184,8 +184,7 @@ def call(env: VectorEnv, method: str, num_steps: int, *args: Any, **kwargs: Any)
         raise
     except Exception as error:
         raise EnvironmentFault(
-            f"the environment raised in {method} after {num_steps} steps: {type(error).__name__}: "
-            f"{' '.join(str(error).split())}"
+            f"the environment raised in {method} after {num_steps} steps: {type(error).__name__}: {one_line(error)}"
         ) from error
 
 

@@ -8,7 +8,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.errors import EnvironmentFault, one_line
 
 EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "opencv": "atari", "envpool": "envpool"}
 """Extra of this package that provides a module."""
@@ -28,7 +28,7 @@ def find_spec(env_id: str) -> EnvSpec:
             extra = _missing_extra(error)
             if extra is not None:
                 raise _needs(env_id, *extra) from None
-            text = " ".join(str(error).split())
+            text = one_line(error)
             raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {type(error).__name__}: {text}") from None
         entry_point: Any = getattr(module, attribute, None)
         if VectorEnv in getattr(entry_point, "__mro__", ()):
@@ -65,7 +65,7 @@ def explain(env_id: str, error: Exception) -> EnvironmentFault:
     extra = _missing_extra(error)
     if extra is not None:
         return _needs(env_id, *extra)
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return EnvironmentFault(f"env.id: {env_id} could not be built: {type(error).__name__}: {text}")
 
 
