@@ -16,12 +16,12 @@ import torch
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.cli import train
-from lightning_ppo.envs import get_env_state, make_vector_env, set_env_state
+from lightning_ppo.envs import get_env_state, set_env_state
 from lightning_ppo.envs.state import return_to_built
 from lightning_ppo.run import checkpointing
 from lightning_ppo.run.checkpointing import LastCheckpoint
 from lightning_ppo.support.packing import pack, unpack
-from tests.helpers import Count, vector
+from tests.helpers import Count, make_vector_env, vector
 from tests.test_envs import assert_resumes, reloaded
 from tests.test_module import make_trainer
 

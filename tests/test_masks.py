@@ -14,7 +14,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from lightning_ppo import PPO, RolloutDataModule, cli
 from lightning_ppo.cli import train
 from lightning_ppo.collection.collector import Collector
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.masks import ActionMasks, observed_space
 from lightning_ppo.envs.stepper import VectorStepper
 from lightning_ppo.evaluation.play import play
@@ -24,7 +23,7 @@ from lightning_ppo.policy.distributions import make_action_head
 from lightning_ppo.rollout.shapes import select
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
-from tests.helpers import Count, vector
+from tests.helpers import Count, make_vector_env, vector
 from tests.test_module import make_trainer
 from tests.test_spaces import MIXED, agent_of, choices_of, chosen, flattened
 

@@ -11,14 +11,13 @@ from gymnasium import spaces
 from torch import nn
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.settings.loading import as_section
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.policy_objectives import PolicyObjective
-from tests.helpers import Count
+from tests.helpers import Count, make_vector_env
 from tests.test_module import make_pair, make_trainer
 
 NESTED = spaces.Dict(joints=spaces.Box(-1, 1, (3,)), pair=spaces.Tuple([spaces.Discrete(4), spaces.Box(0, 1, (2, 2))]))

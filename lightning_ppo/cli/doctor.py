@@ -104,8 +104,9 @@ def _display() -> str:
 
 def _step(env_id: str) -> str:
     from lightning_ppo.envs import make_vector_env
+    from lightning_ppo.settings.environment import EnvConfig
 
-    env = make_vector_env(env_id, 1)
+    env = make_vector_env(EnvConfig(env_id, num_envs=1, stagger=False))
     env.reset(seed=0)
     env.step(env.action_space.sample())
     env.close()

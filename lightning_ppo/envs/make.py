@@ -17,55 +17,32 @@ from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.envs.scores import innermost_score
 from lightning_ppo.envs.stagger import NO_TIME_LIMIT, FirstEpisodeLimit, mark, prepare, time_limit
 from lightning_ppo.settings.class_path import instantiate
-from lightning_ppo.settings.environment import BACKENDS, AtariConfig
+from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.env_specs import explain, find_spec
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 
 _log = logging.getLogger(__name__)
 
 
-def make_vector_env(
-    env_id: str,
-    num_envs: int,
-    *,
-    backend: str = "auto",
-    kwargs: dict[str, Any] | None = None,
-    wrappers: Sequence[Any] = (),
-    timeout: float | None = None,
-    max_restarts: int = 0,
-    stagger: bool = False,
-    atari: AtariConfig | None = None,
-    max_episode_steps: int | None = None,
-    render_mode: str | None = None,
-    scores: str = "innermost",
-) -> VectorEnv:
-    """Return a vector environment of `num_envs` copies.
+def make_vector_env(settings: EnvConfig, render_mode: str | None = None) -> VectorEnv:
+    """Return a vector environment of `settings.num_envs` copies.
 
     `vector` is the environment's own vectorised implementation, `sync` steps the copies one after the other in this
     process, `async` in one process each, `envpool` takes EnvPool's implementation of the task of that name. `auto` is
     the native implementation where there is one, else `sync`.
 
     Args:
-        env_id: A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment.
-        num_envs: Number of copies.
-        backend: `auto`, `vector`, `sync`, `async` or `envpool`.
-        kwargs: Arguments of the environment's constructor, EnvPool's settings among them.
-        wrappers: Class paths of wrappers of each copy, the innermost first, or mappings of class_path and init_args.
-        timeout: Seconds that a step or reset of a copy may take; None waits for ever.
-        max_restarts: How often a copy that fails is replaced.
-        stagger: Cut the first episode of each copy off at another time, where that can be; see `envs.stagger`.
-        atari: How games of the Arcade Learning Environment are shown.
-        max_episode_steps: Time limit in place of the registered one; None keeps that.
-        render_mode: How single copies are shown; None leaves that to `kwargs`.
-        scores: See `EnvConfig.scores`.
+        settings: Which environment, how many copies, and how they are stepped and watched.
+        render_mode: How single copies are shown; None leaves that to `settings.kwargs`.
 
     Raises:
-        ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
+        ConfigError: If the backend cannot do what it is told to.
         EnvironmentFault: If there is no such environment, a package is missing, or the constructor fails.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"env.backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    kwargs = _own(kwargs or {})
+    env_id, backend, stagger = settings.id, settings.backend, settings.stagger
+    num_envs, timeout, max_episode_steps = settings.num_envs, settings.timeout, settings.max_episode_steps
+    max_restarts = settings.max_restarts if settings.on_error == "restart" else 0
+    kwargs, wrappers = _own(settings.kwargs), settings.wrappers
     if backend in ("vector", "envpool") and wrappers:
         raise ConfigError(f"env.wrappers: {backend} has no single copies to wrap; set env.backend to sync or async")
     watched = timeout is not None or max_restarts > 0
@@ -73,7 +50,6 @@ def make_vector_env(
         raise ConfigError(
             f"env.timeout, env.on_error: {backend} steps all copies at once; set env.backend to sync or async"
         )
-    atari = atari or AtariConfig()
     why_not = ""
     if ale.is_atari(env_id):
         ale.check_kwargs(kwargs)
@@ -82,7 +58,7 @@ def make_vector_env(
         stagger, why_not = False, ale.NOT_STAGGERED if stagger else ""
     if backend == "envpool":
         if ale.is_atari(env_id):
-            env_id, kwargs = env_id.removeprefix(ale.NAMESPACE), ale.pool_settings(atari) | kwargs
+            env_id, kwargs = env_id.removeprefix(ale.NAMESPACE), ale.pool_settings(settings.atari) | kwargs
         if max_episode_steps is not None:
             kwargs = arguments.with_own_limit(kwargs, max_episode_steps)
         return prepare(_make_pool(env_id, num_envs, kwargs), stagger, why_not)
@@ -97,9 +73,9 @@ def make_vector_env(
         )
     if ale.is_atari(env_id):
         if backend == "vector":
-            spec = ale.native_spec(spec, atari)
+            spec = ale.native_spec(spec, settings.atari)
         else:
-            protocol, preprocessing = ale.copy_settings(atari)
+            protocol, preprocessing = ale.copy_settings(settings.atari)
             kwargs, wrappers = protocol | kwargs, [*preprocessing, *wrappers]
     try:
         if backend == "vector":
@@ -115,7 +91,7 @@ def make_vector_env(
         def build() -> gymnasium.Env:
             return arguments.make(spec, _own(kwargs), max_episode_steps, render_mode)
 
-        make = _maker(spec, build, wrappers, stagger, scores == "innermost")
+        make = _maker(spec, build, wrappers, stagger, settings.scores == "innermost")
         guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
         if backend == "async":
             copies = [partial(_remembered, partial(guard, raises=False)) for guard in guards]

@@ -4,6 +4,7 @@ import ctypes.util
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -155,17 +156,8 @@ class Stage:
             raise EnvironmentFault(
                 f"env.id: {env.id} steps many copies at once and has no single one to show; name one that is single"
             )
-        vector_env = make_vector_env(
-            env.id,
-            1,
-            backend="sync",
-            kwargs=env.kwargs,
-            wrappers=env.wrappers,
-            atari=env.atari,
-            max_episode_steps=env.max_episode_steps,
-            render_mode=render_mode,
-            scores=env.scores,
-        )
+        single = replace(env, num_envs=1, backend="sync", stagger=False, timeout=None, on_error="stop")
+        vector_env = make_vector_env(single, render_mode)
         assert isinstance(vector_env, SyncVectorEnv)
         self.env, self.action_mask = vector_env, env.action_mask
         self.copy = vector_env.envs[0]

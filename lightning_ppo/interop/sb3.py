@@ -278,10 +278,10 @@ def convert(
         config = replace(config, normalize=replace(config.normalize, observations=True, rewards=True, **limits))
     data = RolloutDataModule(
         config.env,
+        rollout=config.rollout,
         rollouts_per_epoch=config.rollouts_per_epoch,
         evaluation=config.evaluation,
         seed=config.seed,
-        **to_container(config.rollout),
     )
     settings = {name: getattr(config, name) for name in ("update", "optimizer", "policy", "normalize")}
     model = PPO(data.observation_space, data.action_space, total_env_steps=config.total_env_steps, **settings)

@@ -64,10 +64,10 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     resumed = read_checkpoint(checkpoint) if checkpoint else None
     data = RolloutDataModule(
         config.env,
+        rollout=config.rollout,
         rollouts_per_epoch=config.rollouts_per_epoch,
         evaluation=config.evaluation,
         seed=config.seed,
-        **to_container(config.rollout),
     )
     model = PPO(
         data.observation_space,
