@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lightning_ppo.policy.actor_critic
 from lightning_ppo.collection.collector import Collector
 from lightning_ppo.collection.stream import RolloutStream
-from lightning_ppo.envs.stepper import VectorStepper
+from lightning_ppo.envs.vector_stepper import VectorStepper
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig
 from lightning_ppo.settings.networks import PolicyConfig

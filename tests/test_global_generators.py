@@ -15,7 +15,7 @@ import lightning_ppo.collection.datamodule
 import lightning_ppo.collection.environments
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.collection.processes import shares_of
-from lightning_ppo.envs.stepper import VectorStepper
+from lightning_ppo.envs.vector_stepper import VectorStepper
 from lightning_ppo.evaluation.play import play
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.support.randomness import get_random_state, own_generators, seed_process
