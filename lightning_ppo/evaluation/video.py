@@ -22,6 +22,7 @@ from lightning_ppo.rollout.shapes import Episodes
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.env_specs import find_spec
 from lightning_ppo.support.errors import EnvironmentFault, UserError, one_line
+from lightning_ppo.support.packages import install
 from lightning_ppo.support.randomness import derive_seeds
 
 DEFAULT_FPS = 30
@@ -52,7 +53,7 @@ class VideoFile:
         try:
             import imageio_ffmpeg
         except ModuleNotFoundError:
-            raise UserError("writing videos needs imageio-ffmpeg: pip install 'lightning-ppo[video]'") from None
+            raise UserError(f"writing videos needs imageio-ffmpeg: {install('video')}") from None
         self.path, self.fps = Path(path), fps
         self._open = imageio_ffmpeg.write_frames
         self._writer: Generator[None, Any, None] | None = None

@@ -9,8 +9,9 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.packages import EXTRAS, install
 
-EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "opencv": "atari", "envpool": "envpool"}
+PROVIDERS = {module: name for name, extra in EXTRAS.items() for module in extra.modules}
 """Extra of this package that provides a module."""
 
 
@@ -57,7 +58,7 @@ def _register_optional(env_id: str) -> None:
             ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
             gymnasium.register_envs(ale_py)
         except ImportError:
-            raise _needs(env_id, "ale_py", EXTRAS["ale_py"]) from None
+            raise _needs(env_id, "ale_py", PROVIDERS["ale_py"]) from None
 
 
 def explain(env_id: str, error: Exception) -> EnvironmentFault:
@@ -70,13 +71,13 @@ def explain(env_id: str, error: Exception) -> EnvironmentFault:
 
 
 def _needs(env_id: str, module: str, extra: str) -> EnvironmentFault:
-    return EnvironmentFault(f"env.id: {env_id} needs the package {module}: pip install 'lightning-ppo[{extra}]'")
+    return EnvironmentFault(f"env.id: {env_id} needs the package {module}: {install(extra)}")
 
 
 def _missing_extra(error: BaseException | None) -> tuple[str, str] | None:
     """Return the missing module and the extra that brings it, if that is what an error or its causes say."""
     while error is not None:
-        for module, extra in EXTRAS.items():
+        for module, extra in PROVIDERS.items():
             absent = isinstance(error, ModuleNotFoundError) and module in (error.name or str(error))
             undeclared = isinstance(error, gymnasium.error.DependencyNotInstalled) and module in str(error).lower()
             if absent or undeclared:
