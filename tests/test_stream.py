@@ -234,7 +234,7 @@ def test_collecting_does_not_touch_the_observation_normaliser(mode):
     assert policy.training
     make_stream(env, policy, 16).next_rollout()
     after = dict(policy.inputs.normalizers[""].named_buffers())
-    assert before.keys() == after.keys() == {"mean", "variance", "count", "scale", "shift"}
+    assert before.keys() == after.keys() == {"mean", "variance", "count", "scale", "shift", "offset"}
     for name, x in after.items():
         assert torch.equal(x, before[name]), name
 
