@@ -39,7 +39,7 @@ from lightning_ppo.update.checked_loading import CheckedLoading
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+Section = TypeVar("Section")
 
 
 class _OneItemLoader:
@@ -107,17 +107,14 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        given_env = None
-        section: EnvConfig | Mapping[str, Any]
-        if isinstance(env, VectorEnv):
-            given_env, section, num_envs = env, {"id": ""}, env.num_envs
-        elif isinstance(env, str):
-            section = {"id": env}
-        else:
-            known = isinstance(env, EnvConfig | Mapping)
-            expected = "expected an id, an import path, a vector environment or settings"
-            require(known, f"env: {expected}, got {type(env).__name__}")
-            section = env
+        if not isinstance(env, str | VectorEnv | EnvConfig | Mapping):
+            raise ConfigError(
+                f"env: expected an id, an import path, a vector environment or settings, got {type(env).__name__}"
+            )
+        given_env = env if isinstance(env, VectorEnv) else None
+        if given_env is not None:
+            num_envs = given_env.num_envs
+        section = env if isinstance(env, EnvConfig | Mapping) else {"id": env if isinstance(env, str) else ""}
         single: dict[str, Any] = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
         single |= {"stagger": stagger, "scores": scores}
         self.env_settings = _section(EnvConfig, section, single, "env")
@@ -319,7 +316,9 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
         self.environments.close()
 
 
-def _section(kind: type[T], given: T | Mapping[str, Any] | None, single: dict[str, Any], key: str) -> T:
+def _section(
+    kind: type[Section], given: Section | Mapping[str, Any] | None, single: dict[str, Any], key: str
+) -> Section:
     """Return a section of settings in which single ones that are not None replace those of the section."""
     single = {name: value for name, value in single.items() if value is not None}
     if not single:
