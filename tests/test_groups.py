@@ -16,6 +16,7 @@ import torch
 
 from lightning_ppo import RolloutDataModule
 from lightning_ppo.cli import train
+from lightning_ppo.collection import processes
 from lightning_ppo.collection.groups import make_groups
 from lightning_ppo.collection.processes import make_collector
 from lightning_ppo.collection.stream import RolloutStream
@@ -172,6 +173,30 @@ def test_another_number_of_processes_is_said_on_resuming(tmp_path):
     assert [len(group["stepper"]["ended"]) for group in groups] == [2, 2]
     with pytest.warns(UserWarning, match=r"in 2 processes \(rollout.processes\), this run in 1: .* seeded anew"):
         assert train.main([f"run_dir={tmp_path}", "resume=last", "total_env_steps=256", "rollout.processes=1"]) == 0
+
+
+def test_processes_that_were_started_end_if_another_cannot_be(monkeypatch):
+    started, killed = [], []
+
+    class Remote:
+        def __init__(self, make, policy, precision, threads):
+            if started:
+                raise ConfigError("no second one")
+            started.append(self)
+
+        def kill(self):
+            killed.append(self)
+
+    monkeypatch.setattr(processes, "RemoteCollector", Remote)
+    settings, rollout = EnvConfig("Pendulum-v1", 3, backend="sync"), RolloutConfig(8, processes=3)
+    env = make_vector_env("Pendulum-v1", 1)
+    policy = agent_of(env.single_observation_space, env.single_action_space, "gaussian").float()
+    shares = processes.shares_of(3, 3, seed=1, rank=0)
+    assert [share.num_envs for share in shares] == [1, 1, 1]
+    assert len({seed for share in shares for seed in (share.noise_seed, *share.seeds)}) == 6
+    with pytest.raises(ConfigError, match="no second one"):
+        processes.start_collecting(env, policy, settings, rollout, shares, torch.device("cpu"), nullcontext, False)
+    assert len(started) == 1 and killed == started
 
 
 def test_a_fault_of_one_group_waits_for_the_others():
