@@ -64,6 +64,7 @@ def evaluate(
     settings = sections.get("env", {})
     if not settings.get("id"):
         raise CheckpointError(f"{checkpoint}: trained in an environment built in Python, which the file cannot name")
+    # what fails here ends it at once
     env_settings = replace(as_section(EnvConfig, settings, "env"), timeout=None, on_error="stop")
     policy = PPO.load_from_checkpoint(checkpoint, map_location="cpu", trust=trust).policy
     if deterministic is None:
