@@ -126,7 +126,7 @@ RESTART = ("num_envs", "masks off", "masks on", "processes")
 )
 @pytest.mark.filterwarnings("ignore:the checkpoint has|the rollout that was collected ahead")
 def test_training_goes_on(change, core, way, tmp_path, monkeypatch):
-    for room in ("datamodule", "groups"):
+    for room in ("processes", "groups"):
         monkeypatch.setattr(f"lightning_ppo.collection.{room}.RemoteCollector", Nearby)
     before, after = CHANGES[change]
     _, trainer = fit(2, core, **way | before)
