@@ -29,7 +29,7 @@ from benchmarks.learning import cpu_name
 from benchmarks.peers.stopwatch import Race
 from benchmarks.speed import WARM_UP, WORKLOADS
 from lightning_ppo.collection import acting, collector, stream
-from lightning_ppo.envs.stepper import VectorStepper
+from lightning_ppo.envs.vector_stepper import VectorStepper
 from lightning_ppo.run.training import train
 from lightning_ppo.settings.loading import load
 from lightning_ppo.speed.flat import FlatAdam

@@ -10,7 +10,18 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from lightning_ppo import envs
 from lightning_ppo.rollout.shapes import Minibatch
+from lightning_ppo.settings.environment import EnvConfig
+
+
+def make_vector_env(
+    env_id: str, num_envs: int, *, stagger: bool = False, render_mode: str | None = None, **settings: Any
+) -> VectorEnv:
+    """Return what `envs.make_vector_env` builds of settings; `max_restarts` asks for restarts."""
+    if settings.get("max_restarts"):
+        settings["on_error"] = "restart"
+    return envs.make_vector_env(EnvConfig(env_id, num_envs, stagger=stagger, **settings), render_mode)
 
 
 def transitions(observations: Any, actions: torch.Tensor, **fields: Any) -> Minibatch:

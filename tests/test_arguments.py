@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.settings.loading import as_section
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
-from tests.helpers import Count
+from tests.helpers import Count, make_vector_env
 
 NAMES = {"max_episode_steps": 7, "id": 3, "render_mode": "wide", "disable_env_checker": "no"}
 VECTOR_NAMES = {"max_episode_steps": 7, "id": 3, "vectorization_mode": "mine", "wrappers": 5, "vector_kwargs": 2}

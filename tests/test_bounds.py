@@ -7,13 +7,12 @@ from gymnasium import spaces
 
 from lightning_ppo.collection.collector import Collector
 from lightning_ppo.collection.numpy_acting import NumpyActor
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.evaluation.play import play
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.distributions import make_action_head
 from lightning_ppo.rollout.episodes import EpisodeRecorder
 from lightning_ppo.support.errors import EnvironmentFault, UnsupportedSpaceError
-from tests.helpers import Count
+from tests.helpers import Count, make_vector_env
 
 FLOAT32, FLOAT64, FLOAT16 = (float(np.finfo(kind).max) for kind in (np.float32, np.float64, np.float16))
 

@@ -14,14 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lightning_ppo.policy.actor_critic
 from lightning_ppo.collection.collector import Collector
 from lightning_ppo.collection.stream import RolloutStream
-from lightning_ppo.envs import make_vector_env
-from lightning_ppo.envs.stepper import VectorStepper
+from lightning_ppo.envs.vector_stepper import VectorStepper
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import EnvironmentFault
 from lightning_ppo.support.randomness import derive_seeds
-from tests.helpers import Bad, Count, Loop4, transitions, vector
+from tests.helpers import Bad, Count, Loop4, make_vector_env, transitions, vector
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 MODES = [NEXT_STEP, SAME_STEP, DISABLED]

@@ -10,14 +10,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lightning_ppo.collection.collector import Collector
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.declared import as_declared
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.evaluation.play import play
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.support import notices
 from lightning_ppo.support.errors import EnvironmentFault
-from tests.helpers import Count
+from tests.helpers import Count, make_vector_env
 
 F32 = np.float32
 

@@ -317,7 +317,7 @@ class Late(Masked):
 def test_masks_that_come_late_are_not_ignored():
     env = Late(4)
     policy = ActorCritic(env.single_observation_space, env.single_action_space)
-    with pytest.raises(EnvironmentFault, match="gave action masks at step 1, but none before"):
+    with pytest.raises(EnvironmentFault, match=r"gave info\['action_mask'\] at step 1, but none before"):
         Collector(env, policy, 2, torch.Generator(), [0]).collect()
     assert Collector(env, policy, 2, torch.Generator(), [0], "none").collect().action_masks is None
 

@@ -8,12 +8,12 @@ import pytest
 from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.settings.effects import EVERYWHERE, NEEDED, REFUSED, TOLD, covers, without_effect
 from lightning_ppo.settings.loading import to_container
 from lightning_ppo.settings.reference import settings
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.errors import ConfigError, UserError
+from tests.helpers import make_vector_env
 from tests.test_module import make_trainer
 
 KEYS = [setting.key for setting in settings()]

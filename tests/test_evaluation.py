@@ -8,13 +8,12 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.evaluation.play import play
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.algorithm import NormalizeConfig
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import EnvironmentFault
-from tests.helpers import Bad, Count, vector
+from tests.helpers import Bad, Count, make_vector_env, vector
 
 MODES = list(AutoresetMode)
 

@@ -12,12 +12,14 @@ from gymnasium import spaces
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import lightning_ppo.collection.datamodule
+import lightning_ppo.collection.environments
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.envs import make_vector_env
-from lightning_ppo.envs.stepper import VectorStepper
+from lightning_ppo.collection.processes import shares_of
+from lightning_ppo.envs.vector_stepper import VectorStepper
 from lightning_ppo.evaluation.play import play
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.support.randomness import get_random_state, own_generators, seed_process
+from tests.helpers import make_vector_env
 from tests.test_module import make_trainer
 
 
@@ -102,17 +104,18 @@ def test_copies_in_processes_of_their_own_go_on_drawing_where_they_were():
 @pytest.mark.parametrize("backend", ["sync", "async"])
 def test_ranks_draw_differently(backend, monkeypatch):
     def of_rank(rank, seed=1):
-        monkeypatch.setattr(lightning_ppo.collection.datamodule, "rank", lambda: rank)
+        for module in (lightning_ppo.collection.datamodule, lightning_ppo.collection.environments):
+            monkeypatch.setattr(module, "rank", lambda: rank)
         monkeypatch.setattr(rank_zero_only, "rank", rank)
         pl.seed_everything(seed, verbose=False)
         before = get_random_state()
         data = RolloutDataModule({"id": ID, "num_envs": 2, "backend": backend}, evaluation={"num_envs": 2}, seed=seed)
-        built = [data.env, data._evaluation_environment()]
+        built = [data.env, data.environments.evaluation]
         for name in ("torch", "numpy", "python"):  # so that ranks begin with the same weights
             assert str(get_random_state()[name]) == str(before[name])
         data.setup("fit")
         assert torch.initial_seed() == seed
-        first = data._shares()[0][1][1]
+        first = shares_of(2, 1, seed, rank)[0].seeds
         found = np.concatenate(
             [
                 seen(env, seeds)

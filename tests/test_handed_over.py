@@ -10,13 +10,12 @@ from gymnasium.vector.utils import batch_space
 
 from lightning_ppo import RolloutDataModule
 from lightning_ppo.collection.collector import Collector
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.simulators import TensorVectorEnv
 from lightning_ppo.evaluation.play import play
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.tree import tree_leaves, tree_map
-from tests.helpers import Count
+from tests.helpers import Count, make_vector_env
 
 SPACES = {
     "Discrete": spaces.Discrete(3),

@@ -14,9 +14,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from lightning_ppo import PPO, RolloutDataModule, cli
 from lightning_ppo.cli import train
 from lightning_ppo.collection.collector import Collector
-from lightning_ppo.envs import make_vector_env
-from lightning_ppo.envs.masks import ActionMasks, observed_space
-from lightning_ppo.envs.stepper import VectorStepper
+from lightning_ppo.envs.masks import ActionMasks, MaskSource, observed_space
+from lightning_ppo.envs.vector_stepper import VectorStepper
 from lightning_ppo.evaluation.play import play
 from lightning_ppo.evaluation.video import Stage
 from lightning_ppo.policy.actor_critic import MaskedObservations
@@ -24,7 +23,7 @@ from lightning_ppo.policy.distributions import make_action_head
 from lightning_ppo.rollout.shapes import select
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
-from tests.helpers import Count, vector
+from tests.helpers import Count, make_vector_env, vector
 from tests.test_module import make_trainer
 from tests.test_spaces import MIXED, agent_of, choices_of, chosen, flattened
 
@@ -145,7 +144,7 @@ def test_an_observation_without_legal_actions_is_named(source: str, mode: Autore
 
 def test_one_component_without_legal_choices_is_named() -> None:
     space = spaces.MultiDiscrete([2, 3])
-    masks = ActionMasks(_showing(space, np.array([1, 0, 0, 0, 0])), "info")
+    masks = ActionMasks(MaskSource(_showing(space, np.array([1, 0, 0, 0, 0])), "info"))
     with pytest.raises(EnvironmentFault, match="env 0 masks every choice of an action at step 7"):
         masks.read(None, {"action_mask": np.array([[1, 0, 0, 0, 0]])}, np.ones(1, bool), 7)
 

@@ -1,6 +1,7 @@
 """What people hand in from Python: observations of any form, classes, objects; and environments that nobody reaches."""
 
 import functools
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -11,14 +12,14 @@ from gymnasium import spaces
 from torch import nn
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import RolloutConfig
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.settings.loading import as_section
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.policy_objectives import PolicyObjective
-from tests.helpers import Count
+from tests.helpers import Count, make_vector_env
 from tests.test_module import make_pair, make_trainer
 
 NESTED = spaces.Dict(joints=spaces.Box(-1, 1, (3,)), pair=spaces.Tuple([spaces.Discrete(4), spaces.Box(0, 1, (2, 2))]))
@@ -283,3 +284,14 @@ def test_attributes_that_would_not_reach_every_copy_are_an_error(settings, said)
     for reach in (lambda env: env.get_attr("level"), lambda env: env.call("reset"), lambda env: env.envs):
         with pytest.raises(ConfigError, match=r"would reach (none|1) of"):
             reach(shop(backend="sync", **settings)[1].env)
+
+
+def test_settings_objects_arrive_as_they_are_and_single_settings_replace_theirs():
+    env, rollout = EnvConfig("CartPole-v1", 4), RolloutConfig(num_steps=32, gamma=0.9)
+    data = RolloutDataModule(env, rollout=rollout)
+    assert data.env_settings is env and data.rollout_settings is rollout
+    data = RolloutDataModule(env, num_envs=2, rollout=rollout, num_steps=8)
+    assert data.env_settings == replace(env, num_envs=2)
+    assert data.rollout_settings == replace(rollout, num_steps=8)
+    with pytest.raises(ConfigError, match=r"rollout\.gama"):
+        RolloutDataModule(env, rollout={"gama": 0.9})

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.collection.collector import Collector
 from lightning_ppo.collection.stream import RolloutStream
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.evaluation.play import play
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.networks import CustomNetwork
@@ -23,7 +22,7 @@ from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.packing import unpack
 from lightning_ppo.update.objectives import kl_k3
-from tests.helpers import Count, vector
+from tests.helpers import Count, make_vector_env, vector
 from tests.test_checkpoint import assert_same_agent
 from tests.test_module import Recording, make_trainer
 

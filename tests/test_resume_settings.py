@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.collection.remote import RemoteCollector
-from lightning_ppo.collection.worker import _tensors
+from lightning_ppo.collection.worker import tensors_of
 from tests.test_module import make_trainer
 
 
@@ -49,7 +49,7 @@ class Nearby:
 
     def begin(self) -> None:
         with torch.no_grad():
-            for own, learnt in zip(_tensors(self.collector.policy), _tensors(self.policy), strict=True):
+            for own, learnt in zip(tensors_of(self.collector.policy), tensors_of(self.policy), strict=True):
                 own.copy_(learnt)
         self.collector.policy.version = self.policy.version
         with self.precision():
@@ -126,7 +126,7 @@ RESTART = ("num_envs", "masks off", "masks on", "processes")
 )
 @pytest.mark.filterwarnings("ignore:the checkpoint has|the rollout that was collected ahead")
 def test_training_goes_on(change, core, way, tmp_path, monkeypatch):
-    for room in ("datamodule", "groups"):
+    for room in ("processes", "groups"):
         monkeypatch.setattr(f"lightning_ppo.collection.{room}.RemoteCollector", Nearby)
     before, after = CHANGES[change]
     _, trainer = fit(2, core, **way | before)

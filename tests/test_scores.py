@@ -10,7 +10,7 @@ from gymnasium.wrappers import vector as vector_wrappers
 
 from lightning_ppo import RolloutDataModule
 from lightning_ppo.collection.collector import Collector
-from lightning_ppo.envs import get_env_state, make_vector_env, set_env_state
+from lightning_ppo.envs import get_env_state, set_env_state
 from lightning_ppo.envs.scores import innermost_score, notices_of
 from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.evaluation.play import play
@@ -18,7 +18,7 @@ from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.settings.loading import as_section
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
-from tests.helpers import Count
+from tests.helpers import Count, make_vector_env
 
 COUNT = "tests.helpers:Count"  # episodes of 4 steps with reward 1
 
@@ -174,7 +174,7 @@ def test_wrappers_of_vector_environments_built_by_hand(wrapper, mode, caplog):
     policy, rollout = train(data.env)
     assert set(rollout.episodes.returns.tolist()) == {4.0} and len(rollout.episodes.returns) >= 4
     assert (rollout.rewards[rollout.valid][2:] - 1.0).abs().min() > 0.01
-    assert play(policy, data._evaluation_environment(), 2, seeds=[1, 2]).returns.tolist() == [4.0, 4.0]
+    assert play(policy, data.environments.evaluation, 2, seeds=[1, 2]).returns.tolist() == [4.0, 4.0]
     assert sum(f"change rewards ({wrapper.__name__})" in line for line in warnings_of(caplog)) == 1
     assert sum("set normalize.rewards" in line for line in warnings_of(caplog)) == (wrapper is not TenthOfAll)
 

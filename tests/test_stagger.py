@@ -14,13 +14,12 @@ from gymnasium.vector.utils import batch_space
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.collection.collector import Collector
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.simulators import TensorVectorEnv
 from lightning_ppo.envs.stagger import first_lengths, in_step_because, is_staggered, prepare
 from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.support.randomness import derive_seeds
-from tests.helpers import Loop4
+from tests.helpers import Loop4, make_vector_env
 from tests.test_module import make_trainer
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
@@ -273,7 +272,7 @@ def test_evaluation_plays_whole_episodes():
         {"id": "CartPole-v1", "num_envs": 4, "kwargs": {"max_episode_steps": 8}}, num_steps=8, seed=1
     )
     assert is_staggered(data.env)
-    assert not is_staggered(data._evaluation_environment())
+    assert not is_staggered(data.environments.evaluation)
     data.teardown("fit")
 
 

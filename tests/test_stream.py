@@ -13,11 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from lightning_ppo.collection.collector import Collector
 from lightning_ppo.collection.stream import RolloutStream
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig
 from lightning_ppo.settings.networks import PolicyConfig
-from tests.helpers import Count, transitions, vector
+from tests.helpers import Count, make_vector_env, transitions, vector
 
 NEXT_STEP = AutoresetMode.NEXT_STEP
 MODES = list(AutoresetMode)
@@ -235,7 +234,7 @@ def test_collecting_does_not_touch_the_observation_normaliser(mode):
     assert policy.training
     make_stream(env, policy, 16).next_rollout()
     after = dict(policy.inputs.normalizers[""].named_buffers())
-    assert before.keys() == after.keys() == {"mean", "variance", "count", "scale", "shift"}
+    assert before.keys() == after.keys() == {"mean", "variance", "count", "scale", "shift", "offset"}
     for name, x in after.items():
         assert torch.equal(x, before[name]), name
 

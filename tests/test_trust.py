@@ -18,7 +18,6 @@ from torch import nn
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.cli import main as command
 from lightning_ppo.cli import train
-from lightning_ppo.envs import make_vector_env
 from lightning_ppo.run.callbacks import Timing
 from lightning_ppo.settings import trust
 from lightning_ppo.settings.environment import EnvConfig
@@ -26,7 +25,7 @@ from lightning_ppo.settings.loading import as_section, load_over
 from lightning_ppo.settings.trust import check_names
 from lightning_ppo.support.errors import CheckpointError, ConfigError, EnvironmentFault
 from lightning_ppo.support.signature import key_path
-from tests.helpers import Count
+from tests.helpers import Count, make_vector_env
 
 SMALL = ["env.num_envs=2", "rollout.num_steps=8", "update.minibatch_size=16", "total_env_steps=32"]
 SMALL += ["rollouts_per_epoch=1", "evaluation.episodes=0", "evaluation.final_episodes=0"]

@@ -6,36 +6,17 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
-REQUIRED = ("torch", "pytorch-lightning", "gymnasium", "numpy", "torchmetrics", "omegaconf", "tensorboard")
+from lightning_ppo.support.errors import one_line
+from lightning_ppo.support.packages import EXTRAS, REQUIRED, install, installed
 
-EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
-    "mujoco": (("mujoco", "imageio"), "MuJoCo environments such as HalfCheetah-v5"),
-    "atari": (("ale-py",), "Atari environments, ALE/..."),
-    "envpool": (("envpool",), "environments stepped in C++ threads"),
-    "minigrid": (("minigrid",), "MiniGrid environments, configs/minigrid_memory.yaml"),
-    "video": (("imageio-ffmpeg", "pygame-ce"), "evaluate --video and --render, the RecordVideo callback"),
-    "export": (("onnx", "onnxscript", "onnxruntime"), "export --format onnx"),
-    "search": (("optuna",), "the search for settings in examples/"),
-    "wandb": (("wandb",), "loggers: [wandb]"),
-    "mlflow": (("mlflow-skinny", "sqlalchemy", "alembic"), "loggers: [mlflow]"),
-    "docs": (("sphinx", "furo", "myst-parser"), "building the documentation site"),
-    "benchmark": (("matplotlib",), "the plots of benchmarks/learning.py"),
-}
-"""Packages of each extra of pyproject.toml, and what they are for."""
+NAME = "doctor"
+HELP = "show versions, devices, compilers, environments and extras, and what is missing for what"
+EXAMPLES = (("doctor", "paste its output into a bug report"),)
 
 ENVIRONMENTS = (("CartPole-v1", "classic control"), ("HalfCheetah-v5", "MuJoCo"), ("ALE/Pong-v5", "Atari"))
 
 Row = tuple[str, str]
-
-
-def installed(package: str) -> str | None:
-    """Return the version of an installed package, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def examine() -> list[tuple[str, list[Row]]]:
@@ -102,8 +83,9 @@ def _display() -> str:
 
 def _step(env_id: str) -> str:
     from lightning_ppo.envs import make_vector_env
+    from lightning_ppo.settings.environment import EnvConfig
 
-    env = make_vector_env(env_id, 1)
+    env = make_vector_env(EnvConfig(env_id, num_envs=1, stagger=False))
     env.reset(seed=0)
     env.step(env.action_space.sample())
     env.close()
@@ -124,24 +106,15 @@ def _outcome(attempt: Callable[[], str]) -> str:
     try:
         return attempt()
     except Exception as error:
-        return " ".join(f"no: {error}".split())
+        return one_line(f"no: {error}")
 
 
 def _extra(name: str) -> Row:
-    packages, purpose = EXTRAS[name]
+    packages, purpose, _ = EXTRAS[name]
     missing = [package for package in packages if installed(package) is None]
     if missing:
-        return name, f"missing {', '.join(missing)}, for {purpose}: pip install 'lightning-ppo[{name}]'"
+        return name, f"missing {', '.join(missing)}, for {purpose}: {install(name)}"
     return name, f"ok, for {purpose}: {', '.join(f'{package} {installed(package)}' for package in packages)}"
-
-
-NAME = "doctor"
-
-
-HELP = "show versions, devices, compilers, environments and extras, and what is missing for what"
-
-
-EXAMPLES = (("doctor", "paste its output into a bug report"),)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +123,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Look and print."""
-    pass
-
     print(to_text(examine()))
     return 0

@@ -1,21 +1,23 @@
 """Step a vector environment T times with a policy and return the rollout; owns the environments and episode records."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.collection.acting import RecordedActing, make_actor
+from lightning_ppo.collection.acting import Actor, RecordedActing, make_actor
 from lightning_ppo.collection.device_storage import DeviceStorage
 from lightning_ppo.collection.host_storage import HostStorage
-from lightning_ppo.collection.storage import Storage
+from lightning_ppo.collection.storage import Steps, Storage
 from lightning_ppo.envs.stepper import Stepper
 from lightning_ppo.envs.tensors import TensorStepper, make_stepper
 from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
 from lightning_ppo.rollout.advantages import following_values
 from lightning_ppo.rollout.episodes import EpisodeRecorder
-from lightning_ppo.rollout.shapes import Rollout
+from lightning_ppo.rollout.shapes import Episodes, Rollout
 from lightning_ppo.speed.graphs import autocast_cache, can_record
 from lightning_ppo.support.errors import EnvironmentFault
 from lightning_ppo.support.randomness import restore_generator
@@ -102,33 +104,55 @@ class Collector:
         Raises:
             EnvironmentFault: If the environment raises, or returns a wrong shape, a NaN or an infinity.
         """
-        failed, self.stepper.failed = self.stepper.failed, True  # as it stays if collecting is not finished
-        with eval_mode(self.policy), autocast_cache(True):
-            rollout = self._collect()
-        self.stepper.failed = failed
+        started = time.perf_counter()
+        with self._acting():
+            actor, storage = self._prepare()
+            self._interact(actor, storage)
+            steps = storage.finish()
+            rollout = self._assemble(actor, steps, self._finish_episodes(steps))
+            self._score(rollout)
+        rollout.collect_seconds = time.perf_counter() - started
         return rollout
 
-    def _collect(self) -> Rollout:
-        started = time.perf_counter()
-        stepper, device = self.stepper, self.generator.device
-        shape = self.num_steps, stepper.env.num_envs
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
+        """Put the policy in eval mode; the environments count as failed until the rollout is complete."""
+        failed, self.stepper.failed = self.stepper.failed, True
+        with eval_mode(self.policy), autocast_cache(True):
+            yield
+        self.stepper.failed = failed
+
+    def _prepare(self) -> tuple[Actor, Storage]:
+        """Return what acts, with noise for the whole rollout, and what the steps are kept in."""
+        stepper = self.stepper
+        shape = self.num_steps, self.num_envs
         actor = make_actor(self.policy, shape, self.generator, self.state, stepper.takes_tensors, self.recorded)
-        storage = make_storage(stepper, self.num_steps, device, self.policy.dtype, actor.device)
+        device = self.generator.device
+        return actor, make_storage(stepper, self.num_steps, device, self.policy.dtype, actor.device)
+
+    def _interact(self, actor: Actor, storage: Storage) -> None:
+        """Act and step T times."""
         step = 0
         try:
             for step in range(self.num_steps):
-                actions = actor(step, *storage.before(step))
-                storage.after(step, *stepper.step(actions))
+                actions = actor(step, *storage.see(step))
+                storage.keep(step, *self.stepper.step(actions))
         except EnvironmentFault:
             storage.check(step)
             raise
-        steps = storage.finish()
-        self.state = None if actor.state is None else actor.state.to(device)
+
+    def _finish_episodes(self, steps: Steps) -> Episodes:
+        """Return the episodes that ended; those cut off at a filler row had their last step in the row before."""
         ended = steps.terminations | steps.truncations
         episodes = self.episodes.record(steps.rewards, ended, steps.valid, steps.terminations)
-        # an episode cut off at a filler row, where its environment was replaced, had its last step in the row before
         steps.truncations[:-1] |= steps.truncations[1:] & ~steps.valid[1:]
-        rollout = Rollout(
+        return episodes
+
+    def _assemble(self, actor: Actor, steps: Steps, episodes: Episodes) -> Rollout:
+        """Return the rollout on the policy's device, before it is scored."""
+        device = self.generator.device
+        self.state = None if actor.state is None else actor.state.to(device)
+        return Rollout(
             observations=self.policy.lay_out(steps.observations),
             actions=actor.actions.to(device),
             distribution=torch.empty(0),
@@ -147,9 +171,6 @@ class Collector:
             starts=None if actor.states is None else steps.starts,
             states=None if actor.states is None else actor.states.to(device),
         )
-        self._score(rollout)
-        rollout.collect_seconds = time.perf_counter() - started
-        return rollout
 
     def _score(self, rollout: Rollout) -> None:
         """Fill in what the behaviour policy says of the rollout: distribution, log_probs, values and next_values."""

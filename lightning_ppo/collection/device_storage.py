@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ppo.collection.storage import Steps
+from lightning_ppo.collection.storage import Steps, Storage
 from lightning_ppo.envs.checking import check_finite, check_rollout
+from lightning_ppo.envs.masks import nothing_legal
 from lightning_ppo.envs.tensors import TensorStepper, to_host
-from lightning_ppo.support.errors import EnvironmentFault
 from lightning_ppo.support.tree import tree_leaves, tree_map
 
 
-class DeviceStorage:
+class DeviceStorage(Storage):
     """Steps of an environment that speaks torch; nothing waits for the device before the rollout is complete.
 
     Final observations are kept of all environments at every step, if there are any, since which of them ended is known
@@ -25,25 +25,26 @@ class DeviceStorage:
         dtype: The policy's; float64 is stored as that.
     """
 
+    stepper: TensorStepper
+
     def __init__(self, stepper: TensorStepper, num_steps: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.stepper, self.device, self.dtype = stepper, device, dtype
-        self._shape = num_steps, stepper.env.num_envs
+        super().__init__(stepper, num_steps, device, dtype)
+        shape = self.num_steps, self.num_envs
         self._observations = tree_map(self._empty, stepper.observations)
         self._starts = self._empty(stepper.starts)
         self._masks = None if stepper.action_masks is None else self._empty(stepper.action_masks)
-        self._ends = torch.empty((num_steps, 2, self._shape[1]), dtype=torch.bool, device=device)
-        self._valid = torch.ones(self._shape, dtype=torch.bool, device=device)
-        self._rewards = torch.empty(self._shape, dtype=dtype, device=device)
+        self._ends = torch.empty((num_steps, 2, self.num_envs), dtype=torch.bool, device=device)
+        self._valid = torch.ones(shape, dtype=torch.bool, device=device)
+        self._rewards = torch.empty(shape, dtype=dtype, device=device)
         self._learn_rewards: Tensor | None = None
         self._finals: Any = None
-        self._first_step = stepper.num_steps
 
     def _empty(self, x: Tensor) -> Tensor:
         """Return room for T of such tensors."""
         dtype = self.dtype if x.dtype == torch.float64 else x.dtype
-        return torch.empty((self._shape[0], *x.shape), dtype=dtype, device=self.device)
+        return torch.empty((self.num_steps, *x.shape), dtype=dtype, device=self.device)
 
-    def before(self, step: int) -> tuple[Any, Any, Any]:
+    def see(self, step: int) -> tuple[Any, Any, Any]:
         """Keep what the policy sees at a step, and return it."""
         stepper = self.stepper
         row = tree_map(lambda kept, seen: kept[step].copy_(seen), self._observations, stepper.observations)
@@ -52,7 +53,7 @@ class DeviceStorage:
             return row, starts, None
         return row, starts, self._masks[step].copy_(stepper.action_masks)
 
-    def after(self, step: int, rewards: Tensor, terminations: Tensor, truncations: Tensor) -> None:
+    def keep(self, step: int, rewards: Tensor, terminations: Tensor, truncations: Tensor) -> None:
         """Keep what came of a step."""
         stepper = self.stepper
         self._rewards[step].copy_(rewards)
@@ -74,7 +75,7 @@ class DeviceStorage:
     def check(self, step: int) -> None:
         """Raise EnvironmentFault if a NaN or an infinity is among what was kept before a step that failed."""
         seen = tree_map(lambda x: x[: step + 1], self._observations)
-        check_finite(to_host(seen), to_host(self._rewards[:step]), self._first_step)
+        check_finite(to_host(seen), to_host(self._rewards[:step]), self.first_step)
 
     def finish(self) -> Steps:
         """Return everything."""
@@ -103,7 +104,7 @@ class DeviceStorage:
 
         A value is asked only of those after truncations; the others count in the statistics.
         """
-        num_steps, num_envs = self._shape
+        num_steps, num_envs = self.num_steps, self.num_envs
         rows = torch.arange((num_steps - 1) * num_envs, num_steps * num_envs, device=self.device)
         boundary = tree_map(
             lambda kept, seen: seen.to(kept.device, kept.dtype, copy=True),
@@ -134,18 +135,16 @@ class DeviceStorage:
         wrong += declared.flags(self._observations) + declared.flags(boundary)
         legal = torch.ones_like(self._valid)
         if self._masks is not None:
-            for part in self._masks.split(self.stepper.sizes, -1):
+            for part in self._masks.split(self.stepper.source.sizes, -1):
                 legal &= part.any(-1) | ~self._valid
         if not torch.stack((*wrong, ~legal.all())).any():
             return
         observations, ends, numbers, rewards, learnt, valid = to_host(
             (self._observations, boundary, rows, self._rewards, self._learnt(), self._valid)
         )
-        check_finite((), learnt, self._first_step)
-        check_rollout(observations, ends, numbers, rewards, self._first_step, valid, declared)
+        check_finite((), learnt, self.first_step)
+        check_rollout(observations, ends, numbers, rewards, self.first_step, valid, declared)
         if legal.all():  # something has been said
             return
         step, env = (~legal).nonzero()[0].tolist()
-        raise EnvironmentFault(
-            f"env {env} masks every choice of an action at step {self._first_step + step}; at least one must be legal"
-        )
+        raise nothing_legal(env, self.first_step + step)

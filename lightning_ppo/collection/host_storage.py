@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ppo.collection.storage import Steps
+from lightning_ppo.collection.storage import Steps, Storage
 from lightning_ppo.envs.checking import check_finite, check_rollout
 from lightning_ppo.envs.stepper import Stepper
 from lightning_ppo.envs.training_signal import Lesson
 from lightning_ppo.support.tree import tree_map, tree_store
 
 
-class HostStorage:
+class HostStorage(Storage):
     """Steps of an environment that speaks NumPy.
 
     A policy that acts on another device is sent each observation as soon as it is known, from pinned memory of its own
@@ -30,8 +30,8 @@ class HostStorage:
     def __init__(
         self, stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype, stream: bool
     ) -> None:
-        self.stepper, self.device, self.dtype = stepper, device, dtype
-        self._shape = num_steps, stepper.env.num_envs
+        super().__init__(stepper, num_steps, device, dtype)
+        shape = self.num_steps, self.num_envs
         self._pinned = device.type == "cuda"
         seen = stepper.observations, stepper.starts, stepper.action_masks
         self._seen = tree_map(lambda x: None if x is None else self._empty(x), seen)
@@ -39,20 +39,19 @@ class HostStorage:
         if stream:
             self._there = tree_map(lambda x: None if x is None else torch.empty_like(x, device=device), self._seen)
         self._views = tree_map(lambda x: None if x is None else x.numpy(), self._seen)
-        self._rewards = np.empty(self._shape, dtype=np.float64)
-        self._terminations = np.empty(self._shape, dtype=np.bool_)
-        self._truncations = np.empty(self._shape, dtype=np.bool_)
-        self._valid = np.ones(self._shape, dtype=np.bool_)
+        self._rewards = np.empty(shape, dtype=np.float64)
+        self._terminations = np.empty(shape, dtype=np.bool_)
+        self._truncations = np.empty(shape, dtype=np.bool_)
+        self._valid = np.ones(shape, dtype=np.bool_)
         self._finals: list[tuple[int, int, Any]] = []
         self._lessons: Lesson | None = None
-        self._first_step = stepper.num_steps
 
     def _empty(self, x: np.ndarray) -> Tensor:
         """Return room for T of such arrays."""
         dtype = self.dtype if x.dtype == np.float64 else torch.from_numpy(np.empty(0, x.dtype)).dtype
-        return torch.empty((self._shape[0], *x.shape), dtype=dtype, pin_memory=self._pinned)
+        return torch.empty((self.num_steps, *x.shape), dtype=dtype, pin_memory=self._pinned)
 
-    def before(self, step: int) -> tuple[Any, Any, Any]:
+    def see(self, step: int) -> tuple[Any, Any, Any]:
         """Keep what the policy sees at a step, and return it."""
         stepper = self.stepper
         observations, starts, masks = self._views
@@ -68,7 +67,7 @@ class HostStorage:
             self._seen,
         )
 
-    def after(self, step: int, rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray) -> None:
+    def keep(self, step: int, rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray) -> None:
         """Keep what came of a step."""
         stepper = self.stepper
         self._rewards[step], self._terminations[step], self._truncations[step] = rewards, terminations, truncations
@@ -85,17 +84,17 @@ class HostStorage:
     def check(self, step: int) -> None:
         """Raise EnvironmentFault if a NaN or an infinity is among what was kept before a step that failed."""
         seen = tree_map(lambda x: x[: step + 1], self._views[0])
-        check_finite(seen, self._rewards[:step], self._first_step)
+        check_finite(seen, self._rewards[:step], self.first_step)
 
     def finish(self) -> Steps:
         """Return everything."""
         boundary, rows = self._boundary()
         check_rollout(
-            self._views[0], boundary, rows, self._rewards, self._first_step, self._valid, self.stepper.declared
+            self._views[0], boundary, rows, self._rewards, self.first_step, self._valid, self.stepper.declared
         )
 
         if self._lessons is not None:
-            check_finite((), self._lessons[0], self._first_step)
+            check_finite((), self._lessons[0], self.first_step)
 
         def tensor(x: np.ndarray) -> Tensor:
             return torch.from_numpy(x).to(self.device)
@@ -123,7 +122,7 @@ class HostStorage:
 
     def _boundary(self) -> tuple[Any, np.ndarray]:
         """Return the next observations that no row of the rollout shows, and the rows that they follow."""
-        num_steps, num_envs = self._shape
+        num_steps, num_envs = self.num_steps, self.num_envs
         last_step = num_steps - 1
         after_last = tree_map(
             lambda stored, seen: np.array(seen, dtype=stored.dtype), self._views[0], self.stepper.observations

@@ -182,6 +182,3 @@ def _end(pipe: Connection, process: Any) -> None:
     if process.is_alive():
         process.kill()
         process.join()
-
-
-# ---------------------------------------------------------------- in the other process

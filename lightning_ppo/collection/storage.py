@@ -1,9 +1,12 @@
 """Where the steps of a rollout are kept while it is collected: on the host, or on the policy's device."""
 
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from lightning_ppo.envs.stepper import Stepper
 from lightning_ppo.rollout.shapes import Observations
 
 
@@ -28,18 +31,35 @@ class Steps(NamedTuple):
     action_masks: Tensor | None
 
 
-class Storage(Protocol):
-    """Takes in a rollout step by step; first `before` acting, then `after` the environment's step."""
+class Storage(ABC):
+    """Takes in a rollout step by step: what is seen before each action, and what came of it.
 
-    def before(self, step: int) -> tuple[Any, Any, Any]:
+    Args:
+        stepper: What is stepped.
+        num_steps: T.
+        device: The policy's.
+        dtype: The policy's; float64 is stored as that.
+    """
+
+    def __init__(self, stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.stepper, self.device, self.dtype = stepper, device, dtype
+        self.num_steps, self.num_envs = num_steps, stepper.env.num_envs
+        self.first_step = stepper.num_steps
+        """Steps made before this rollout, for error messages."""
+
+    @abstractmethod
+    def see(self, step: int) -> tuple[Any, Any, Any]:
         """Keep what the policy sees at a step, and return it as an actor takes it: observations, starts, masks."""
 
-    def after(self, step: int, rewards: Any, terminations: Any, truncations: Any) -> None:
+    @abstractmethod
+    def keep(self, step: int, rewards: Any, terminations: Any, truncations: Any) -> None:
         """Keep what came of a step."""
 
+    @abstractmethod
     def check(self, step: int) -> None:
         """Raise EnvironmentFault if a NaN or an infinity is among what was kept before a step that failed."""
 
+    @abstractmethod
     def finish(self) -> Steps:
         """Return everything.
 

@@ -14,18 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from lightning_ppo.collection.collector import Collector, RolloutCollector
-from lightning_ppo.envs.atari import with_lessons
-from lightning_ppo.envs.stagger import is_staggered
-from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.collection.collector import RolloutCollector
 from lightning_ppo.rollout.shapes import Rollout
-from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.distributed import from_bytes, to_bytes
-from lightning_ppo.support.errors import EnvironmentFault, UserError
-from lightning_ppo.support.randomness import derive_seeds, get_random_state, seed_global_generators, set_random_state
+from lightning_ppo.support.errors import EnvironmentFault, UserError, one_line
+from lightning_ppo.support.randomness import get_random_state, set_random_state
 from lightning_ppo.support.tree import tree_map
 
 END = "end"
@@ -49,22 +44,6 @@ class Surroundings(NamedTuple):
     dtype: torch.dtype
     autocast: torch.dtype | None
     """Precision of autocast on the CPU, None where it is off."""
-
-
-def make_collector(
-    make_env: Callable[[], VectorEnv],
-    settings: EnvConfig,
-    policy: ActorCritic,
-    num_steps: int,
-    noise_seed: int,
-    seeds: list[int],
-) -> Collector:
-    """Return a collector with environments of its own, for a process of its own; see `Collector`."""
-    (drawn_from,) = derive_seeds(noise_seed, 0, 1, "training")
-    seed_global_generators(drawn_from)
-    env = with_lessons(make_env(), settings)
-    generator = torch.Generator().manual_seed(noise_seed)
-    return Collector(env, policy, num_steps, generator, seeds, settings.action_mask, is_staggered(env))
 
 
 def tensors_of(policy: nn.Module) -> Iterator[Tensor]:
@@ -126,7 +105,7 @@ class _Worker:
         except UserError as error:
             return None, error
         except Exception as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            text = f"{type(error).__name__}: {one_line(error)}"
             return None, EnvironmentFault(f"the process that collects failed: {text}")
 
     def collect(self, collector: RolloutCollector, argument: tuple[int, list[np.ndarray]]) -> dict[str, Any]:

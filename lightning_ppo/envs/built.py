@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_ppo.envs.graph import Chunk, as_bytes, is_constant, path_of
 from lightning_ppo.envs.graph_writer import GraphWriter
+from lightning_ppo.support.errors import one_line
 
 _SHORT = 40
 """Characters up to which a value is told as it is; of a longer one a digest is kept."""
@@ -110,7 +111,7 @@ class Built:
                 except Exception:  # whatever reading it leads to; saving says what is wrong with it
                     continue
                 if isinstance(value, gymnasium.Space):
-                    self._tell(f"{layer.depth}.{layer.name}.{name}", " ".join(repr(value).split()), key)
+                    self._tell(f"{layer.depth}.{layer.name}.{name}", one_line(repr(value)), key)
                 elif not is_constant(value) and name != "_np_random_seed":
                     self._tell(f"{layer.depth}.{layer.name}.{name}", _digest(told), key)
         for chunk in writer.chunks.values():

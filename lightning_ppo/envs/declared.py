@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.errors import EnvironmentFault, one_line
 from lightning_ppo.support.notices import warn_once
 from lightning_ppo.support.spaces import finite_bounds, space_leaves, space_structure
 from lightning_ppo.support.tree import tree_leaves, tree_map
@@ -30,7 +30,7 @@ _TOLERANCE = 1e-5
 
 def named(space: gymnasium.Space) -> str:
     """Return a space in one line."""
-    return " ".join(str(space).split())[:120]
+    return one_line(space, 120)
 
 
 def _entry(path: str) -> str:
@@ -117,7 +117,7 @@ def outside(space: gymnasium.Space, observation: Any) -> Problem:
     """Return the first choice or bit of an observation that its space does not have."""
     for (path, leaf), value in zip(space_leaves(space).items(), tree_leaves(observation), strict=True):
         if isinstance(leaf, _CHOICES) and not leaf.contains(value):
-            return f"the observation {' '.join(str(value).split())}{_entry(path)}", f"outside {named(leaf)}"
+            return f"the observation {one_line(value)}{_entry(path)}", f"outside {named(leaf)}"
     return None
 
 

@@ -18,7 +18,7 @@ from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, ou
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.scores import notices_of
 from lightning_ppo.envs.state import from_bytes, get_env_state, set_env_state, to_bytes
-from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.errors import EnvironmentFault, one_line
 from lightning_ppo.support.tree import tree_leaves
 
 _log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class GuardedEnv(gymnasium.Wrapper):
         try:
             self.env = self._make()
         except Exception as error:
-            raise EnvironmentFault(f"{fault}; and could not be built again: {_one_line(error)}") from error
+            raise EnvironmentFault(f"{fault}; and could not be built again: {one_line(error)}") from error
         seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
         observation, info = self._checked("reset", lambda: self.env.reset(seed=seed))
         return observation, {**info, FAULT: fault, REPLACED: True}
@@ -148,7 +148,7 @@ class GuardedEnv(gymnasium.Wrapper):
                 f"env {self.index} did not return from {what} {self.steps} within {limit} (env.timeout)"
             ) from None
         except Exception as error:
-            reason = f"{type(error).__name__}: {_one_line(error)}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise EnvironmentFault(f"env {self.index} raised in {what} after {self.steps} steps: {reason}") from error
         if problem is not None:
             raise EnvironmentFault(f"env {self.index} returned {problem[0]} from {what} {self.steps}, {problem[1]}")
@@ -166,12 +166,12 @@ class GuardedEnv(gymnasium.Wrapper):
             return problem
         _, reward, terminated, truncated, _ = result
         if not isinstance(reward, float | int | np.number) and not (np.ndim(reward) == 0 and _is_number(reward)):
-            return f"the reward {' '.join(repr(reward).split())[:60]}", "expected a number"
+            return f"the reward {one_line(repr(reward), 60)}", "expected a number"
         if self._mendable() and not np.isfinite(float(reward)):
             return f"the reward {float(reward)}", "expected a finite number"
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, bool | np.bool_):
-                return f"{name}={' '.join(repr(flag).split())[:60]}", "expected a bool"
+                return f"{name}={one_line(repr(flag), 60)}", "expected a bool"
         return None
 
     def _as_declared(self, result: Any, where: str) -> tuple[Any, Problem]:
@@ -204,7 +204,7 @@ def close_env(env: VectorEnv) -> None:
 
 
 def _warn_of_close(name: str, error: Exception) -> None:
-    _log.warning("%s raised in close: %s: %s; it is left as it is", name, type(error).__name__, _one_line(error))
+    _log.warning("%s raised in close: %s: %s; it is left as it is", name, type(error).__name__, one_line(error))
 
 
 def _not_finite(observation: Any) -> Problem:
@@ -218,10 +218,6 @@ def _not_finite(observation: Any) -> Problem:
 
 def _is_number(value: Any) -> bool:
     return np.issubdtype(np.asarray(value).dtype, np.number)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 @contextmanager

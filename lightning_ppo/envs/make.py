@@ -17,112 +17,41 @@ from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.envs.scores import innermost_score
 from lightning_ppo.envs.stagger import NO_TIME_LIMIT, FirstEpisodeLimit, mark, prepare, time_limit
 from lightning_ppo.settings.class_path import instantiate
-from lightning_ppo.settings.environment import BACKENDS, AtariConfig
+from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.env_specs import explain, find_spec
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 
 _log = logging.getLogger(__name__)
 
 
-def make_vector_env(
-    env_id: str,
-    num_envs: int,
-    *,
-    backend: str = "auto",
-    kwargs: dict[str, Any] | None = None,
-    wrappers: Sequence[Any] = (),
-    timeout: float | None = None,
-    max_restarts: int = 0,
-    stagger: bool = False,
-    atari: AtariConfig | None = None,
-    max_episode_steps: int | None = None,
-    render_mode: str | None = None,
-    scores: str = "innermost",
-) -> VectorEnv:
-    """Return a vector environment of `num_envs` copies.
+def make_vector_env(settings: EnvConfig, render_mode: str | None = None) -> VectorEnv:
+    """Return a vector environment of `settings.num_envs` copies.
 
     `vector` is the environment's own vectorised implementation, `sync` steps the copies one after the other in this
     process, `async` in one process each, `envpool` takes EnvPool's implementation of the task of that name. `auto` is
     the native implementation where there is one, else `sync`.
 
     Args:
-        env_id: A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment.
-        num_envs: Number of copies.
-        backend: `auto`, `vector`, `sync`, `async` or `envpool`.
-        kwargs: Arguments of the environment's constructor, EnvPool's settings among them.
-        wrappers: Class paths of wrappers of each copy, the innermost first, or mappings of class_path and init_args.
-        timeout: Seconds that a step or reset of a copy may take; None waits for ever.
-        max_restarts: How often a copy that fails is replaced.
-        stagger: Cut the first episode of each copy off at another time, where that can be; see `envs.stagger`.
-        atari: How games of the Arcade Learning Environment are shown.
-        max_episode_steps: Time limit in place of the registered one; None keeps that.
-        render_mode: How single copies are shown; None leaves that to `kwargs`.
-        scores: See `EnvConfig.scores`.
+        settings: Which environment, how many copies, and how they are stepped and watched.
+        render_mode: How single copies are shown; None leaves that to `settings.kwargs`.
 
     Raises:
-        ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
+        ConfigError: If the backend cannot do what it is told to.
         EnvironmentFault: If there is no such environment, a package is missing, or the constructor fails.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"env.backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    kwargs = _own(kwargs or {})
-    if backend in ("vector", "envpool") and wrappers:
-        raise ConfigError(f"env.wrappers: {backend} has no single copies to wrap; set env.backend to sync or async")
-    watched = timeout is not None or max_restarts > 0
-    if backend in ("vector", "envpool") and watched:
-        raise ConfigError(
-            f"env.timeout, env.on_error: {backend} steps all copies at once; set env.backend to sync or async"
-        )
-    atari = atari or AtariConfig()
-    why_not = ""
-    if ale.is_atari(env_id):
-        ale.check_kwargs(kwargs)
-        if max_episode_steps is not None:
-            raise ConfigError("env.max_episode_steps: set env.atari.max_frames, which holds for every backend")
-        stagger, why_not = False, ale.NOT_STAGGERED if stagger else ""
-    if backend == "envpool":
-        if ale.is_atari(env_id):
-            env_id, kwargs = env_id.removeprefix(ale.NAMESPACE), ale.pool_settings(atari) | kwargs
-        if max_episode_steps is not None:
-            kwargs = arguments.with_own_limit(kwargs, max_episode_steps)
-        return prepare(_make_pool(env_id, num_envs, kwargs), stagger, why_not)
-    spec = find_spec(env_id)
-    native = spec.vector_entry_point is not None and not spec.additional_wrappers
-    if backend == "auto":
-        backend = "vector" if native and not watched and not wrappers else "sync"
-    if backend != "vector" and spec.entry_point is None:
-        raise ConfigError(
-            f"env.backend: {env_id} is a vector environment and steps its copies itself; set env.backend=vector, and "
-            "no env.wrappers, env.timeout or env.on_error"
-        )
-    if ale.is_atari(env_id):
-        if backend == "vector":
-            spec = ale.native_spec(spec, atari)
-        else:
-            protocol, preprocessing = ale.copy_settings(atari)
-            kwargs, wrappers = protocol | kwargs, [*preprocessing, *wrappers]
+    _check(settings)
+    stagger, why_not = settings.stagger, ""
+    if stagger and ale.is_atari(settings.id):
+        stagger, why_not = False, ale.NOT_STAGGERED
     try:
-        if backend == "vector":
-            if not native:
-                raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
-            kwargs = arguments.with_time_limit(env_id, spec.vector_entry_point, kwargs, max_episode_steps)
-            arguments.check_time_limit(env_id, spec.vector_entry_point, kwargs)
-            env = prepare(arguments.make_vec(spec, num_envs, kwargs), stagger, why_not)
+        if settings.backend == "envpool":
+            return prepare(_make_pool(settings), stagger, why_not)
+        spec = find_spec(settings.id)
+        if _steps_all_at_once(spec, settings):
+            env = prepare(_make_native(spec, settings), stagger, why_not)
             remember(env)
             return env
-        arguments.check_time_limit(env_id, spec.entry_point, kwargs)
-
-        def build() -> gymnasium.Env:
-            return arguments.make(spec, _own(kwargs), max_episode_steps, render_mode)
-
-        make = _maker(spec, build, wrappers, stagger, scores == "innermost")
-        guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
-        if backend == "async":
-            copies = [partial(_remembered, partial(guard, raises=False)) for guard in guards]
-            env = ProcessVectorEnv(copies, timeout, max_restarts)
-        else:
-            env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-            remember(env)
+        env = _make_copies(spec, settings, stagger, render_mode)
         if not stagger:
             return mark(env, "", why_not)
         limited = env.get_attr("stagger_limit")[0] is not None
@@ -130,7 +59,88 @@ def make_vector_env(
     except (ConfigError, EnvironmentFault):
         raise
     except Exception as error:
-        raise explain(env_id, error) from error
+        raise explain(settings.id, error) from error
+
+
+def _max_restarts(settings: EnvConfig) -> int:
+    return settings.max_restarts if settings.on_error == "restart" else 0
+
+
+def _watched(settings: EnvConfig) -> bool:
+    return settings.timeout is not None or _max_restarts(settings) > 0
+
+
+def _check(settings: EnvConfig) -> None:
+    """Raise ConfigError for what does not go together, whatever the environment turns out to be."""
+    backend = settings.backend
+    if backend in ("vector", "envpool") and settings.wrappers:
+        raise ConfigError(f"env.wrappers: {backend} has no single copies to wrap; set env.backend to sync or async")
+    if backend in ("vector", "envpool") and _watched(settings):
+        raise ConfigError(
+            f"env.timeout, env.on_error: {backend} steps all copies at once; set env.backend to sync or async"
+        )
+    if ale.is_atari(settings.id):
+        ale.check_kwargs(settings.kwargs)
+        if settings.max_episode_steps is not None:
+            raise ConfigError("env.max_episode_steps: set env.atari.max_frames, which holds for every backend")
+
+
+def _steps_all_at_once(spec: EnvSpec, settings: EnvConfig) -> bool:
+    """Return whether the environment's own vectorised implementation is taken."""
+    native = spec.vector_entry_point is not None and not spec.additional_wrappers
+    chosen = settings.backend == "vector"
+    if settings.backend == "auto":
+        chosen = native and not _watched(settings) and not settings.wrappers
+    if not chosen and spec.entry_point is None:
+        raise ConfigError(
+            f"env.backend: {settings.id} is a vector environment and steps its copies itself; set env.backend=vector, "
+            "and no env.wrappers, env.timeout or env.on_error"
+        )
+    if chosen and not native:
+        raise EnvironmentFault(f"env.backend: {settings.id} has no native vector implementation; use sync or async")
+    return chosen
+
+
+def _make_pool(settings: EnvConfig) -> VectorEnv:
+    from lightning_ppo.envs.pool import EnvPoolVectorEnv
+
+    task_id, kwargs = settings.id, _own(settings.kwargs)
+    if ale.is_atari(task_id):
+        task_id, kwargs = task_id.removeprefix(ale.NAMESPACE), ale.pool_settings(settings.atari) | kwargs
+    if settings.max_episode_steps is not None:
+        kwargs = arguments.with_own_limit(kwargs, settings.max_episode_steps)
+    return EnvPoolVectorEnv(task_id, settings.num_envs, kwargs)
+
+
+def _make_native(spec: EnvSpec, settings: EnvConfig) -> VectorEnv:
+    if ale.is_atari(settings.id):
+        spec = ale.native_spec(spec, settings.atari)
+    entry_point, kwargs = spec.vector_entry_point, _own(settings.kwargs)
+    kwargs = arguments.with_time_limit(settings.id, entry_point, kwargs, settings.max_episode_steps)
+    arguments.check_time_limit(settings.id, entry_point, kwargs)
+    return arguments.make_vec(spec, settings.num_envs, kwargs)
+
+
+def _make_copies(
+    spec: EnvSpec, settings: EnvConfig, stagger: bool, render_mode: str | None
+) -> SyncVectorEnv | ProcessVectorEnv:
+    kwargs, wrappers = _own(settings.kwargs), settings.wrappers
+    if ale.is_atari(settings.id):
+        protocol, preprocessing = ale.copy_settings(settings.atari)
+        kwargs, wrappers = protocol | kwargs, [*preprocessing, *wrappers]
+    arguments.check_time_limit(settings.id, spec.entry_point, kwargs)
+
+    def build() -> gymnasium.Env:
+        return arguments.make(spec, _own(kwargs), settings.max_episode_steps, render_mode)
+
+    make, restarts = _maker(spec, build, wrappers, stagger, settings.scores == "innermost"), _max_restarts(settings)
+    guards = [partial(GuardedEnv, make, index, settings.timeout, restarts) for index in range(settings.num_envs)]
+    if settings.backend == "async":
+        copies = [partial(_remembered, partial(guard, raises=False)) for guard in guards]
+        return ProcessVectorEnv(copies, settings.timeout, restarts)
+    env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    remember(env)
+    return env
 
 
 def _own(settings: Any) -> Any:
@@ -144,17 +154,6 @@ def _remembered(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
     env = make()
     remember(env)
     return env
-
-
-def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv:
-    from lightning_ppo.envs.pool import EnvPoolVectorEnv
-
-    try:
-        return EnvPoolVectorEnv(task_id, num_envs, kwargs)
-    except (ConfigError, EnvironmentFault):
-        raise
-    except Exception as error:
-        raise explain(task_id, error) from error
 
 
 def _maker(

@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from lightning_ppo.envs.stagger import first_lengths
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.packages import install
 from lightning_ppo.support.tree import tree_store
 
 OURS = ("num_envs", "batch_size", "seed", "env_seed")
@@ -53,9 +54,7 @@ class EnvPoolVectorEnv(VectorEnv):
         try:
             self._envpool: Any = importlib.import_module("envpool")
         except ImportError:
-            raise EnvironmentFault(
-                "env.backend: envpool needs the package envpool: pip install 'lightning-ppo[envpool]'"
-            ) from None
+            raise EnvironmentFault(f"env.backend: envpool needs the package envpool: {install('envpool')}") from None
         known = self._envpool.list_all_envs()
         if task_id not in known:
             near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)[0]

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
-from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.errors import EnvironmentFault, one_line
 from lightning_ppo.support.randomness import (
     derive_seeds,
     random_state_as_bytes,
@@ -132,7 +132,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
 def shown(action: Any) -> str:
     """Return the last action of a copy for the end of an error message, whatever the structure of its space."""
     parts = np.array2string(action, threshold=20) if isinstance(action, np.ndarray) else str(action)
-    return f" (last action {' '.join(parts.split())})"
+    return f" (last action {one_line(parts)})"
 
 
 class OwnGenerators(gymnasium.Wrapper):

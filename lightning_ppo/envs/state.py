@@ -24,6 +24,7 @@ from lightning_ppo.envs.graph_reader import GraphReader
 from lightning_ppo.envs.graph_writer import GraphWriter
 from lightning_ppo.envs.native import Unreadable
 from lightning_ppo.envs.processes import ProcessVectorEnv
+from lightning_ppo.support.errors import one_line
 
 OWN = "get_state()"
 """Stands in the place of an attribute for what an environment says of itself."""
@@ -42,7 +43,7 @@ def get_env_state(env: Any) -> tuple[dict[str, Any] | None, str]:
     except Unreadable as reason:
         return None, str(reason)
     except Exception as error:
-        return None, _one_line(f"{type(env).__name__} could not be read: {type(error).__name__}: {error}")
+        return None, one_line(f"{type(env).__name__} could not be read: {type(error).__name__}: {error}")
 
 
 def set_env_state(env: Any, state: Mapping[str, Any]) -> str:
@@ -56,7 +57,7 @@ def set_env_state(env: Any, state: Mapping[str, Any]) -> str:
     except Unreadable as reason:
         return str(reason)
     except Exception as error:
-        return _one_line(f"{type(env).__name__} could not be restored: {type(error).__name__}: {error}")
+        return one_line(f"{type(env).__name__} could not be restored: {type(error).__name__}: {error}")
     return ""
 
 
@@ -84,10 +85,6 @@ def from_bytes(content: bytes) -> dict[str, Any]:
 def largest_part(state: Mapping[str, Any]) -> tuple[int, str]:
     """Return the bytes of the largest attribute in a state, and its name."""
     return max((tuple(part["largest"]) for part in state.get("processes", [state])), default=(0, ""))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 # ---------------------------------------------------------------- saving

@@ -15,7 +15,8 @@ from torch import Tensor
 from lightning_ppo.envs.scores import SCORE
 from lightning_ppo.envs.stagger import set_clocks
 from lightning_ppo.envs.state import set_env_state
-from lightning_ppo.envs.stepper import Stepper, VectorStepper, call, seed_argument
+from lightning_ppo.envs.stepper import Stepper, call, seed_argument
+from lightning_ppo.envs.vector_stepper import VectorStepper
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 from lightning_ppo.support.tree import tree_leaves, tree_map
 
@@ -73,9 +74,7 @@ class TensorStepper(Stepper):
         self.any_filler = self.mode is AutoresetMode.NEXT_STEP
         self.final_observations: Any = None
         self._warned = False
-        self._mask_source, _, self._mask_key = action_mask.partition(":")
-        self._looks_for_masks = self._mask_source == "auto"
-        if self._mask_source == "method":
+        if self.source.kind == "method":
             raise ConfigError(f"env.action_mask: {action_mask} calls single copies; this environment has none to call")
         self.action_masks: Tensor | None = None
         self.device: Any = None
@@ -85,8 +84,6 @@ class TensorStepper(Stepper):
     def begin(self, observations: Any, infos: dict[str, Any]) -> None:
         """Take in what a reset returned."""
         self.device = tree_leaves(observations)[0].device
-        if self._mask_source == "auto":
-            self._mask_source = "info" if "action_mask" in infos else "none"
         self.observations = self._read(observations, infos)
         self.starts = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
         self.filler = torch.zeros_like(self.starts)
@@ -113,7 +110,7 @@ class TensorStepper(Stepper):
         else:
             self._ended = self.starts = ended
             final = next((infos[key] for key in FINAL_OBSERVATIONS if key in infos), None)
-            self.final_observations = None if final is None else self._strip(final)
+            self.final_observations = None if final is None else self.source.strip(final)
         self.observations = self._read(observations, infos)
         return rewards, terminations, truncations
 
@@ -129,21 +126,15 @@ class TensorStepper(Stepper):
     def _read(self, observations: Any, infos: dict[str, Any]) -> Any:
         """Check structure, take in the action masks, and return the observations without them."""
         self._check_structure(observations)
-        if self._looks_for_masks and self._mask_source == "none" and "action_mask" in infos:
-            raise EnvironmentFault(f"the environment gave action masks at step {self.num_steps}, but none before")
-        if self._mask_source != "none":
-            masks = infos.get("action_mask") if self._mask_source == "info" else observations[self._mask_key]
-            expected = (self.env.num_envs, sum(self.sizes))
+        source = self.source
+        if source.told(infos, self.num_steps):
+            masks = infos.get("action_mask") if source.kind == "info" else observations[source.key]
+            expected = (self.env.num_envs, sum(source.sizes))
             if masks is None or tuple(masks.shape) != expected:
                 found = "no mask" if masks is None else f"masks of shape {tuple(masks.shape)}"
                 raise EnvironmentFault(f"the environment gave {found} at step {self.num_steps}, expected {expected}")
             self.action_masks = masks.bool()
-        return self._strip(observations)
-
-    def _strip(self, observations: Any) -> Any:
-        if self._mask_source != "observation":
-            return observations
-        return {key: value for key, value in observations.items() if key != self._mask_key}
+        return source.strip(observations)
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
         """Go on where `state` was taken, or return why that cannot be done."""

@@ -1,6 +1,8 @@
 """Play the agent of a checkpoint in the environment it was trained in."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from lightning_ppo.support.errors import CheckpointError, ConfigError
@@ -37,16 +39,15 @@ def evaluate(
         CheckpointError: If the checkpoint cannot be used.
         EnvironmentFault: If the environment cannot be built or rendered, or misbehaves.
     """
-    from lightning_ppo.envs import make_vector_env
     from lightning_ppo.envs.faults import close_env
-    from lightning_ppo.evaluation.play import play
+    from lightning_ppo.evaluation.play import make_evaluation_env, play
     from lightning_ppo.evaluation.video import Stage, VideoFile
     from lightning_ppo.settings.environment import EnvConfig, EvaluationConfig
     from lightning_ppo.settings.loading import as_section
     from lightning_ppo.settings.trust import check_names
     from lightning_ppo.speed.hardware import use_cores
     from lightning_ppo.support.checkpoint_files import read_checkpoint
-    from lightning_ppo.support.randomness import derive_seeds, own_generators
+    from lightning_ppo.support.randomness import derive_seeds
     from lightning_ppo.update.ppo import PPO
 
     if episodes is None:
@@ -63,36 +64,23 @@ def evaluate(
     settings = sections.get("env", {})
     if not settings.get("id"):
         raise CheckpointError(f"{checkpoint}: trained in an environment built in Python, which the file cannot name")
-    env_settings = as_section(EnvConfig, settings, "env")
+    # what fails here ends it at once
+    env_settings = replace(as_section(EnvConfig, settings, "env"), timeout=None, on_error="stop")
     policy = PPO.load_from_checkpoint(checkpoint, map_location="cpu", trust=trust).policy
     if deterministic is None:
         deterministic = as_section(EvaluationConfig, sections.get("evaluation"), "evaluation").deterministic
     use_cores(policy)
-    if video is not None:
-        with Stage(env_settings) as stage, VideoFile(video, stage.fps) as file:
-            played = stage.play(policy, episodes, seed, deterministic, [file])
-    elif render is not None:
-        with Stage(env_settings, render) as stage:
-            played = stage.play(policy, episodes, seed, deterministic)
-    else:
-        copies = min(num_envs, episodes)
-        with own_generators(derive_seeds(seed, 0, 1, "evaluation process")[0]):
-            env = make_vector_env(
-                env_settings.id,
-                copies,
-                backend=env_settings.backend,
-                kwargs=env_settings.kwargs,
-                wrappers=env_settings.wrappers,
-                atari=env_settings.atari,
-                max_episode_steps=env_settings.max_episode_steps,
-                scores=env_settings.scores,
-            )
-        try:
-            seeds = derive_seeds(seed, 0, copies, "evaluation")
+    with ExitStack() as stack:
+        if video is not None or render is not None:
+            stage = stack.enter_context(Stage(env_settings, render or "rgb_array"))
+            files = [] if video is None else [stack.enter_context(VideoFile(video, stage.fps))]
+            played = stage.play(policy, episodes, seed, deterministic, files)
+        else:
+            env = make_evaluation_env(env_settings, min(num_envs, episodes), seed)
+            stack.callback(close_env, env)
+            seeds = derive_seeds(seed, 0, env.num_envs, "evaluation")
             mask = env_settings.action_mask
             played = play(policy, env, episodes, seeds=seeds, deterministic=deterministic, seed=seed, action_mask=mask)
-        finally:
-            close_env(env)
     return {
         "return_mean": float(played.returns.mean()),
         "return_std": float(played.returns.std(correction=0)),

@@ -1,23 +1,33 @@
 """Play whole episodes with a policy whose weights and statistics stay as they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.checking import check_finite
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
 from lightning_ppo.rollout.episodes import check_returns
 from lightning_ppo.rollout.shapes import Episodes
+from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.errors import EnvironmentFault
-from lightning_ppo.support.randomness import own_generators
+from lightning_ppo.support.randomness import derive_seeds, own_generators
 from lightning_ppo.support.tree import tree_map
 
 MAX_EPISODE_STEPS = 100_000
 """Steps after which an evaluation episode is taken to be endless."""
 CHECK_EVERY = 16
 """Steps from one look at what observations show to the next."""
+
+
+def make_evaluation_env(settings: EnvConfig, num_envs: int, seed: int, rank: int = 0) -> VectorEnv:
+    """Return `num_envs` environments to play in; what they draw when they are built follows from seed and rank."""
+    with own_generators(derive_seeds(seed, rank, 1, "evaluation process")[0]):
+        return make_vector_env(replace(settings, num_envs=num_envs, stagger=False))
 
 
 @torch.no_grad()

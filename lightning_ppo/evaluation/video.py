@@ -4,6 +4,7 @@ import ctypes.util
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Episodes
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.env_specs import find_spec
-from lightning_ppo.support.errors import EnvironmentFault, UserError
+from lightning_ppo.support.errors import EnvironmentFault, UserError, one_line
+from lightning_ppo.support.packages import install
 from lightning_ppo.support.randomness import derive_seeds
 
 DEFAULT_FPS = 30
@@ -51,7 +53,7 @@ class VideoFile:
         try:
             import imageio_ffmpeg
         except ModuleNotFoundError:
-            raise UserError("writing videos needs imageio-ffmpeg: pip install 'lightning-ppo[video]'") from None
+            raise UserError(f"writing videos needs imageio-ffmpeg: {install('video')}") from None
         self.path, self.fps = Path(path), fps
         self._open = imageio_ffmpeg.write_frames
         self._writer: Generator[None, Any, None] | None = None
@@ -155,17 +157,8 @@ class Stage:
             raise EnvironmentFault(
                 f"env.id: {env.id} steps many copies at once and has no single one to show; name one that is single"
             )
-        vector_env = make_vector_env(
-            env.id,
-            1,
-            backend="sync",
-            kwargs=env.kwargs,
-            wrappers=env.wrappers,
-            atari=env.atari,
-            max_episode_steps=env.max_episode_steps,
-            render_mode=render_mode,
-            scores=env.scores,
-        )
+        single = replace(env, num_envs=1, backend="sync", stagger=False, timeout=None, on_error="stop")
+        vector_env = make_vector_env(single, render_mode)
         assert isinstance(vector_env, SyncVectorEnv)
         self.env, self.action_mask = vector_env, env.action_mask
         self.copy = vector_env.envs[0]
@@ -227,7 +220,7 @@ def _unrenderable(error: Exception) -> EnvironmentFault:
     remedy = ""
     if "mujoco" in sys.modules and not _has_display():
         remedy = "; without a display MuJoCo needs MUJOCO_GL=egl (package libegl1) or MUJOCO_GL=osmesa (libosmesa6)"
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     return EnvironmentFault(f"the environment cannot be rendered: {type(error).__name__}: {reason}{remedy}")
 
 

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
-from lightning_ppo.support.errors import UserError
+from lightning_ppo.support.errors import UserError, one_line
 from lightning_ppo.support.spaces import space_leaves, space_structure
 from lightning_ppo.support.tree import tree_leaves, tree_map
 
@@ -125,7 +125,7 @@ def export(deployed: Deployed, path: str | os.PathLike[str], kind: str) -> Funct
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"the policy cannot be exported: {type(error).__name__}: {reason}") from error
     # for a policy with memory the guards would refuse a single row, which the graph itself handles
     module = torch.export.load(path).module(check_guards=False)

@@ -25,7 +25,7 @@ from lightning_ppo.settings.loading import load_over, to_container
 from lightning_ppo.settings.networks import ACTIVATIONS
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.checkpoint_files import AtomicCheckpointIO
-from lightning_ppo.support.errors import CheckpointError
+from lightning_ppo.support.errors import CheckpointError, one_line
 from lightning_ppo.update.ppo import PPO
 
 NUMBERS = {
@@ -80,7 +80,7 @@ def read_zip(path: str | os.PathLike[str]) -> Sb3Agent:
             data = json.loads(file.read("data"))
             parameters = torch.load(BytesIO(file.read("policy.pth")), map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise CheckpointError(f"{path}: not an agent saved by Stable-Baselines3 ({reason})") from None
     if "n_epochs" not in data or "action_net.weight" not in parameters:
         raise CheckpointError(f"{path}: saved by another algorithm than PPO of Stable-Baselines3")
@@ -188,7 +188,7 @@ def read_statistics(path: str | os.PathLike[str]) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
     except Exception as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise CheckpointError(
             f"{path}: no .npz file ({reason}); what VecNormalize.save writes is a pickle, which could run anything, "
             "so save its numbers with numpy.savez instead, see docs/migration.md"
@@ -278,10 +278,10 @@ def convert(
         config = replace(config, normalize=replace(config.normalize, observations=True, rewards=True, **limits))
     data = RolloutDataModule(
         config.env,
+        rollout=config.rollout,
         rollouts_per_epoch=config.rollouts_per_epoch,
         evaluation=config.evaluation,
         seed=config.seed,
-        **to_container(config.rollout),
     )
     settings = {name: getattr(config, name) for name in ("update", "optimizer", "policy", "normalize")}
     model = PPO(data.observation_space, data.action_space, total_env_steps=config.total_env_steps, **settings)

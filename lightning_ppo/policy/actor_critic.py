@@ -15,11 +15,12 @@ from lightning_ppo.policy.building import make_trunk, own_module, without_entrie
 from lightning_ppo.policy.distributions import make_action_head
 from lightning_ppo.policy.inputs import Inputs
 from lightning_ppo.policy.networks import ActorCriticNetwork, CustomNetwork, Encoder
-from lightning_ppo.policy.normalization import Reduce, RewardScaler
+from lightning_ppo.policy.normalization import RewardScaler
 from lightning_ppo.rollout.shapes import Minibatch, Observations, Rollout, split
 from lightning_ppo.settings.algorithm import NormalizeConfig
 from lightning_ppo.settings.networks import CORES, ENCODERS, PolicyConfig
-from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.distributed import Reduce
+from lightning_ppo.support.errors import ConfigError, one_line
 from lightning_ppo.support.tree import tree_leaves, tree_map
 
 EVALUATION_ROWS = 8192
@@ -333,7 +334,7 @@ class ActorCritic(nn.Module):
                 with eval_mode(self):
                     outputs, values, after = self.network(inputs, states, starts)
             except Exception as error:
-                text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                text = f"{type(error).__name__}: {one_line(error)}"
                 raise ConfigError(f"policy: the network fails on {count} observations: {text}") from error
             expected: list[tuple[str, Tensor | None, tuple[int, ...]]]
             expected = [("outputs", outputs, (count, self.head.num_outputs + self.head.num_features))]

@@ -10,9 +10,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo.policy.images import channels_come_last
-from lightning_ppo.policy.normalization import ObservationNormalizer, Reduce
+from lightning_ppo.policy.normalization import ObservationNormalizer
 from lightning_ppo.rollout.shapes import Observations
 from lightning_ppo.settings.algorithm import NormalizeConfig
+from lightning_ppo.support.distributed import Reduce
 from lightning_ppo.support.errors import UnsupportedSpaceError
 from lightning_ppo.support.spaces import SUPPORTED, space_leaves, space_structure
 from lightning_ppo.support.tree import tree_map

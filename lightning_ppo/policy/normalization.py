@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Reduce = Callable[[Tensor], Tensor]
+from lightning_ppo.support.distributed import Reduce
 
 _WIDE = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 """Integers that float32 cannot hold."""

@@ -1,13 +1,10 @@
 """Generalised advantage estimation and advantage normalisation: pure functions of (T, N) tensors."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from lightning_ppo.rollout.shapes import Rollout
-
-Reduce = Callable[[Tensor], Tensor]
+from lightning_ppo.support.distributed import Reduce
 
 
 def generalized_advantages(

@@ -3,11 +3,9 @@
 import json
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.settings.loading import to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.distributed import print_once
-
-PACKAGES = ("lightning-ppo", "torch", "pytorch-lightning", "gymnasium", "numpy", "torchmetrics", "omegaconf", "mujoco")
+from lightning_ppo.support.packages import package_versions
 
 
 def train(config: Config, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
@@ -64,10 +61,10 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     resumed = read_checkpoint(checkpoint) if checkpoint else None
     data = RolloutDataModule(
         config.env,
+        rollout=config.rollout,
         rollouts_per_epoch=config.rollouts_per_epoch,
         evaluation=config.evaluation,
         seed=config.seed,
-        **to_container(config.rollout),
     )
     model = PPO(
         data.observation_space,
@@ -128,7 +125,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         "eval_return_mean": test.get("test/return_mean"),
         "eval_return_std": test.get("test/return_std"),
         "eval_episodes": int(test.get("test/episodes", 0)),
-        "versions": versions(),
+        "versions": package_versions(),
     }
     if writes:
         with replacing(run_dir / "summary.json") as file:
@@ -148,17 +145,6 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # rollouts come from the environment, so there is no sampler that could be distributed
     warnings.filterwarnings("ignore", message=".*it is recommended to use.*single device to ensure each sample.*")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and the packages that decide results."""
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _headline(config: Config, model: Any, trainer: Any, run_dir: Path) -> str:

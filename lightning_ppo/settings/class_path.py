@@ -4,7 +4,7 @@ import importlib
 import sys
 from typing import Any
 
-from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.errors import ConfigError, one_line
 
 
 def load_class(path: Any, key: str, base: type) -> type:
@@ -65,7 +65,7 @@ def instantiate(entry: Any, key: str, base: type, *arguments: Any) -> Any:
     try:
         made = make(*arguments, **settings)
     except Exception as error:
-        raise ConfigError(f"{key}: {path} could not be built: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{key}: {path} could not be built: {one_line(error)}") from error
     if not isinstance(made, base):
         raise ConfigError(f"{key}: {path} makes a {type(made).__name__}, expected a {base.__name__}")
     return made

@@ -44,7 +44,7 @@ def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) 
     try:
         given = _literal(numbers)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}.{error.full_key}: expected plain data: {_one_line(error)}") from None
+        raise ConfigError(f"{key}.{error.full_key}: expected plain data: {_first_line(error)}") from None
     made = _to_object(_merge(OmegaConf.structured(section), given, section, f"{key}."))
     if not isinstance(objects.get("kwargs", {}), Mapping):
         raise ConfigError(f"{key}.kwargs: expected a mapping, got {objects['kwargs']!r}")
@@ -125,7 +125,7 @@ def _read_override(override: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([override])
     except Exception as error:
-        raise ConfigError(f"{key}: cannot read the value as YAML: {_one_line(error)}") from None
+        raise ConfigError(f"{key}: cannot read the value as YAML: {_first_line(error)}") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -161,7 +161,7 @@ def _read_yaml(path: Path) -> DictConfig:
         hint = f"; did you mean {nearest(str(path), present)}?" if present else ""
         raise ConfigError(f"{path}: no such config file{hint}") from None
     except Exception as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {_one_line(error)}") from None
+        raise ConfigError(f"{path}: not a readable YAML file: {_first_line(error)}") from None
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of settings at the top level")
     return content
@@ -183,7 +183,7 @@ def _merge(base: Any, update: Any, section: type, prefix: str) -> Any:
     try:
         return OmegaConf.merge(base, update)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{prefix}{error.full_key}: {_one_line(error)}") from None
+        raise ConfigError(f"{prefix}{error.full_key}: {_first_line(error)}") from None
 
 
 def _to_object(merged: Any) -> Any:
@@ -193,7 +193,7 @@ def _to_object(merged: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise cause from None
-        raise ConfigError(f"{error.full_key}: {_one_line(error)}") from None
+        raise ConfigError(f"{error.full_key}: {_first_line(error)}") from None
 
 
 def _section_type(section: type, name: str) -> type | None:
@@ -227,5 +227,5 @@ def _first_unknown_key(content: Any, section: type, prefix: str) -> str | None:
     return None
 
 
-def _one_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lightning_ppo.support.errors import CheckpointError, DamagedCheckpointError
+from lightning_ppo.support.errors import CheckpointError, DamagedCheckpointError, one_line
 from lightning_ppo.support.files import former, replacing
 
 
@@ -70,12 +70,12 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = found[1] if found else _one_line(error)
+        what = found[1] if found else _reason(error)
         raise CheckpointError(
             f"{path}: whole, but holds objects ({what}); only plain data and tensors are loaded"
         ) from None
     except Exception as error:
-        raise CheckpointError(f"{path}: not a checkpoint ({_one_line(error)})") from None
+        raise CheckpointError(f"{path}: not a checkpoint ({_reason(error)})") from None
 
 
 def read_newest(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], str]:
@@ -114,12 +114,12 @@ def _damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
     except Exception as error:  # whatever damaged headers lead zipfile to
-        return _one_line(error)
+        return _reason(error)
     return None if part is None else f"the checksum of {part} is wrong"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+def _reason(error: Exception) -> str:
+    return one_line(error, 120) or type(error).__name__
 
 
 def _alternative(path: Path) -> str:

@@ -4,6 +4,7 @@ import atexit
 import io
 import platform
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,9 @@ from lightning_ppo.support.errors import EnvironmentFault, UserError
 
 if TYPE_CHECKING:
     from lightning_ppo.support.shared_sums import SharedSums
+
+Reduce = Callable[[Tensor], Tensor]
+"""What a tensor is over all ranks: `sum_over_ranks`, `mean_over_ranks`, or the tensor itself for one rank alone."""
 
 _shared: "SharedSums | None" = None
 """What small CPU tensors are reduced through where all ranks share a memory, see `join_ranks`."""

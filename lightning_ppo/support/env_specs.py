@@ -8,9 +8,10 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.packages import EXTRAS, install
 
-EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "opencv": "atari", "envpool": "envpool"}
+PROVIDERS = {module: name for name, extra in EXTRAS.items() for module in extra.modules}
 """Extra of this package that provides a module."""
 
 
@@ -28,7 +29,7 @@ def find_spec(env_id: str) -> EnvSpec:
             extra = _missing_extra(error)
             if extra is not None:
                 raise _needs(env_id, *extra) from None
-            text = " ".join(str(error).split())
+            text = one_line(error)
             raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {type(error).__name__}: {text}") from None
         entry_point: Any = getattr(module, attribute, None)
         if VectorEnv in getattr(entry_point, "__mro__", ()):
@@ -57,7 +58,7 @@ def _register_optional(env_id: str) -> None:
             ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
             gymnasium.register_envs(ale_py)
         except ImportError:
-            raise _needs(env_id, "ale_py", EXTRAS["ale_py"]) from None
+            raise _needs(env_id, "ale_py", PROVIDERS["ale_py"]) from None
 
 
 def explain(env_id: str, error: Exception) -> EnvironmentFault:
@@ -65,18 +66,18 @@ def explain(env_id: str, error: Exception) -> EnvironmentFault:
     extra = _missing_extra(error)
     if extra is not None:
         return _needs(env_id, *extra)
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return EnvironmentFault(f"env.id: {env_id} could not be built: {type(error).__name__}: {text}")
 
 
 def _needs(env_id: str, module: str, extra: str) -> EnvironmentFault:
-    return EnvironmentFault(f"env.id: {env_id} needs the package {module}: pip install 'lightning-ppo[{extra}]'")
+    return EnvironmentFault(f"env.id: {env_id} needs the package {module}: {install(extra)}")
 
 
 def _missing_extra(error: BaseException | None) -> tuple[str, str] | None:
     """Return the missing module and the extra that brings it, if that is what an error or its causes say."""
     while error is not None:
-        for module, extra in EXTRAS.items():
+        for module, extra in PROVIDERS.items():
             absent = isinstance(error, ModuleNotFoundError) and module in (error.name or str(error))
             undeclared = isinstance(error, gymnasium.error.DependencyNotInstalled) and module in str(error).lower()
             if absent or undeclared:

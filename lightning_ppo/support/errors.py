@@ -53,9 +53,14 @@ def report(error: Exception, debug: bool, option: str) -> int:
         traceback.print_exc()
     message = str(error)
     if not isinstance(error, UserError):
-        message = f"{type(error).__name__}: {' '.join(message.split())} ({option} shows where)"
+        message = f"{type(error).__name__}: {one_line(message)} ({option} shows where)"
     print(f"error: {message}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1
+
+
+def one_line(text: object, limit: int | None = None) -> str:
+    """Return a text, or the message of an error, on one line of at most `limit` characters."""
+    return " ".join(str(text).split())[:limit]
 
 
 def require(condition: bool, message: str) -> None:

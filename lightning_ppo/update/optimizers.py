@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
 from lightning_ppo.support.distributed import mean_over_ranks
-from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.errors import ConfigError, one_line
 from lightning_ppo.update.learning_rate import SteeredLearningRate
 
 
@@ -174,7 +174,7 @@ def _read(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
                 raise ConfigError(f"configure_optimizers: frequency must be at least 1, got {config.frequency!r}")
         lightning._validate_optimizers_attached(optimizers, configs)
     except (MisconfigurationException, KeyError) as error:
-        raise ConfigError(f"configure_optimizers: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"configure_optimizers: {one_line(error)}") from None
     return [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers], configs
 
 

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Average = Callable[[Tensor], Tensor]
-"""The mean of a tensor over all ranks, the same bits on each."""
+from lightning_ppo.support.distributed import Reduce
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
@@ -58,7 +57,7 @@ class FisherProduct:
         average: The mean over all ranks.
     """
 
-    def __init__(self, divergence: Tensor, parameters: Sequence[Tensor], damping: float, average: Average) -> None:
+    def __init__(self, divergence: Tensor, parameters: Sequence[Tensor], damping: float, average: Reduce) -> None:
         self.parameters = parameters
         self.damping = damping
         self.average = average
@@ -110,7 +109,7 @@ class TrustRegion(torch.optim.Optimizer):
         damping: float = 0.1,
         cg_iterations: int = 10,
         line_search_steps: int = 10,
-        average: Average = lambda tensor: tensor,
+        average: Reduce = lambda tensor: tensor,
     ) -> None:
         super().__init__(params, {})
         self.max_kl = max_kl
@@ -183,7 +182,7 @@ class TrustRegion(torch.optim.Optimizer):
         return [p for p, moves in zip(parameters, used, strict=True) if moves]
 
 
-def set_gradients(loss: Tensor, parameters: Sequence[Tensor], average: Average) -> None:
+def set_gradients(loss: Tensor, parameters: Sequence[Tensor], average: Reduce) -> None:
     """Make the mean over all ranks of the loss's gradients the `grad` of these parameters, and of no others."""
     if not parameters:
         return
