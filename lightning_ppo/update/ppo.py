@@ -130,10 +130,8 @@ class PPO(pl.LightningModule):
         """Log units by which the standard deviation of Gaussian actions has been lowered besides what is learnt."""
         self.action_masks = False
         """Whether the last rollout said which actions were legal; what is exported then asks for it."""
-        self.collect_seconds = self.update_seconds = 0.0
-        """Time of the latest iteration."""
-        self.compile_seconds = 0.0
-        """Time spent compiling, not counted as updating."""
+        self.collect_seconds = self.update_seconds = 0.0  # of the latest iteration
+        self.compile_seconds = 0.0  # of all iterations, not counted as updating
 
     env_steps = property(attrgetter("budget.env_steps"), doc="Environment steps trained on, over all ranks.")
     iterations = property(attrgetter("budget.iterations"), doc="Rollouts trained on.")
@@ -274,8 +272,7 @@ class PPO(pl.LightningModule):
     def constrained_loss(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Return the policy's loss over a whole rollout and the mean KL divergence that a trust region bounds."""
         now = self.policy.evaluate(batch)
-        terms = policy_terms(self.objective, self.policy, now, batch)
-        loss = weighted_sum(self.policy_loss(terms), batch.weights)
+        loss = weighted_sum(self.policy_loss(policy_terms(self.objective, self.policy, now, batch)), batch.weights)
         if self.entropy_matters:
             loss = loss - self.coefficients.now["entropy_coefficient"] * weighted_sum(now.entropies, batch.weights)
         return loss, weighted_sum(self.policy.head.kl(batch.distribution, now.distribution), batch.weights)
