@@ -555,6 +555,13 @@ def test_without_a_c_compiler_training_goes_on_uncompiled_with_one_line(monkeypa
     assert torch.equal(weights, weights_after_training())
 
 
+def test_what_a_ppo_holds_is_in_its_own_constructor():
+    assert PPO.__bases__ == (pl.LightningModule,)
+    model, _ = make_pair()
+    assert (model.env_steps, model.iterations, list(model.recent_returns)) == (0, 0, [])
+    assert not any(key.startswith("evaluation") for key in model.state_dict())  # files of before load
+
+
 def test_compiling_draws_no_random_numbers():
     """Else a resumed run, which compiles again, would go on with other numbers than one that was never stopped."""
 
