@@ -4,10 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_fabric.utilities.cloud_io import _load
-from pytorch_lightning.utilities.model_helpers import _restricted_classmethod
-
 from lightning_ppo.settings.trust import check_names
+from lightning_ppo.speed.internals import load_plain, restricted_classmethod
 from lightning_ppo.support.checkpoint_files import read_checkpoint
 from lightning_ppo.support.errors import ConfigError
 
@@ -15,7 +13,7 @@ from lightning_ppo.support.errors import ConfigError
 class CheckedLoading:
     """Loads modules and data modules whose checkpoints name nothing that a file must not decide; see `check_names`."""
 
-    @_restricted_classmethod
+    @restricted_classmethod
     def load_from_checkpoint(
         cls,
         checkpoint_path: Any,
@@ -43,7 +41,7 @@ class CheckedLoading:
         if isinstance(checkpoint_path, str | os.PathLike) and "://" not in str(checkpoint_path):
             content = read_checkpoint(checkpoint_path)
         else:
-            content = _load(checkpoint_path, map_location="cpu", weights_only=True)
+            content = load_plain(checkpoint_path)
             if hasattr(checkpoint_path, "seek"):
                 checkpoint_path.seek(0)
         check_names(content, checkpoint_path, trust, kwargs)

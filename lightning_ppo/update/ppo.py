@@ -332,7 +332,8 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
 
     def setup(self, stage: str) -> None:
         """Connect the ranks."""
-        join_ranks(self.trainer.strategy.root_device, self.trainer.num_nodes)
+        strategy, nodes = self.trainer.strategy, self.trainer.num_nodes
+        join_ranks(partial(shared_sums.connect, strategy.root_device, nodes) if switch.is_on() else None)
 
     def on_fit_start(self) -> None:
         """Check what can only be checked once data, callbacks and optimizers are known."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import Tensor
 
 from lightning_ppo.settings.hyperparameters import plain, spaces_among
 from lightning_ppo.settings.schedules import Schedule
 from lightning_ppo.settings.trust import signature_of
+from lightning_ppo.speed.internals import is_launched, trainer_of
 from lightning_ppo.support.distributed import gather_objects, rank, world_size
 from lightning_ppo.support.errors import CheckpointError
 from lightning_ppo.support.randomness import derive_seeds, get_random_state, restore_generator, set_random_state
@@ -94,7 +94,7 @@ class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
     def on_fit_end(self) -> None:
         """Send what training has come to, with the weights, to the process that launched this one, if one did."""
         super().on_fit_end()
-        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+        if is_launched(self.trainer):
             self.register_state_dict_post_hook(_add_state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -113,7 +113,8 @@ class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
         if "ppo" not in checkpoint:
             raise CheckpointError("not a checkpoint of lightning_ppo")
         state = checkpoint["ppo"]
-        if self._trainer is not None and self._trainer.precision == "64-true":
+        trainer = trainer_of(self)
+        if trainer is not None and trainer.precision == "64-true":
             self.double()  # as Lightning does, but only after it has restored, and rounded, the weights
         self.env_steps, self.iterations = state["env_steps"], state["iterations"]
         self.begun_at = state.get("begun_at", 0)
@@ -127,7 +128,7 @@ class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
         own = state["ranks"][rank() if same_ranks else 0]
         self.recent_returns.extend(own["recent_returns"])
         self.recent_lengths.extend(own["recent_lengths"])
-        if self._trainer is not None and self._trainer.training and same_ranks:
+        if trainer is not None and trainer.training and same_ranks:
             self._shuffle, self._restored_shuffle = None, own["shuffle"]
             set_random_state(own["random"])
 
