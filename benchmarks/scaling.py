@@ -64,7 +64,6 @@ def count_collectives(out: str) -> None:
 
     sys.path.insert(0, str(ROOT))
     from lightning_ppo import PPO, RolloutDataModule
-    from lightning_ppo.speed import shared_sums
     from lightning_ppo.support import distributed
 
     calls: list[int] = []

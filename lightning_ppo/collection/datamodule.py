@@ -62,7 +62,7 @@ class _OneItemLoader:
         yield self.make()
 
 
-class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore[misc]
+class RolloutDataModule(CheckedLoading, pl.LightningDataModule):
     """Streams fresh rollouts for `PPO`, and plays the episodes of validation and test.
 
     Args:

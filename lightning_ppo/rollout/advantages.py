@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.rollout.shapes import Rollout
+from lightning_ppo.speed import switch
+from lightning_ppo.speed.scan import sums_of_the_future
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -53,18 +55,14 @@ def generalized_advantages(
 
 
 def _sums_of_the_future(terms: Tensor, decays: Tensor) -> Tensor:
-    """Return A_t = x_t + c_t A_{t+1} of terms x and decays c, each (T, N), in log2(T) rounds.
-
-    A parallel scan (Hillis and Steele 1986): after k rounds A_t holds the terms t..t+2^k-1 of its sum.
-    """
-    reach = 1
-    while reach < len(terms):
+    """Return A_t = x_t + c_t A_{t+1} of terms x and decays c, each (T, N)."""
+    if switch.is_on():
+        return sums_of_the_future(terms, decays)
+    sums = terms.clone()
+    for t in range(len(terms) - 2, -1, -1):
         # selected, not only multiplied by 0: what follows an episode's end may be NaN
-        further = torch.where(decays[:-reach] > 0, terms[reach:] * decays[:-reach], 0.0)
-        terms = torch.cat((terms[:-reach] + further, terms[-reach:]))
-        decays = torch.cat((decays[:-reach] * decays[reach:], torch.zeros_like(decays[-reach:])))
-        reach *= 2
-    return terms
+        sums[t] += torch.where(decays[t] > 0, decays[t] * sums[t + 1], 0.0)
+    return sums
 
 
 def following_values(values: Tensor, boundary_values: Tensor, boundary_rows: Tensor) -> Tensor:

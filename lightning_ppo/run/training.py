@@ -58,7 +58,8 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
 
     _quiet()
     limit_threads()
-    keep_freed_memory()
+    if not config.plain:
+        keep_freed_memory()
     pl.seed_everything(config.seed, verbose=False)
     checkpoint = None if config.resume == "auto" else config.resume  # `auto` found none
     resumed = read_checkpoint(checkpoint) if checkpoint else None
@@ -79,6 +80,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         normalize=config.normalize,
         total_env_steps=config.total_env_steps,
         compile=config.compile,
+        plain=config.plain,
         loss_terms=config.loss_terms,
     )
     run_dir = choose_run_dir(config)

@@ -60,8 +60,7 @@ def read_optimizers(returned: Any, interval: str) -> tuple[list[Optimizer], list
     """
     optimizers, schedulers, monitor = lightning._configure_optimizers(returned)
     given = [
-        {"interval": interval, "monitor": monitor}
-        | (dict(entry) if isinstance(entry, dict) else {"scheduler": entry})
+        {"interval": interval, "monitor": monitor} | (dict(entry) if isinstance(entry, dict) else {"scheduler": entry})
         for entry in schedulers
     ]
     return optimizers, lightning._configure_schedulers_automatic_opt(given, None)

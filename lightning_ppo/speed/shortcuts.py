@@ -5,8 +5,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lightning_ppo.speed.flat import FlatAdam

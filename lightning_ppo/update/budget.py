@@ -112,6 +112,6 @@ class Budget(EvaluationSteps):
 
     def _may_stop(self) -> bool:
         """Return whether the Trainer has done the epochs and steps that it must."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         epochs = trainer.fit_loop.epoch_progress.current.processed
         return epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -16,6 +17,7 @@ from lightning_ppo.settings.algorithm import (
     NormalizeConfig,
     OptimizerConfig,
     UpdateConfig,
+    require_uncompiled,
     resolve_epochs,
     resolve_sequence_length,
 )
@@ -23,8 +25,8 @@ from lightning_ppo.settings.class_path import as_path
 from lightning_ppo.settings.loading import as_section, to_container
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.settings.schedules import Schedule
+from lightning_ppo.speed import shared_sums, shortcuts, switch
 from lightning_ppo.speed.flat import FlatAdam
-from lightning_ppo.speed.shortcuts import log_metrics
 from lightning_ppo.support.distributed import join_ranks, mean_over_ranks, sum_over_ranks
 from lightning_ppo.support.spaces import space_from_spec, space_to_spec
 from lightning_ppo.update.checks import check_fit, check_trust_region, non_finite
@@ -47,7 +49,7 @@ from lightning_ppo.update.training_state import TrainingState
 from lightning_ppo.update.trust_region import TrustRegion, set_gradients
 
 
-class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
+class PPO(FitOptimizers, TrainingState):
     """Proximal Policy Optimization (Schulman et al. 2017, "Proximal Policy Optimization Algorithms").
 
     Its batches are the rollouts of `RolloutDataModule`. To change the algorithm, override `policy_loss`,
@@ -64,6 +66,7 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
         total_env_steps: Training stops before this many environment steps over all ranks would be exceeded, and
             schedules reach their end there. None leaves the end to the Trainer.
         compile: Compile forward and backward of the minibatch loss into one graph.
+        plain: Take none of the shortcuts of `lightning_ppo.speed`: the same results, slower, to find a bug.
         loss_terms: Losses added to that of the objective (see `loss_terms`).
 
     Raises:
@@ -83,10 +86,12 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         total_env_steps: int | None = None,
         compile: bool = False,
+        plain: bool = False,
         loss_terms: Sequence[Any] = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        require_uncompiled(plain, compile)
         objective = as_path(objective)
         given = as_section(UpdateConfig, update, "update")
         epochs = resolve_epochs(objective, given)
@@ -111,12 +116,14 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
                 "normalize": to_container(normalize_settings),
                 "total_env_steps": total_env_steps,
                 "compile": compile,
+                "plain": plain,
                 "loss_terms": to_container(loss_terms),
             },
             logger=False,
         )
         self.total_env_steps = total_env_steps
         self.compile_update = compile
+        self.plain = plain
         self.minibatch_update: MinibatchUpdate | None = None
         self.objective = made
         self._trust_region: TrustRegion | None = None
@@ -270,7 +277,8 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
         """Return Adam and the scheduler through which PPO sets the learning rate."""
         settings = self.optimizer_settings
         rate, betas = self.learning_rate(0.0), (settings.betas[0], settings.betas[1])
-        optimizer = FlatAdam(self.parameters(), rate, betas, settings.epsilon)
+        kind = torch.optim.Adam if self.plain else FlatAdam
+        optimizer = kind(self.parameters(), rate, betas, settings.epsilon)
         # named as LearningRateMonitor names torch's Adam
         scheduler = {"scheduler": SteeredLearningRate(optimizer, rate), "name": "lr-Adam"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -319,7 +327,10 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
         if self._trust_region is not None:
             last = self._trust_region.last
             metrics |= {"update/step_fraction": last.step_fraction, "update/improvement": last.improvement}
-        log_metrics(self, metrics)
+        if switch.is_on():
+            shortcuts.log_metrics(self, metrics)
+        else:
+            self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
         self.fit_optimizers.after_iteration(self, metrics)
         self.stop_if_spent(rollout.num_steps * rollout.num_envs)
 
@@ -331,9 +342,10 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
         return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
-        """Connect the ranks."""
+        """Turn the shortcuts on or off, and connect the ranks."""
+        switch.turn(not self.plain)
         strategy, nodes = self.trainer.strategy, self.trainer.num_nodes
-        join_ranks(partial(shared_sums.connect, strategy.root_device, nodes) if switch.is_on() else None)
+        join_ranks(partial(shared_sums.connect, strategy.root_device, nodes) if not self.plain else None)
 
     def on_fit_start(self) -> None:
         """Check what can only be checked once data, callbacks and optimizers are known."""

@@ -34,8 +34,8 @@ from lightning_ppo.speed.internals import (
     compiled_as_a_whole,
     ddp_argument,
     has_train_time_interval,
-    uploads_models,
     syncs_batch_norm,
+    uploads_models,
 )
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.overriding import overrides

@@ -22,7 +22,7 @@ RETURN_WINDOW = 100
 """Training episodes, of all ranks, over which returns and lengths are averaged."""
 
 
-class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
+class TrainingState(CheckedLoading, Budget):
     """Keeps what training has come to, and saves and restores it with the checkpoints of a LightningModule."""
 
     def __init__(self) -> None:
