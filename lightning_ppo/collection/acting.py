@@ -62,7 +62,7 @@ def make_actor(
     as_tensors: bool = False,
     recorded: Recorded | None = None,
 ) -> Actor:
-    """Return the fastest actor for a rollout of shape (T, N), with its noise drawn from `generator`; torch's if `plain`.
+    """Return the actor for a rollout of shape (T, N): the fastest, or that of `policy.act` with `plain`.
 
     Args:
         policy: The policy.

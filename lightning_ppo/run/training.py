@@ -48,7 +48,8 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     from lightning_ppo.collection.datamodule import RolloutDataModule
     from lightning_ppo.run.callbacks import Timing
     from lightning_ppo.run.launch import check_launch
-    from lightning_ppo.speed.hardware import keep_freed_memory, limit_threads, use_cores
+    from lightning_ppo.speed.freed_memory import keep_freed_memory
+    from lightning_ppo.speed.hardware import limit_threads, use_cores
     from lightning_ppo.support.checkpoint_files import read_checkpoint
     from lightning_ppo.support.distributed import gather_objects
     from lightning_ppo.support.files import replacing

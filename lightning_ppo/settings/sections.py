@@ -51,7 +51,7 @@ class Config:
     compile: bool = False
     """Compile the minibatch update with torch.compile."""
     plain: bool = False
-    """Plain torch throughout, without the shortcuts of `lightning_ppo.speed`: the same results, slower, to find a bug."""
+    """Plain torch, none of the shortcuts of `lightning_ppo.speed`: the same results, slower; to hunt a bug."""
     debug: bool = False
     """Print full tracebacks."""
     objective: str = "clip"
