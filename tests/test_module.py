@@ -250,7 +250,7 @@ def test_schedules_follow_env_steps():
 
     class Spy(PPO):
         def minibatch_loss(self, minibatch):
-            seen.append((float(self._current["clip_range"]), self.trainer.optimizers[0].param_groups[0]["lr"]))
+            seen.append((float(self.coefficients.now["clip_range"]), self.trainer.optimizers[0].param_groups[0]["lr"]))
             return super().minibatch_loss(minibatch)
 
     linear = {"kind": "linear", "start": 0.4, "end": 0.0}
@@ -560,9 +560,8 @@ def test_compiling_draws_no_random_numbers():
 
     class Prepared(PPO):
         def training_step(self, rollout, batch_idx):
-            self._apply_schedules()
-            update, state = self._update(), torch.get_rng_state()
-            update.prepare(rollout.flatten(), 16)
+            state = torch.get_rng_state()
+            update, _ = self._prepare(rollout.flatten())
             assert update.latest_compile_seconds > 0.0
             self.unchanged = torch.equal(torch.get_rng_state(), state)
             update.backward(rollout.flatten(), torch.arange(16), torch.ones(()))

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 import lightning_ppo.speed
-from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo import PPO
 from lightning_ppo.collection import numpy_acting
 from lightning_ppo.collection.remote import RemoteCollector
 from lightning_ppo.policy.actor_critic import ActorCritic
@@ -17,7 +17,6 @@ from lightning_ppo.policy.images import NatureCNN
 from lightning_ppo.run.training import train
 from lightning_ppo.settings.loading import load
 from lightning_ppo.speed import switch
-from lightning_ppo.speed.scan import sums_of_the_future
 from lightning_ppo.support.errors import ConfigError
 from tests.test_distributed import distance, launch
 from tests.test_module import make_trainer
@@ -93,7 +92,7 @@ def test_no_shortcut_runs(policy, tmp_path):
         with shortcuts_that_run() as called[plain]:
             train(config)
     assert called["true"] == set()
-    expected = {"bare_step", "log_metrics", "add_scalars", "keep_freed_memory", "sums_of_the_future", "nobody_listens"}
+    expected = {"bare_step", "log_metrics", "add_scalars", "keep_freed_memory", "pays", "nobody_listens"}
     assert called["false"] >= expected | {"_act"}
     assert ("run_on_host" in called["false"]) == (policy == ["policy.core=gru"])
 
@@ -140,16 +139,6 @@ def test_a_fit_takes_the_switch_of_its_own_model():
         assert switch.is_on() is not plain and other.plain is not plain
 
 
-def test_the_scan_is_the_recursion():
-    terms, decays = torch.randn(37, 5, dtype=torch.float64), torch.rand(37, 5, dtype=torch.float64)
-    decays[torch.rand(37, 5) < 0.2] = 0.0
-    following = torch.zeros(5, dtype=torch.float64)
-    expected = torch.empty_like(terms)
-    for t in reversed(range(37)):
-        following = expected[t] = terms[t] + decays[t] * following
-    torch.testing.assert_close(sums_of_the_future(terms, decays), expected, rtol=0.0, atol=1e-12)
-
-
 def test_pictures_give_the_same_features_however_they_lie_in_memory():
     encoder, images = NatureCNN((4, 84, 84)), torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
     fast = encoder(images)
@@ -161,6 +150,6 @@ def test_a_compiled_update_is_a_shortcut():
     refusal = "plain: compile=true is one of the shortcuts"
     with pytest.raises(ConfigError, match=refusal):
         load([], ["plain=true", "compile=true"])
-    data = RolloutDataModule("CartPole-v1", num_envs=1)
+    model, data = make_pair("CartPole-v1", model=PPO, plain=True, compile=True)
     with pytest.raises(ConfigError, match=refusal):
-        PPO(data.observation_space, data.action_space, plain=True, compile=True)
+        make_trainer().fit(model, data)

@@ -44,7 +44,7 @@ from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 from lightning_ppo.support.packing import pack, unpack
 from lightning_ppo.support.randomness import derive_seeds, kept_generators, own_generators, seed_process
 from lightning_ppo.support.tree import tree_map
-from lightning_ppo.update.checked_loading import CheckedLoading
+from lightning_ppo.update.checked_loading import checked_loading
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class _OneItemLoader:
         yield self.make()
 
 
-class RolloutDataModule(CheckedLoading, pl.LightningDataModule):
+class RolloutDataModule(pl.LightningDataModule):
     """Streams fresh rollouts for `PPO`, and plays the episodes of validation and test.
 
     Args:
@@ -86,6 +86,8 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):
     Raises:
         ConfigError: If a setting is out of range.
     """
+
+    load_from_checkpoint = checked_loading(pl.LightningDataModule)
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What `configure_optimizers` returns: read on its way to Lightning, checked before anything is collected, stepped."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
+from lightning_ppo.settings.schedules import Schedule
 from lightning_ppo.speed.internals import check_attached, ends_epoch, latest_metrics, read_optimizers
 from lightning_ppo.support.distributed import mean_over_ranks
 from lightning_ppo.support.errors import ConfigError
@@ -24,7 +25,7 @@ class Optimizers:
     every epoch, and each `frequency`-th time only. Those that monitor a metric are stepped where it becomes known.
 
     Attributes:
-        optimizers: At least one, over disjoint parameters.
+        optimizers: Over disjoint parameters; none outside a fit.
         steered: The schedulers that PPO steers.
 
     Args:
@@ -32,8 +33,8 @@ class Optimizers:
         configs: Their schedulers.
     """
 
-    def __init__(self, optimizers: list[Optimizer], configs: list[LRSchedulerConfig]) -> None:
-        self.optimizers = optimizers
+    def __init__(self, optimizers: Sequence[Optimizer] = (), configs: Sequence[LRSchedulerConfig] = ()) -> None:
+        self.optimizers = list(optimizers)
         self.steered = [c.scheduler for c in configs if isinstance(c.scheduler, SteeredLearningRate)]
         self._configs = [c for c in configs if not isinstance(c.scheduler, SteeredLearningRate)]
         for scheduler in self.steered:
@@ -51,6 +52,16 @@ class Optimizers:
         for scheduler, settings in zip(self.steered, self._settings, strict=True):
             for group, own in zip(scheduler.optimizer.param_groups, settings, strict=True):
                 group.update(own)
+
+    def set_rates(self, schedule: Schedule, progress: float) -> None:
+        """Set the learning rates of an iteration."""
+        for scheduler in self.steered:
+            scheduler.follow(schedule, progress)
+
+    def steer_rates(self, schedule: Schedule, progress: float, kl: float) -> None:
+        """Set what the KL divergence of an iteration makes of the learning rates."""
+        for scheduler in self.steered:
+            scheduler.finish(schedule, progress, kl)
 
     def rates(self) -> dict[str, float]:
         """Return the learning rate of each optimizer, by the name it is logged under."""

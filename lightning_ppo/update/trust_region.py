@@ -6,8 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
+from lightning_ppo.rollout.shapes import Minibatch
+
 Average = Callable[[Tensor], Tensor]
 """The mean of a tensor over all ranks, the same bits on each."""
+ConstrainedLoss = Callable[[Minibatch], tuple[Tensor, Tensor]]
+"""Loss and divergence, both of shape ()."""
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
@@ -181,6 +186,20 @@ class TrustRegion(torch.optim.Optimizer):
         used = [gradient is not None for gradient in gradients]
         self.unmoved = [p for p, moves in zip(parameters, used, strict=True) if not moves]
         return [p for p, moves in zip(parameters, used, strict=True) if moves]
+
+
+def step_policy(region: TrustRegion, policy: ActorCritic, batch: Minibatch, loss: ConstrainedLoss) -> None:
+    """Move a policy within its trust region, once, on a whole rollout.
+
+    Args:
+        region: Of the policy.
+        policy: In its eval mode while it is compared with itself.
+        batch: The rollout's rows.
+        loss: Returns loss and mean divergence of a batch whose weights sum to 1 over all ranks, on average.
+    """
+    whole = batch._replace(weights=batch.weights / region.average(batch.weights.sum()))
+    with eval_mode(policy):
+        region.step(lambda: loss(whole))
 
 
 def set_gradients(loss: Tensor, parameters: Sequence[Tensor], average: Average) -> None:
