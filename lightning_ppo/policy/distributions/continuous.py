@@ -15,7 +15,7 @@ from lightning_ppo.policy.distributions.base import ActionHead
 from lightning_ppo.support.errors import UnsupportedSpaceError
 from lightning_ppo.support.spaces import finite_bounds
 
-LOG_2PI = math.log(2.0 * math.pi)
+_LOG_2PI = math.log(2.0 * math.pi)
 LOG_2 = math.log(2.0)
 LOG_STD_BOUNDS = (-20.0, 2.0)
 """Bounds of a log standard deviation that the network gives (as in Haarnoja et al. 2018, "Soft Actor-Critic")."""
@@ -113,11 +113,11 @@ class GaussianHead(BoxHead):
         """Return the sum over dimensions of Gaussian log-densities, (B,)."""
         mean, log_std = self._split(parameters)
         standardized = (actions - mean) * (-log_std).exp()
-        return -0.5 * (standardized.square() + 2.0 * log_std + LOG_2PI).sum(-1)
+        return -0.5 * (standardized.square() + 2.0 * log_std + _LOG_2PI).sum(-1)
 
     def entropy(self, parameters: Tensor) -> Tensor:
         """Return the sum over dimensions of log std + (1 + log 2 pi) / 2, (B,)."""
-        return (self._split(parameters)[1] + 0.5 * (1.0 + LOG_2PI)).sum(-1)
+        return (self._split(parameters)[1] + 0.5 * (1.0 + _LOG_2PI)).sum(-1)
 
     def kl(self, parameters: Tensor, other: Tensor) -> Tensor:
         """Return the KL divergence of two diagonal Gaussians, (B,)."""
