@@ -1,6 +1,7 @@
 """Step a vector environment T times with a policy and return the rollout; owns the environments and episode records."""
 
 import time
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
 from lightning_ppo.rollout.advantages import following_values
 from lightning_ppo.rollout.episodes import EpisodeRecorder
 from lightning_ppo.rollout.shapes import Rollout
+from lightning_ppo.speed import switch
 from lightning_ppo.speed.graphs import autocast_cache, can_record
 from lightning_ppo.support.errors import EnvironmentFault
 from lightning_ppo.support.randomness import restore_generator
@@ -103,7 +105,7 @@ class Collector:
             EnvironmentFault: If the environment raises, or returns a wrong shape, a NaN or an infinity.
         """
         failed, self.stepper.failed = self.stepper.failed, True  # as it stays if collecting is not finished
-        with eval_mode(self.policy), autocast_cache(True):
+        with eval_mode(self.policy), autocast_cache(True) if switch.is_on() else nullcontext():
             rollout = self._collect()
         self.stepper.failed = failed
         return rollout
@@ -129,7 +131,7 @@ class Collector:
         # an episode cut off at a filler row, where its environment was replaced, had its last step in the row before
         steps.truncations[:-1] |= steps.truncations[1:] & ~steps.valid[1:]
         rollout = Rollout(
-            observations=self.policy.lay_out(steps.observations),
+            observations=self.policy.lay_out(steps.observations) if switch.is_on() else steps.observations,
             actions=actor.actions.to(device),
             distribution=torch.empty(0),
             log_probs=torch.empty(0),

@@ -23,6 +23,7 @@ from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Rollout
 from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.speed import switch
 from lightning_ppo.support.distributed import from_bytes, to_bytes
 from lightning_ppo.support.errors import EnvironmentFault, UserError
 from lightning_ppo.support.randomness import derive_seeds, get_random_state, seed_global_generators, set_random_state
@@ -49,6 +50,8 @@ class Surroundings(NamedTuple):
     dtype: torch.dtype
     autocast: torch.dtype | None
     """Precision of autocast on the CPU, None where it is off."""
+    shortcuts: bool
+    """Whether those of `speed` are taken."""
 
 
 def make_collector(
@@ -88,6 +91,7 @@ def work(pipe: Connection, make: Callable[[], RolloutCollector], surroundings: S
     multiprocessing.set_start_method(surroundings.start_method, force=True)
     torch.set_num_threads(surroundings.threads)
     torch.set_default_dtype(surroundings.dtype)
+    switch.turn(surroundings.shortcuts)
     with ExitStack() as stack:
         if surroundings.autocast is not None:
             stack.enter_context(torch.autocast("cpu", surroundings.autocast, cache_enabled=False))
@@ -108,7 +112,7 @@ def _outlive() -> None:
     assert parent is not None
     parent.join()
     time.sleep(ORPHAN_GRACE)
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Worker:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.rollout.shapes import Rollout
-from lightning_ppo.speed import switch
-from lightning_ppo.speed.scan import sums_of_the_future
+from lightning_ppo.speed import scan, switch
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -49,8 +48,8 @@ def generalized_advantages(
         # delta_t = r_t + gamma V(s_{t+1}) - V(s_t), where a terminal state is worth nothing
         bootstrap = torch.where(terminations, torch.zeros_like(next_values), next_values)
         deltas = rewards + gamma * bootstrap - values
-        if switch.is_on():
-            advantages = sums_of_the_future(deltas, (gamma * gae_lambda) * (~ended).to(deltas.dtype))
+        if switch.is_on() and scan.pays(len(deltas)):
+            advantages = scan.sums_of_the_future(deltas, ended, gamma * gae_lambda)
         else:
             advantages = recursive_advantages(deltas, ended, gamma * gae_lambda)
         return advantages, advantages + values
@@ -139,16 +138,11 @@ def discounted_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: floa
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
     rewards = rewards.double()
-    sums = (_scanned_sums if switch.is_on() else recursive_sums)(rewards, ended, running, gamma)
+    if switch.is_on() and scan.pays(len(rewards)):
+        sums = scan.sums_of_the_past(rewards, ended, running, gamma)
+    else:
+        sums = recursive_sums(rewards, ended, running, gamma)
     return sums, torch.where(ended[-1], 0.0, sums[-1])
-
-
-def _scanned_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: float) -> Tensor:
-    """Return what `recursive_sums` does, by a scan over reversed time, in which a past is a future."""
-    terms = torch.cat((rewards.flip(0), running.unsqueeze(0)))  # what was before the first step is one term more
-    going = (~ended[:-1].flip(0)).double()
-    decays = gamma * torch.cat((going, torch.ones_like(terms[:1]), torch.zeros_like(terms[:1])))
-    return sums_of_the_future(terms, decays)[:-1].flip(0)
 
 
 def recursive_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: float) -> Tensor:

@@ -97,9 +97,15 @@ class Budget:
         spent = bool(self.total_env_steps) and self.env_steps + rows * world_size() > (self.total_env_steps or 0)
         if spent and not trainer.should_stop:
             trainer.should_stop = True
-            if not trainer.fit_loop._can_stop_early:
+            if not _may_stop(trainer):
                 rank_zero_warn("training goes on beyond total_env_steps, as min_epochs or min_steps of the Trainer ask")
         return spent
+
+
+def _may_stop(trainer: Any) -> bool:
+    """Return whether the Trainer has done the epochs and steps that it must."""
+    epochs = trainer.fit_loop.epoch_progress.current.processed
+    return epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
 
 
 def _timers(trainer: Any) -> list[Timer]:

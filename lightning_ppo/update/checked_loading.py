@@ -4,11 +4,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_fabric.utilities.cloud_io import _load
-from pytorch_lightning.utilities.model_helpers import _restricted_classmethod
-
 from lightning_ppo.settings.hyperparameters import spaces_among
 from lightning_ppo.settings.trust import check_names
+from lightning_ppo.speed.internals import load_plain, restricted_classmethod
 from lightning_ppo.support.checkpoint_files import read_checkpoint
 from lightning_ppo.support.errors import ConfigError
 
@@ -48,7 +46,7 @@ def checked_loading(base: Any) -> Any:
         if isinstance(checkpoint_path, str | os.PathLike) and "://" not in str(checkpoint_path):
             content = read_checkpoint(checkpoint_path)
         else:
-            content = _load(checkpoint_path, map_location="cpu", weights_only=True)
+            content = load_plain(checkpoint_path)
             if hasattr(checkpoint_path, "seek"):
                 checkpoint_path.seek(0)
         check_names(content, checkpoint_path, trust, kwargs)
@@ -57,4 +55,4 @@ def checked_loading(base: Any) -> Any:
         load = vars(base)["load_from_checkpoint"].__get__(None, cls)
         return load(checkpoint_path, map_location, **arguments)
 
-    return _restricted_classmethod(load_from_checkpoint)
+    return restricted_classmethod(load_from_checkpoint)

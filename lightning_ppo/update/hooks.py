@@ -3,12 +3,14 @@
 They are functions of a `PPO`, which makes them its methods.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.trainer.states import TrainerFn
 
 from lightning_ppo.policy.actor_critic import MaskedObservations
 from lightning_ppo.rollout.shapes import Episodes, Observations
+from lightning_ppo.speed import shared_sums, switch
 from lightning_ppo.support.distributed import join_ranks
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update import training_state
@@ -31,8 +33,10 @@ def configure_callbacks(module: "PPO") -> list:
 
 
 def setup(module: "PPO", stage: str) -> None:
-    """Connect the ranks."""
-    join_ranks(module.trainer.strategy.root_device, module.trainer.num_nodes)
+    """Turn the shortcuts on or off, and connect the ranks."""
+    switch.turn(not module.plain)
+    device, nodes = module.trainer.strategy.root_device, module.trainer.num_nodes
+    join_ranks(None if module.plain else partial(shared_sums.connect, device, nodes))
 
 
 def on_fit_start(module: "PPO") -> None:

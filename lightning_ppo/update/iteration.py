@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.rollout.shapes import Minibatch, Rollout
-from lightning_ppo.speed.shortcuts import log_metrics
+from lightning_ppo.speed import shortcuts, switch
 from lightning_ppo.support.distributed import sum_over_ranks
 from lightning_ppo.update.checks import non_finite
 from lightning_ppo.update.minibatch_update import MinibatchUpdate, Snapshot
@@ -57,7 +57,10 @@ def finish_iteration(
     metrics = _metrics(module, rollout, report)
     module.fit_optimizers.steer_rates(module.steered_rate(), module.progress, report.kl)
     module.objective.after_iteration(report.kl)
-    log_metrics(module, metrics)
+    if switch.is_on():
+        shortcuts.log_metrics(module, metrics)
+    else:
+        module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
     module.fit_optimizers.after_iteration(module, metrics)
     module.budget.stop_if_spent(module.trainer, rollout.num_steps * rollout.num_envs)
 

@@ -58,6 +58,7 @@ class PPO(pl.LightningModule):
         total_env_steps: Training stops before this many environment steps over all ranks would be exceeded, and
             schedules reach their end there. None leaves the end to the Trainer.
         compile: Compile forward and backward of the minibatch loss into one graph.
+        plain: Take none of the shortcuts of `lightning_ppo.speed`: the same results, slower, to hunt a bug.
         loss_terms: Losses added to that of the objective (see `loss_terms`).
 
     Raises:
@@ -79,6 +80,7 @@ class PPO(pl.LightningModule):
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         total_env_steps: int | None = None,
         compile: bool = False,
+        plain: bool = False,
         loss_terms: Sequence[Any] = (),
     ) -> None:
         super().__init__()
@@ -98,6 +100,7 @@ class PPO(pl.LightningModule):
             "normalize": statistics,
             "total_env_steps": total_env_steps,
             "compile": compile,
+            "plain": plain,
             "loss_terms": loss_terms,
         }
         self.policy = ActorCritic(self.observation_space, self.action_space, networks, statistics)
@@ -114,7 +117,7 @@ class PPO(pl.LightningModule):
         self.statistics = (*LOSSES, *(f"loss/{name}" for name in terms), *MEASURES)  # of a minibatch
 
         self.shuffle = Shuffle()
-        self.compile_update = compile
+        self.compile_update, self.plain = compile, plain
         self.minibatch_update: MinibatchUpdate | None = None  # made for each fit, as are the optimizers
         self.fit_optimizers = Optimizers()
         self.trust_region: TrustRegion | None = None
@@ -289,7 +292,7 @@ class PPO(pl.LightningModule):
         """Return Adam and the scheduler through which PPO sets the learning rate."""
         settings = self.optimizer_settings
         rate, betas = self.learning_rate(0.0), (settings.betas[0], settings.betas[1])
-        optimizer = FlatAdam(self.parameters(), rate, betas, settings.epsilon)
+        optimizer = (torch.optim.Adam if self.plain else FlatAdam)(self.parameters(), rate, betas, settings.epsilon)
         # named as LearningRateMonitor names torch's Adam
         scheduler = {"scheduler": SteeredLearningRate(optimizer, rate), "name": "lr-Adam"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}

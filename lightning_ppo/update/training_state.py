@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from lightning_ppo.rollout.shapes import Episodes
 from lightning_ppo.settings.hyperparameters import plain
 from lightning_ppo.settings.trust import signature_of
+from lightning_ppo.speed.internals import is_launched, trainer_of
 from lightning_ppo.support.distributed import gather_objects, rank, world_size
 from lightning_ppo.support.errors import CheckpointError
 from lightning_ppo.support.randomness import get_random_state, set_random_state
@@ -78,7 +78,7 @@ def restore(module: "PPO", checkpoint: Mapping[str, Any]) -> None:
     """Take counters, episodes and, inside `fit`, random states from a checkpoint."""
     if "ppo" not in checkpoint:
         raise CheckpointError("not a checkpoint of lightning_ppo")
-    state, trainer = checkpoint["ppo"], module._trainer
+    state, trainer = checkpoint["ppo"], trainer_of(module)
     if trainer is not None and trainer.precision == "64-true":
         module.double()  # as Lightning does, but only after it has restored, and rounded, the weights
     budget = module.budget
@@ -98,7 +98,7 @@ def restore(module: "PPO", checkpoint: Mapping[str, Any]) -> None:
 
 def send_home(module: "PPO") -> None:
     """In a process that a Trainer has launched, have the weights that it sends home bring the training state along."""
-    if isinstance(module.trainer.strategy.launcher, _MultiProcessingLauncher):
+    if is_launched(module.trainer):
         module.register_state_dict_post_hook(_add_state)
 
 
