@@ -48,7 +48,7 @@ TIMED = {
     "backward": (torch.Tensor, "backward"),
     "clipping": (module.PPO, "on_before_optimizer_step"),
     "adam": (FlatAdam, "bare_step"),
-    "finish": (module.PPO, "_finish"),
+    "finish": (module, "finish_iteration"),
 }
 """Methods by what their time is called."""
 

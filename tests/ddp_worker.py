@@ -125,6 +125,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
         optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
         policy={"core": "lstm"} if lstm else None,
         compile=compiled,
+        plain=control == "plain",
         loss_terms=[] if trpo or lstm else [terms[env]],
     )
     states, metrics, actions = [], [], []

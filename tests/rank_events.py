@@ -71,8 +71,8 @@ class Different(PPO):
 
     event = ""
 
-    def _divergence(self, batch):
-        divergence = super()._divergence(batch)
+    def divergence(self, batch):
+        divergence = super().divergence(batch)
         return divergence + 1000.0 * (self.event == "divergence on rank 0" and RANK == 0)
 
     def policy_loss(self, terms):

@@ -72,7 +72,7 @@ class Compared(Recording):
             with eval_mode(self.policy), torch.no_grad():
                 now = self.policy.evaluate(batch)
             self.whole = masked_log_ratios(now.log_probs, batch.log_probs, batch.weights)
-            self.first_kl = self._divergence(batch) / batch.weights.sum()
+            self.first_kl = self.divergence(batch) / batch.weights.sum()
         return super()._backward(batch, rows, scale)
 
 

@@ -88,7 +88,7 @@ def test_statistics_of_batch_normalisation_are_put_back():
     model, data = make_pair(rollouts=1, policy={"encoder": "tests.test_finite.Normalised"})
     make_trainer().fit(model, data)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    model.coefficients["value_coefficient"] = lambda progress: torch.nan
+    model.coefficients.schedules["value_coefficient"] = lambda progress: torch.nan
     with pytest.raises(NonFiniteError, match="update/grad_norm is nan in minibatch 1"):
         make_trainer().fit(model, data)
     after = model.state_dict()

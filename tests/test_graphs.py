@@ -17,9 +17,8 @@ from lightning_ppo.envs import torch_envs
 from lightning_ppo.envs.state import get_env_state
 from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.policy.actor_critic import ActorCritic
-from lightning_ppo.speed import graphs
+from lightning_ppo.speed import compiled_gradients, graphs
 from lightning_ppo.speed.graphs import Recorded
-from lightning_ppo.update import compiled_update
 from tests.test_device_envs import Looks
 from tests.test_module import Heavier, Weighted, make_trainer
 
@@ -50,7 +49,7 @@ def imitation(monkeypatch):
         return SimpleNamespace(replay=replay), outputs
 
     monkeypatch.setattr(graphs, "record", record)
-    for room in (collector, compiled_update):
+    for room in (collector, compiled_gradients):
         monkeypatch.setattr(room, "can_record", lambda device: True)
     return recordings
 

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import lightning_ppo.collection.datamodule
 import lightning_ppo.update.ppo
-import lightning_ppo.update.training_state
+import lightning_ppo.update.shuffle
 from lightning_ppo import PPO, RolloutDataModule
 from tests.test_module import make_trainer
 
@@ -201,12 +201,12 @@ class Still(Choices):
 
 def of_rank(rank, monkeypatch, **settings):
     """Return the actions (T, N) and the rows of the minibatches of one iteration of a rank."""
-    for module in (lightning_ppo.collection.datamodule, lightning_ppo.update.training_state):
+    for module in (lightning_ppo.collection.datamodule, lightning_ppo.update.shuffle):
         monkeypatch.setattr(module, "rank", lambda: rank)
     orders = []
-    shuffle = lightning_ppo.update.ppo.shuffled_indices
+    shuffle = lightning_ppo.update.shuffle.shuffled_indices
     monkeypatch.setattr(
-        lightning_ppo.update.ppo, "shuffled_indices", lambda *args: (orders.append(shuffle(*args)), orders[-1])[1]
+        lightning_ppo.update.shuffle, "shuffled_indices", lambda *args: (orders.append(shuffle(*args)), orders[-1])[1]
     )
     pl.seed_everything(4, verbose=False)
     env = {"id": f"{__name__}:Still", "num_envs": 4, "backend": "sync", "stagger": False}
@@ -215,7 +215,7 @@ def of_rank(rank, monkeypatch, **settings):
     taken = []
     look = pl.callbacks.LambdaCallback(on_train_batch_start=lambda *args: taken.append(args[2].actions.clone()))
     make_trainer(max_epochs=1, callbacks=[look]).fit(model, data)
-    monkeypatch.setattr(lightning_ppo.update.ppo, "shuffled_indices", shuffle)
+    monkeypatch.setattr(lightning_ppo.update.shuffle, "shuffled_indices", shuffle)
     return taken[0], orders[0]
 
 

@@ -23,7 +23,8 @@ from lightning_ppo.run.callbacks import Timing
 from lightning_ppo.run.trainer import build_trainer
 from lightning_ppo.settings.loading import load
 from lightning_ppo.settings.networks import PolicyConfig
-from lightning_ppo.speed.hardware import fastest_precision, keep_freed_memory, limit_threads, use_cores
+from lightning_ppo.speed.freed_memory import keep_freed_memory
+from lightning_ppo.speed.hardware import fastest_precision, limit_threads, use_cores
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.tree import take_rows
 from tests.helpers import transitions, vector
@@ -224,7 +225,7 @@ def test_freed_memory_is_used_again_unless_the_person_says_how():
     """In processes of their own, since the setting stays; other C libraries go their own way in both."""
     script = """
 import resource, torch
-from lightning_ppo.speed.hardware import keep_freed_memory
+from lightning_ppo.speed.freed_memory import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -6,12 +6,14 @@ import platform
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from lightning_ppo.support import distributed, shared_sums
+from lightning_ppo.speed import shared_sums
+from lightning_ppo.support import distributed
 
 ROOT = Path(__file__).parent.parent
 SHARES = sys.platform == "linux" and platform.machine() == "x86_64"
@@ -45,7 +47,7 @@ def test_three_ranks_get_what_the_process_group_gives_and_notice_a_death(tmp_pat
 def test_a_rank_that_is_killed_before_the_others_come_leaves_nothing_behind():
     """Killed right after it has created the shared memory, and while the other ranks open it."""
     before = set(os.listdir("/dev/shm"))
-    code = "import lightning_ppo.support.shared_sums as s, os, sys; f, t = s._create(2); print(os.getpid(), f, t.hex())"
+    code = "import lightning_ppo.speed.shared_sums as s, os, sys; f, t = s._create(2); print(os.getpid(), f, t.hex())"
     command = [sys.executable, "-c", f"{code}; sys.stdout.flush(); input()"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as creator:
         pid, number, token = creator.stdout.readline().split()
@@ -66,5 +68,5 @@ def test_elsewhere_all_goes_through_the_process_group(machine, nodes, device, mo
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(distributed.atexit, "register", lambda _: None)
-    distributed.join_ranks(torch.device(device), nodes)
+    distributed.join_ranks(partial(shared_sums.connect, torch.device(device), nodes))
     assert distributed._shared is None

@@ -67,13 +67,10 @@ def _devices() -> list[Row]:
 
 
 def _compiler() -> str:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
+    from lightning_ppo.speed.fused_linear import cxx_compiler
 
-    try:
-        return f"ok, with {get_cpp_compiler()}"
-    except InvalidCxxCompiler:
-        return "no C++ compiler, so training goes on uncompiled: install g++"
+    found = cxx_compiler()
+    return f"ok, with {found}" if found else "no C++ compiler, so training goes on uncompiled: install g++"
 
 
 def _display() -> str:

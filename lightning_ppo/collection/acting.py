@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_ppo.collection.numpy_acting import Arrays, NumpyActor
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Observations
+from lightning_ppo.speed import switch
 from lightning_ppo.speed.graphs import Recorded
 from lightning_ppo.support.tree import tree_map
 
@@ -61,7 +62,7 @@ def make_actor(
     as_tensors: bool = False,
     recorded: Recorded | None = None,
 ) -> Actor:
-    """Return the fastest actor for a rollout of shape (T, N), with its noise drawn from `generator`.
+    """Return the actor for a rollout of shape (T, N): the fastest, or that of `policy.act` with `plain`.
 
     Args:
         policy: The policy.
@@ -72,6 +73,8 @@ def make_actor(
         recorded: Acts instead of the policy, if anything does.
     """
     device = generator.device.type
+    if not switch.is_on():
+        return TorchActor(policy, shape, generator, state, as_tensors)
     near = device == "cpu" or shape[1] * sum(p.numel() for p in policy.parameters()) <= WORK_ON_HOST
     if near and not as_tensors and not torch.is_autocast_enabled(device) and NumpyActor.suits(policy):
         return NumpyActor(policy, shape, generator, state)

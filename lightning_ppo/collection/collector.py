@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
 from lightning_ppo.rollout.advantages import following_values
 from lightning_ppo.rollout.episodes import EpisodeRecorder
 from lightning_ppo.rollout.shapes import Episodes, Rollout
+from lightning_ppo.speed import switch
 from lightning_ppo.speed.graphs import autocast_cache, can_record
 from lightning_ppo.support.errors import EnvironmentFault
 from lightning_ppo.support.randomness import restore_generator
@@ -118,7 +119,7 @@ class Collector:
     def _acting(self) -> Iterator[None]:
         """Put the policy in eval mode; the environments count as failed until the rollout is complete."""
         failed, self.stepper.failed = self.stepper.failed, True
-        with eval_mode(self.policy), autocast_cache(True):
+        with eval_mode(self.policy), autocast_cache(True) if switch.is_on() else nullcontext():
             yield
         self.stepper.failed = failed
 
@@ -153,7 +154,7 @@ class Collector:
         device = self.generator.device
         self.state = None if actor.state is None else actor.state.to(device)
         return Rollout(
-            observations=self.policy.lay_out(steps.observations),
+            observations=self.policy.lay_out(steps.observations) if switch.is_on() else steps.observations,
             actions=actor.actions.to(device),
             distribution=torch.empty(0),
             log_probs=torch.empty(0),

@@ -35,7 +35,7 @@ from lightning_ppo.support.distributed import raise_together, rank, world_size
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault, require
 from lightning_ppo.support.randomness import derive_seeds, kept_generators, seed_process
 from lightning_ppo.support.tree import tree_map
-from lightning_ppo.update.checked_loading import CheckedLoading
+from lightning_ppo.update.checked_loading import checked_loading
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class _OneItemLoader:
         yield self.make()
 
 
-class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore[misc]
+class RolloutDataModule(pl.LightningDataModule):
     """Streams fresh rollouts for `PPO`, and plays the episodes of validation and test.
 
     Arguments that are settings by themselves replace those of the sections `env` and `rollout`.
@@ -85,6 +85,8 @@ class RolloutDataModule(CheckedLoading, pl.LightningDataModule):  # type: ignore
     Raises:
         ConfigError: If a setting is out of range.
     """
+
+    load_from_checkpoint = checked_loading(pl.LightningDataModule)
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from lightning_ppo.collection.collector import RolloutCollector
 from lightning_ppo.collection.worker import END, SIGNALS, Surroundings, tensors_of, work
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Episodes, Rollout
+from lightning_ppo.speed import switch
 from lightning_ppo.support.distributed import from_bytes, to_bytes
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError
 from lightning_ppo.support.tree import tree_map
@@ -58,7 +59,7 @@ class RemoteCollector:
             autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
             dtype = torch.get_default_dtype()
         threads = threads or torch.get_num_threads()
-        surroundings = Surroundings(multiprocessing.get_start_method(), threads, dtype, autocast)
+        surroundings = Surroundings(multiprocessing.get_start_method(), threads, dtype, autocast, switch.is_on())
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
         # not a daemon, which could not have the processes of env.backend=async

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_ppo.collection.collector import RolloutCollector
 from lightning_ppo.rollout.shapes import Rollout
+from lightning_ppo.speed import switch
 from lightning_ppo.support.distributed import from_bytes, to_bytes
 from lightning_ppo.support.errors import EnvironmentFault, UserError, one_line
 from lightning_ppo.support.randomness import get_random_state, set_random_state
@@ -44,6 +45,8 @@ class Surroundings(NamedTuple):
     dtype: torch.dtype
     autocast: torch.dtype | None
     """Precision of autocast on the CPU, None where it is off."""
+    shortcuts: bool
+    """Whether those of `speed` are taken."""
 
 
 def tensors_of(policy: nn.Module) -> Iterator[Tensor]:
@@ -67,6 +70,7 @@ def work(pipe: Connection, make: Callable[[], RolloutCollector], surroundings: S
     multiprocessing.set_start_method(surroundings.start_method, force=True)
     torch.set_num_threads(surroundings.threads)
     torch.set_default_dtype(surroundings.dtype)
+    switch.turn(surroundings.shortcuts)
     with ExitStack() as stack:
         if surroundings.autocast is not None:
             stack.enter_context(torch.autocast("cpu", surroundings.autocast, cache_enabled=False))
@@ -87,7 +91,7 @@ def _outlive() -> None:
     assert parent is not None
     parent.join()
     time.sleep(ORPHAN_GRACE)
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Worker:

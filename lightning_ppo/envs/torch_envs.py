@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from lightning_ppo.speed import switch
 from lightning_ppo.speed.graphs import Recorded, can_record
 
 
@@ -90,7 +91,8 @@ class TorchVectorEnv(VectorEnv, ABC):
             first = seed if isinstance(seed, int | None) else next(iter(seed))
             self._generator.seed() if first is None else self._generator.manual_seed(int(first))
         self.state = self.initial_states()
-        self._advance = Recorded(self._step).__call__ if can_record(self.state.device) else self._step
+        records = switch.is_on() and can_record(self.state.device)
+        self._advance = Recorded(self._step).__call__ if records else self._step
         self.steps = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._limits = torch.full_like(self.steps, self.max_episode_steps)
         if self.stagger:

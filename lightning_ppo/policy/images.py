@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ppo.policy.layers import orthogonal_
+from lightning_ppo.speed import switch
 
 
 def channels_come_last(shape: Sequence[int]) -> bool:
@@ -50,7 +51,9 @@ class ImageEncoder(nn.Sequential, ABC):
         # whole numbers up to 255 are exact in half precision; what is not channels_last yet becomes so as bytes
         own = next(self.parameters()).dtype
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
-        return super().forward(images.contiguous(memory_format=torch.channels_last).to(dtype))
+        if switch.is_on():
+            images = images.contiguous(memory_format=torch.channels_last)
+        return super().forward(images.to(dtype))
 
 
 class NatureCNN(ImageEncoder):

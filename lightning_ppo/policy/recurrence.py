@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ppo.speed.host_cores import run_on_host, single_step
+from lightning_ppo.speed import switch
+from lightning_ppo.speed.host_cores import run_on_host
+from lightning_ppo.support.recurrent_step import single_step
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -92,8 +94,8 @@ def run_cores(
     """Put sequences through recurrent cores, the state of each set to zero wherever an episode starts.
 
     On the CPU, LSTMs and GRUs take sequences as they are, and for other cores, sequences are cut where episodes start.
-    On other devices, where looking for episodes' starts would be to wait, and for other cores while they are compiled,
-    sequences go through the core step by step.
+    On other devices, where looking for episodes' starts would be to wait, for other cores while they are compiled, and
+    with `plain`, sequences go through the core step by step.
 
     Args:
         cores: See `RecurrentCore`; all of them that of the configuration.
@@ -110,7 +112,7 @@ def run_cores(
         found = [_step(core, x, s, starts) for core, x, s in zip(cores, inputs, own, strict=True)]
         after = [full_precision(state) for _, state in found]
         return [outputs for outputs, _ in found], after[0] if len(after) == 1 else torch.cat(after, -1)
-    if not on_host(states):
+    if not on_host(states) or not switch.is_on():
         return _run_steps(cores, inputs, own, starts), None
     compiling = torch.compiler.is_compiling()
     if not all(isinstance(core, RecurrentCore) for core in cores):

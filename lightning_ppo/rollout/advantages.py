@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.rollout.shapes import Rollout
+from lightning_ppo.speed import scan, switch
 from lightning_ppo.support.distributed import Reduce
 
 
@@ -39,29 +40,26 @@ def generalized_advantages(
     tensors = (rewards, values, next_values, terminations, truncations)
     if rewards.dim() != 2 or any(t.shape != rewards.shape for t in tensors):
         raise ValueError(f"expected five tensors of one shape (T, N), got {[tuple(t.shape) for t in tensors]}")
+    ended = terminations | truncations
     with torch.no_grad():
+        # delta_t = r_t + gamma V(s_{t+1}) - V(s_t), where a terminal state is worth nothing
         bootstrap = torch.where(terminations, torch.zeros_like(next_values), next_values)
-        # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
-        advantages = rewards + gamma * bootstrap - values
-        # A_t = delta_t + c_t A_{t+1}, c_t = gamma lambda within an episode, 0 at its end
-        decays = (gamma * gae_lambda) * (~(terminations | truncations)).to(advantages.dtype)
-        advantages = _sums_of_the_future(advantages, decays)
+        deltas = rewards + gamma * bootstrap - values
+        if switch.is_on() and scan.pays(len(deltas)):
+            advantages = scan.sums_of_the_future(deltas, ended, gamma * gae_lambda)
+        else:
+            advantages = recursive_advantages(deltas, ended, gamma * gae_lambda)
         return advantages, advantages + values
 
 
-def _sums_of_the_future(terms: Tensor, decays: Tensor) -> Tensor:
-    """Return A_t = x_t + c_t A_{t+1} of terms x and decays c, each (T, N), in log2(T) rounds.
-
-    A parallel scan (Hillis and Steele 1986): after k rounds A_t holds the terms t..t+2^k-1 of its sum.
-    """
-    reach = 1
-    while reach < len(terms):
-        # selected, not only multiplied by 0: what follows an episode's end may be NaN
-        further = torch.where(decays[:-reach] > 0, terms[reach:] * decays[:-reach], 0.0)
-        terms = torch.cat((terms[:-reach] + further, terms[-reach:]))
-        decays = torch.cat((decays[:-reach] * decays[reach:], torch.zeros_like(decays[-reach:])))
-        reach *= 2
-    return terms
+def recursive_advantages(deltas: Tensor, ended: Tensor, decay: float) -> Tensor:
+    """Return A_t = delta_t + gamma lambda A_{t+1}, (T, N), by recursion from the last step to the first."""
+    delta, ends = deltas.unbind(), ended.unbind()
+    advantages = list(delta)  # A_{T-1} = delta_{T-1}
+    for t in reversed(range(len(delta) - 1)):
+        # A_t = delta_t + gamma lambda A_{t+1} within an episode, A_t = delta_t at its end
+        advantages[t] = torch.where(ends[t], delta[t], delta[t] + decay * advantages[t + 1])
+    return torch.stack(advantages)
 
 
 def following_values(values: Tensor, boundary_values: Tensor, boundary_rows: Tensor) -> Tensor:
@@ -136,9 +134,18 @@ def discounted_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: floa
     """
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
-    going = (~ended).double()
-    # the past of what stands in reverse is its future; what was before the first step is one term more
-    terms = torch.cat((rewards.double().flip(0), running.unsqueeze(0)))
-    decays = gamma * torch.cat((going[:-1].flip(0), torch.ones_like(terms[:1]), torch.zeros_like(terms[:1])))
-    sums = _sums_of_the_future(terms, decays)[:-1].flip(0)
-    return sums, sums[-1] * going[-1]
+    rewards = rewards.double()
+    if switch.is_on() and scan.pays(len(rewards)):
+        sums = scan.sums_of_the_past(rewards, ended, running, gamma)
+    else:
+        sums = recursive_sums(rewards, ended, running, gamma)
+    return sums, torch.where(ended[-1], 0.0, sums[-1])
+
+
+def recursive_sums(rewards: Tensor, ended: Tensor, running: Tensor, gamma: float) -> Tensor:
+    """Return G_t = r_t + gamma G_{t-1}, (T, N), by recursion from the first step to the last."""
+    sums = []
+    for reward, ends in zip(rewards.unbind(), ended.unbind(), strict=True):
+        sums.append(reward + gamma * running)  # G_t = r_t + gamma G_{t-1}
+        running = torch.where(ends, 0.0, sums[-1])  # nothing of an episode goes into the next
+    return torch.stack(sums)

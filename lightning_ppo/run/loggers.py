@@ -10,9 +10,10 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from tensorboard.compat.proto.summary_pb2 import Summary
 
 from lightning_ppo.settings.class_path import instantiate
+from lightning_ppo.speed import switch
+from lightning_ppo.speed.tensorboard import add_scalars
 from lightning_ppo.support.errors import ConfigError, nearest
 from lightning_ppo.support.files import replacing
 
@@ -42,9 +43,11 @@ class TensorBoardEvents(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Write one point per metric, all as one event: each event wakes the thread that writes them."""
-        points = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
-        self.experiment._get_file_writer().add_summary(Summary(value=points), self._env_steps())
+        """Write one point per metric."""
+        if switch.is_on():
+            add_scalars(self.experiment, metrics, self._env_steps())
+        else:
+            super().log_metrics(metrics, self._env_steps())
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -45,7 +45,8 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     from lightning_ppo.collection.datamodule import RolloutDataModule
     from lightning_ppo.run.callbacks import Timing
     from lightning_ppo.run.launch import check_launch
-    from lightning_ppo.speed.hardware import keep_freed_memory, limit_threads, use_cores
+    from lightning_ppo.speed.freed_memory import keep_freed_memory
+    from lightning_ppo.speed.hardware import limit_threads, use_cores
     from lightning_ppo.support.checkpoint_files import read_checkpoint
     from lightning_ppo.support.distributed import gather_objects
     from lightning_ppo.support.files import replacing
@@ -55,7 +56,8 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
 
     _quiet()
     limit_threads()
-    keep_freed_memory()
+    if not config.plain:
+        keep_freed_memory()
     pl.seed_everything(config.seed, verbose=False)
     checkpoint = None if config.resume == "auto" else config.resume  # `auto` found none
     resumed = read_checkpoint(checkpoint) if checkpoint else None
@@ -76,6 +78,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         normalize=config.normalize,
         total_env_steps=config.total_env_steps,
         compile=config.compile,
+        plain=config.plain,
         loss_terms=config.loss_terms,
     )
     run_dir = choose_run_dir(config)

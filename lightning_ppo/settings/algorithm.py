@@ -238,3 +238,10 @@ def check_rollout_size(num_steps: int, num_envs: int, update: UpdateConfig) -> N
             "update.normalize_advantages: a single transition has no standard deviation; "
             "set it to false or raise rollout.num_steps or env.num_envs"
         )
+
+
+def require_uncompiled(plain: bool, compile: bool) -> None:
+    """Raise ConfigError where a compiled update is asked for without shortcuts, of which it is one."""
+    require(
+        not (plain and compile), "plain: compile=true is one of the shortcuts that plain=true leaves out; set one only"
+    )

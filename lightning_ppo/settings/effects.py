@@ -102,7 +102,17 @@ NEEDED = (
 """Settings that do nothing where what they need is missing; one line says so if they differ from their default."""
 
 EVERYWHERE = (
-    *("seed", "total_env_steps", "run_dir", "resume", "debug", "objective", "loss_terms", "rollouts_per_epoch"),
+    *(
+        "seed",
+        "total_env_steps",
+        "run_dir",
+        "resume",
+        "debug",
+        "plain",
+        "objective",
+        "loss_terms",
+        "rollouts_per_epoch",
+    ),
     *("env.id", "env.num_envs", "env.backend", "env.kwargs", "env.scores", "env.large_state"),
     *("rollout.num_steps", "rollout.gamma", "rollout.gae_lambda"),
     *("update.minibatch_size", "update.value_clip_range", "update.entropy_coefficient", "update.value_coefficient"),

@@ -33,3 +33,14 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     narrow = weight.shape[0] <= NARROW
     outputs = (input.unsqueeze(-2) * weight).sum(-1) if narrow else input @ weight.t()
     return outputs if bias is None else outputs + bias
+
+
+def cxx_compiler() -> str | None:
+    """Return the command of the C++ compiler, None where there is none."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return None

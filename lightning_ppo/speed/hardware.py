@@ -1,34 +1,19 @@
-"""What suits the machine: how many threads torch uses, in which precision it trains, what becomes of freed memory."""
+"""What suits the machine: how many threads torch uses, in which precision it trains, on which device.
 
-import ctypes
+These are choices of settings, not shortcuts, so `plain` leaves them as they are.
+"""
+
 import os
-import platform
 from typing import Any
 
 import torch
 from torch import nn
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""As malloc.h numbers them."""
 
 
 def limit_threads() -> None:
     """Let torch use one thread unless OMP_NUM_THREADS is set: a second one slows small networks down."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-
-
-def keep_freed_memory() -> None:
-    """Let the process use freed memory again, up to 1 GiB, before the system gets it back.
-
-    By default glibc returns large blocks at once, and the next update waits while the system clears as many pages.
-    Does nothing with other C libraries, and where MALLOC_... or GLIBC_TUNABLES tell glibc.
-    """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for parameter, size in ((_M_MMAP_THRESHOLD, 2**25), (_M_TRIM_THRESHOLD, 2**30)):
-        mallopt(parameter, size)
 
 
 def use_cores(network: nn.Module, processes: int = 1) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.speed import gru, lstm
+from lightning_ppo.support.recurrent_step import single_step
 
 KINDS: dict[str, Any] = {"gru": gru, "lstm": lstm}
 ARGUMENTS = 6
@@ -165,12 +166,3 @@ def _differentiable_gradients(
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
     found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=True))
     return [next(found) if tensor.requires_grad else None for tensor in tensors]
-
-
-def single_step(kind: str, x: Tensor, state: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the outputs (S, H) and the states after a step, of inputs (S, I) and the states before it."""
-    if kind == "gru":
-        hidden = torch.gru_cell(x, state, *weights)
-        return hidden, hidden
-    hidden, cell = torch.lstm_cell(x, state.chunk(2, -1), *weights)
-    return hidden, torch.cat((hidden, cell), -1)

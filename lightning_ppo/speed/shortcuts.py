@@ -1,12 +1,16 @@
-"""Hand the metrics of an iteration to Lightning without the cost of registering each of them anew."""
+"""Ways past what Lightning does around each backward pass, each step of an optimizer and each metric."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from lightning_ppo.speed.flat import FlatAdam
+from lightning_ppo.support.overriding import overrides
 
 
 def log_metrics(module: pl.LightningModule, metrics: Mapping[str, float]) -> None:
@@ -32,7 +36,7 @@ def log_metrics(module: pl.LightningModule, metrics: Mapping[str, float]) -> Non
         results.update_metrics(f"{place}.{name}", value, 1)
 
 
-def is_plain(module: pl.LightningModule, *hooks: str) -> bool:
+def nobody_listens(module: pl.LightningModule, *hooks: str) -> bool:
     """Return whether Lightning would add nothing but calls of hooks that nobody overrides.
 
     What the module does in `on_before_optimizer_step` is called in any case.
@@ -48,7 +52,13 @@ def is_plain(module: pl.LightningModule, *hooks: str) -> bool:
     )
 
 
-def overrides(instance: Any, base: type, method: str) -> bool:
-    """Return whether an instance has another method of a name than its base class."""
-    inherited = getattr(base, method, None)
-    return inherited is not None and getattr(getattr(instance, method), "__func__", None) is not inherited
+def step(module: pl.LightningModule, wrapper: LightningOptimizer) -> None:
+    """Take a step as `wrapper.step()` does where `nobody_listens` to `on_before_optimizer_step` but the module."""
+    optimizer = wrapper.optimizer
+    wrapper._on_before_step()  # this and the call below advance Lightning's `global_step`
+    module.on_before_optimizer_step(optimizer)
+    if isinstance(optimizer, FlatAdam):
+        optimizer.bare_step()
+    else:
+        optimizer.step()
+    wrapper._on_after_step()

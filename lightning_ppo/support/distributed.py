@@ -2,10 +2,8 @@
 
 import atexit
 import io
-import platform
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,14 +11,25 @@ from torch import Tensor
 
 from lightning_ppo.support.errors import EnvironmentFault, UserError
 
-if TYPE_CHECKING:
-    from lightning_ppo.support.shared_sums import SharedSums
-
 Reduce = Callable[[Tensor], Tensor]
 """What a tensor is over all ranks: `sum_over_ranks`, `mean_over_ranks`, or the tensor itself for one rank alone."""
 
-_shared: "SharedSums | None" = None
-"""What small CPU tensors are reduced through where all ranks share a memory, see `join_ranks`."""
+
+class Reductions(Protocol):
+    """Another way than the process group to reduce tensors over all ranks."""
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Return whether `reduce` is for tensors like this."""
+
+    def reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        """Return the tensors of all ranks, combined, the same bits on each."""
+
+    def close(self) -> None:
+        """Let go of what connects the ranks."""
+
+
+_shared: Reductions | None = None
+"""What reduces the tensors that it takes, see `join_ranks`."""
 
 
 def world_size() -> int:
@@ -33,29 +42,20 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def join_ranks(device: torch.device, num_nodes: int) -> None:
+def join_ranks(connect: Callable[[], Reductions | None] | None = None) -> None:
     """Make ready for what follows in this process group; all ranks call it, again where there is another group.
 
-    CPU ranks of one Linux machine reduce small tensors through shared memory from now on. A rank reads what another
-    wrote when a counter, written afterwards, says so: without barriers, which Python has not, that needs the memory
-    model of x86, so elsewhere all goes through the process group.
-
     Args:
-        device: This rank's.
-        num_nodes: Number of machines.
+        connect: Returns what reduces tensors from now on; None leaves them all to the process group.
     """
+    global _shared
     _release()
     atexit.unregister(_leave)
     if world_size() == 1:
         return
     # gloo's threads, left running, may abort the process when the interpreter ends
     atexit.register(_leave)
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if device.type == "cpu" and num_nodes == 1 and sys.platform == "linux" and x86:
-        from lightning_ppo.support.shared_sums import connect
-
-        global _shared
-        _shared = connect()
+    _shared = None if connect is None else connect()
 
 
 def _release() -> None:

@@ -1,23 +1,25 @@
 """Load modules and data modules from checkpoints that name nothing a file must not decide."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from lightning_fabric.utilities.cloud_io import _load
-from pytorch_lightning.utilities.model_helpers import _restricted_classmethod
-
+from lightning_ppo.settings.hyperparameters import spaces_among
 from lightning_ppo.settings.trust import check_names
+from lightning_ppo.speed.internals import load_plain, restricted_classmethod
 from lightning_ppo.support.checkpoint_files import read_checkpoint
 from lightning_ppo.support.errors import ConfigError
 
 
-class CheckedLoading:
-    """Loads modules and data modules whose checkpoints name nothing that a file must not decide; see `check_names`."""
+def checked_loading(base: Any) -> Any:
+    """Return a `load_from_checkpoint` that first checks what a file names (see `check_names`), for a class body.
 
-    @_restricted_classmethod
+    Args:
+        base: `LightningModule` or `LightningDataModule`, whose own method does the loading.
+    """
+
     def load_from_checkpoint(
-        cls,
+        cls: type,
         checkpoint_path: Any,
         map_location: Any = None,
         hparams_file: Any = None,
@@ -28,6 +30,7 @@ class CheckedLoading:
         """Build what a checkpoint describes, as Lightning's method does, from plain data and tensors alone.
 
         Args:
+            cls: What is built.
             checkpoint_path: Path, URL or open file.
             map_location: Where tensors go.
             hparams_file: Not taken; give settings as keyword arguments.
@@ -43,14 +46,13 @@ class CheckedLoading:
         if isinstance(checkpoint_path, str | os.PathLike) and "://" not in str(checkpoint_path):
             content = read_checkpoint(checkpoint_path)
         else:
-            content = _load(checkpoint_path, map_location="cpu", weights_only=True)
+            content = load_plain(checkpoint_path)
             if hasattr(checkpoint_path, "seek"):
                 checkpoint_path.seek(0)
         check_names(content, checkpoint_path, trust, kwargs)
-        kwargs = cls._arguments(content) | kwargs | {"weights_only": True}
-        return super().load_from_checkpoint(checkpoint_path, map_location, **kwargs)  # type: ignore[misc]
+        # constructors of subclasses may need spaces as spaces
+        arguments = spaces_among(content.get(base.CHECKPOINT_HYPER_PARAMS_KEY, {})) | kwargs | {"weights_only": True}
+        load = vars(base)["load_from_checkpoint"].__get__(None, cls)
+        return load(checkpoint_path, map_location, **arguments)
 
-    @classmethod
-    def _arguments(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arguments of the constructor that a checkpoint holds in another form."""
-        return {}
+    return restricted_classmethod(load_from_checkpoint)

@@ -7,16 +7,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
-from lightning_ppo.settings.algorithm import UpdateConfig, check_rollout_size
+from lightning_ppo.settings.algorithm import UpdateConfig, check_rollout_size, require_uncompiled
 from lightning_ppo.settings.hyperparameters import plain
 from lightning_ppo.settings.loading import flat
+from lightning_ppo.speed.internals import steps_between_saves
 from lightning_ppo.support.distributed import gather_objects
 from lightning_ppo.support.errors import CheckpointError, ConfigError, NonFiniteError
 from lightning_ppo.update.policy_objectives import PolicyGradient
+
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 def check_trust_region(update: UpdateConfig, policy: ActorCritic, compile: bool, loss_terms: Collection[Any]) -> None:
@@ -27,7 +29,7 @@ def check_trust_region(update: UpdateConfig, policy: ActorCritic, compile: bool,
             "the critic through shared layers would leave the region; give each its own, or take a first-order "
             "objective such as clip"
         )
-    if any(isinstance(module, _BatchNorm) for module in policy.modules()):
+    if any(isinstance(module, BATCH_NORMS) for module in policy.modules()):
         raise ConfigError(
             "policy.network: batch normalisation moves the policy with each minibatch of the critic, out of the trust "
             "region; normalise otherwise (LayerNorm), or take a first-order objective such as clip"
@@ -65,6 +67,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         raise ConfigError(
             f"trainer.precision: the linear system of trpo needs 32-true or 64-true, got {trainer.precision}"
         )
+    require_uncompiled(module.plain, module.compile_update)
     if module.compile_update and trainer.precision == "16-mixed":
         raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
     if data is None or not hasattr(data, "num_steps"):
@@ -85,7 +88,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     size = data.num_steps * data.num_envs
     steps = update.epochs * size // update.minibatch_size * max(1, len(trainer.optimizers))
     for callback in getattr(trainer, "callbacks", []):
-        every = getattr(callback, "_every_n_train_steps", 0) if isinstance(callback, ModelCheckpoint) else 0
+        every = steps_between_saves(callback) if isinstance(callback, ModelCheckpoint) else 0
         if every and (every % steps or update.target_kl is not None):
             raise ConfigError(
                 f"ModelCheckpoint(every_n_train_steps={every}) would seldom or never save: global_step advances by "

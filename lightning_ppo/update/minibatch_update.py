@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pytorch_lightning as pl
 import torch
@@ -11,11 +11,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ppo.rollout.shapes import Minibatch, select
+from lightning_ppo.speed import shortcuts, switch
+from lightning_ppo.speed.compiled_gradients import CompiledGradients
 from lightning_ppo.speed.flat import FlatAdam, FlatParameters
-from lightning_ppo.speed.shortcuts import is_plain
 from lightning_ppo.support.distributed import max_over_ranks, mean_over_ranks, world_size
-from lightning_ppo.update.compiled_update import CompiledGradients, Loss
 from lightning_ppo.update.reports import MinibatchReport
+
+Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
 
 
 class MinibatchUpdate:
@@ -24,7 +26,8 @@ class MinibatchUpdate:
     Lightning's hooks around each of the hundreds of backward passes and steps of an iteration cost a fifth of an eager
     update of a small network, also where nobody listens to them. They are left out where module and callbacks override
     none of them, the strategy is one device or DDP, whose averaging is done here, and gradients are not scaled.
-    Parameters and gradients then lie in one buffer each (see `flat`), as they do where the update is compiled.
+    Parameters and gradients then lie in one buffer each (see `flat`), as they do where the update is compiled. With
+    `plain` every minibatch goes Lightning's way: `manual_backward`, and `step` of each optimizer.
 
     Attributes:
         latest_compile_seconds: Time that compiling took in the latest `prepare`.
@@ -44,8 +47,9 @@ class MinibatchUpdate:
         self.optimizers = optimizers
         self.compile = compile
         self.latest_compile_seconds = 0.0
-        self._plain_backward = is_plain(module, "on_before_backward", "on_after_backward", "backward")
-        self._plain_step = is_plain(module, "on_before_optimizer_step")
+        hooks = "on_before_backward", "on_after_backward", "backward"
+        self._short_backward = switch.is_on() and shortcuts.nobody_listens(module, *hooks)
+        self._short_step = switch.is_on() and shortcuts.nobody_listens(module, "on_before_optimizer_step")
         self._trained: list[nn.Parameter] = []
         self._flat: FlatParameters | None = None
         self._compiled: CompiledGradients | None = None
@@ -56,7 +60,7 @@ class MinibatchUpdate:
         trained = [p for p in self.module.parameters() if p.requires_grad]
         if [*map(id, trained)] != [*map(id, self._trained)]:  # the first time, or some were frozen or freed
             self._trained, self._flat, self._compiled = trained, None, None
-            if FlatParameters.suits(trained) and (self._plain_backward or self.compile):
+            if (self._short_backward or self.compile) and FlatParameters.suits(trained):
                 self._flat = FlatParameters(trained)
                 self._compile(batch, minibatch_size)
         if self._compiled is not None:
@@ -73,10 +77,14 @@ class MinibatchUpdate:
             return
         started = time.perf_counter()
         self._flat.attach()
-        self._compiled = CompiledGradients(self.module, self._flat, self.loss)
-        failure = self._compiled.compile(batch, minibatch_size)
+        loss, device = self.loss, batch.weights.device
+        self._compiled = CompiledGradients(
+            self.module, self._flat, lambda batch, rows, scale: loss(select(batch, rows, scale))
+        )
+        rows, scale = torch.arange(minibatch_size, device=device), torch.ones((), device=device)
+        failure = self._compiled.compile(batch, rows, scale)
         self.latest_compile_seconds = time.perf_counter() - started
-        failed = torch.tensor([failure is not None], dtype=torch.float32, device=batch.weights.device)
+        failed = torch.tensor([failure is not None], dtype=torch.float32, device=device)
         if max_over_ranks(failed):
             self._compiled, self.compile = None, False
             reason = failure or "another rank cannot compile"
@@ -91,7 +99,7 @@ class MinibatchUpdate:
         """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""
         if self._compiled is not None:
             reported = self._compiled(batch, rows, scale)
-        elif self._plain_backward and self._flat is not None:
+        elif self._short_backward and self._flat is not None:
             self._flat.gradients.zero_()
             loss, reported = self.loss(select(batch, rows, scale))
             loss.backward()
@@ -112,21 +120,10 @@ class MinibatchUpdate:
     def step(self) -> None:
         """Take a step of each optimizer, with the module's hook before it."""
         for optimizer in self.optimizers:
-            if self._plain_step:
-                self._bare_step(optimizer)
+            if self._short_step:
+                shortcuts.step(self.module, optimizer)
             else:
                 optimizer.step()
-
-    def _bare_step(self, wrapper: LightningOptimizer) -> None:
-        # as LightningOptimizer.step does; the calls around the step advance Lightning's `global_step`
-        optimizer = wrapper.optimizer
-        wrapper._on_before_step()
-        self.module.on_before_optimizer_step(optimizer)
-        if isinstance(optimizer, FlatAdam):
-            optimizer.bare_step()
-        else:
-            optimizer.step()
-        wrapper._on_after_step()
 
     def clip(self, bound: float | None) -> Tensor:
         """Scale the gradients to a global norm of at most `bound`, in place, and return the norm they had.

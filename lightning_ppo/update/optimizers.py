@@ -1,17 +1,18 @@
 """What `configure_optimizers` returns: read on its way to Lightning, checked before anything is collected, stepped."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.core import optimizer as lightning
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
+from lightning_ppo.settings.schedules import Schedule
+from lightning_ppo.speed.internals import check_attached, ends_epoch, latest_metrics, read_optimizers
 from lightning_ppo.support.distributed import mean_over_ranks
 from lightning_ppo.support.errors import ConfigError, one_line
 from lightning_ppo.update.learning_rate import SteeredLearningRate
@@ -24,7 +25,7 @@ class Optimizers:
     every epoch, and each `frequency`-th time only. Those that monitor a metric are stepped where it becomes known.
 
     Attributes:
-        optimizers: At least one, over disjoint parameters.
+        optimizers: Over disjoint parameters; none outside a fit.
         steered: The schedulers that PPO steers.
 
     Args:
@@ -32,8 +33,8 @@ class Optimizers:
         configs: Their schedulers.
     """
 
-    def __init__(self, optimizers: list[Optimizer], configs: list[LRSchedulerConfig]) -> None:
-        self.optimizers = optimizers
+    def __init__(self, optimizers: Sequence[Optimizer] = (), configs: Sequence[LRSchedulerConfig] = ()) -> None:
+        self.optimizers = list(optimizers)
         self.steered = [c.scheduler for c in configs if isinstance(c.scheduler, SteeredLearningRate)]
         self._configs = [c for c in configs if not isinstance(c.scheduler, SteeredLearningRate)]
         for scheduler in self.steered:
@@ -52,6 +53,16 @@ class Optimizers:
             for group, own in zip(scheduler.optimizer.param_groups, settings, strict=True):
                 group.update(own)
 
+    def set_rates(self, schedule: Schedule, progress: float) -> None:
+        """Set the learning rates of an iteration."""
+        for scheduler in self.steered:
+            scheduler.follow(schedule, progress)
+
+    def steer_rates(self, schedule: Schedule, progress: float, kl: float) -> None:
+        """Set what the KL divergence of an iteration makes of the learning rates."""
+        for scheduler in self.steered:
+            scheduler.finish(schedule, progress, kl)
+
     def rates(self) -> dict[str, float]:
         """Return the learning rate of each optimizer, by the name it is logged under."""
         rates = [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers]
@@ -68,12 +79,12 @@ class Optimizers:
     def after_logging(self, module: pl.LightningModule) -> None:
         """Step what monitors a metric that somebody else has logged in an iteration."""
         if self.monitors:
-            self._step_on(module, _latest_metrics(module), of_iteration=True)
+            self._step_on(module, latest_metrics(module.trainer), of_iteration=True)
 
     def after_evaluation(self, module: pl.LightningModule) -> None:
         """Step what monitors a metric of an evaluation."""
         if self.monitors:
-            self._step_on(module, _latest_metrics(module), of_iteration=False)
+            self._step_on(module, latest_metrics(module.trainer), of_iteration=False)
 
     def after_epoch(self, module: pl.LightningModule) -> None:
         """Step what monitors a metric that is known at the end of an epoch only.
@@ -83,7 +94,7 @@ class Optimizers:
         """
         if not self.monitors:
             return
-        self._step_on(module, _latest_metrics(module), of_iteration=False)
+        self._step_on(module, latest_metrics(module.trainer), of_iteration=False)
         trainer = module.trainer
         every = trainer.check_val_every_n_epoch or 1
         if trainer.enable_validation and (trainer.current_epoch + 1) % every:
@@ -116,18 +127,12 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
 def _iteration_is_due(module: pl.LightningModule, config: LRSchedulerConfig) -> bool:
     loop = module.trainer.fit_loop
     if config.interval == "epoch":
-        return loop.epoch_loop._num_ready_batches_reached() and _epoch_is_due(module, config)
+        return ends_epoch(module.trainer) and _epoch_is_due(module, config)
     return (loop.total_batch_idx + 1) % config.frequency == 0
 
 
 def _epoch_is_due(module: pl.LightningModule, config: LRSchedulerConfig) -> bool:
     return (module.trainer.current_epoch + 1) % config.frequency == 0
-
-
-def _latest_metrics(module: pl.LightningModule) -> Mapping[str, Any]:
-    """Return the metrics of the iteration, evaluation or epoch that the Trainer is at the end of."""
-    trainer: Any = module.trainer
-    return trainer._logger_connector.metrics["callback"]
 
 
 def check_when_configured(module: Any) -> None:
@@ -159,20 +164,14 @@ def _read(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
     if returned is None or (isinstance(returned, list | tuple) and not returned):
         raise ConfigError(f"configure_optimizers: returned {returned!r}, so nothing would be trained")
     try:
-        optimizers, schedulers, monitor = lightning._configure_optimizers(returned)
         # without an interval, once per iteration: an epoch has no meaning of its own here
-        given = [
-            {"interval": "step", "monitor": monitor}
-            | (dict(entry) if isinstance(entry, dict) else {"scheduler": entry})
-            for entry in schedulers
-        ]
-        configs = lightning._configure_schedulers_automatic_opt(given, None)
+        optimizers, configs = read_optimizers(returned, interval="step")
         for config in configs:
             if not isinstance(getattr(config.scheduler, "optimizer", None), Optimizer):
                 raise ConfigError(f"configure_optimizers: {config.scheduler!r} is no scheduler of an optimizer")
             if not isinstance(config.frequency, int) or config.frequency < 1:
                 raise ConfigError(f"configure_optimizers: frequency must be at least 1, got {config.frequency!r}")
-        lightning._validate_optimizers_attached(optimizers, configs)
+        check_attached(optimizers, configs)
     except (MisconfigurationException, KeyError) as error:
         raise ConfigError(f"configure_optimizers: {one_line(error)}") from None
     return [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers], configs

@@ -5,18 +5,22 @@ An objective of your own is a subclass of `PolicyObjective`, named in the settin
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ppo.settings.algorithm import UpdateConfig
+from lightning_ppo.policy.actor_critic import ActorCritic, Evaluation
+from lightning_ppo.rollout.shapes import Minibatch
+from lightning_ppo.settings.algorithm import UpdateConfig, resolve_epochs
 from lightning_ppo.settings.class_path import load_class
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.objectives import (
     adapted_coefficient,
     clipped_surrogate_loss,
     kl_penalty_loss,
+    masked_log_ratios,
     policy_gradient_loss,
     surrogate_loss,
 )
@@ -32,6 +36,15 @@ class PolicyTerms(NamedTuple):
     advantages: Tensor
     kl: Tensor | None
     """Exact KL(pi_old || pi) in each state where the objective `needs_kl`, else None."""
+
+
+def policy_terms(
+    objective: "PolicyObjective", policy: ActorCritic, now: Evaluation, minibatch: Minibatch
+) -> PolicyTerms:
+    """Return what an objective is made of, given what the policy now says of a minibatch."""
+    log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, minibatch.weights)
+    kl = policy.head.kl(minibatch.distribution, now.distribution) if objective.needs_kl else None
+    return PolicyTerms(now.log_probs, log_ratios, minibatch.advantages, kl)
 
 
 class PolicyObjective(nn.Module, ABC):
@@ -158,3 +171,16 @@ def make_objective(name: str | type, update: UpdateConfig) -> PolicyObjective:
     if name in _NAMED:
         return _NAMED[name](update)
     return load_class(name, "objective", PolicyObjective)(update)
+
+
+def resolved_objective(name: str | type, update: UpdateConfig) -> tuple[PolicyObjective, UpdateConfig]:
+    """Return an objective, and the settings with the number of epochs that it takes where none is given.
+
+    Raises:
+        ConfigError: If there is no such objective, or it has no ratio that would allow more than one pass.
+    """
+    epochs = resolve_epochs(name, update)
+    objective = make_objective(name, update)
+    if isinstance(objective, PolicyGradient):  # one that is derived from it has no ratio either
+        epochs = resolve_epochs("policy_gradient", update)
+    return objective, replace(update, epochs=epochs)

@@ -1,14 +1,17 @@
 """What one PPO iteration reports, as means over minibatches and ranks."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_ppo.rollout.shapes import Minibatch, Rollout
 from lightning_ppo.support.distributed import mean_over_ranks, world_size
-from lightning_ppo.update.objectives import Scalar, explained_variance, kl_k3, outside_clip_range, variance_sums
+from lightning_ppo.update.objectives import explained_variance, kl_k3, outside_clip_range, variance_sums
+
+if TYPE_CHECKING:
+    from lightning_ppo.update.ppo import PPO
 
 LOSSES = ("loss/policy", "loss/value", "loss/entropy")
 """The means that every minibatch reports, by the names under which they are logged; those of loss terms follow."""
@@ -43,8 +46,7 @@ def epoch_statistics(
     reports: Sequence[MinibatchReport],
     grad_norms: Sequence[Tensor],
     weights: Tensor,
-    clip_range: Scalar,
-    clip_range_high: Scalar | None = None,
+    coefficients: Mapping[str, Tensor],
 ) -> Tensor:
     """Return an epoch's statistics (M, S): means, then MEASURES, of each of M minibatches.
 
@@ -52,54 +54,39 @@ def epoch_statistics(
         reports: Of the minibatches.
         grad_norms: Of the minibatches, before clipping.
         weights: (M, B), of the minibatches' rows.
-        clip_range: See `outside_clip_range`.
-        clip_range_high: See `outside_clip_range`.
+        coefficients: The clip range among them.
     """
     log_ratios = torch.stack([report.log_ratios for report in reports])
-    clipped = outside_clip_range(log_ratios, clip_range, clip_range_high)
+    clipped = outside_clip_range(log_ratios, coefficients["clip_range"], coefficients.get("clip_range_high"))
     means = torch.stack([report.means for report in reports])
     measured = (torch.stack(list(grad_norms)), (kl_k3(log_ratios) * weights).sum(1), (clipped * weights).sum(1))
     return torch.cat((means, torch.stack(measured, 1)), 1)
 
 
-def learnt_from(names: Sequence[str], entropy_matters: bool, precision: Any) -> list[str]:
-    """Return those of the statistics that learning depends on; only they must be finite.
-
-    Args:
-        names: Of the statistics.
-        entropy_matters: Whether the entropy has a weight in the loss.
-        precision: Lightning's plugin; where it scales gradients, an infinite norm is its business: it skips the step.
-    """
+def learnt_from(module: "PPO") -> list[str]:
+    """Return those of a module's statistics that learning depends on; only they must be finite."""
     skipped = {"update/approximate_kl", "update/clip_fraction"}
-    skipped |= set() if entropy_matters else {"loss/entropy"}
-    skipped |= set() if getattr(precision, "scaler", None) is None else {"update/grad_norm"}
-    return [name for name in names if name not in skipped]
+    if not module.entropy_matters:
+        skipped.add("loss/entropy")
+    if getattr(module.trainer.precision_plugin, "scaler", None) is not None:
+        skipped.add("update/grad_norm")  # where gradients are scaled, the step is skipped if their norm is infinite
+    return [name for name in module.statistics if name not in skipped]
 
 
-def report_iteration(
-    rollout: Rollout,
-    batch: Minibatch,
-    epochs: Tensor,
-    names: Sequence[str],
-    divergence: Tensor,
-    window: Sequence[float],
-    needed: Sequence[str],
-) -> IterationReport:
+def report_iteration(module: "PPO", rollout: Rollout, batch: Minibatch, epochs: Tensor) -> IterationReport:
     """Reduce what an iteration measured, with one reduction over the ranks and one transfer to the host.
 
     Args:
+        module: Its recent episodes include those of the rollout.
         rollout: What was learnt from.
         batch: Its rows.
         epochs: (E, M, S), S statistics of M minibatches in each of E epochs.
-        names: Under which the statistics are logged.
-        divergence: (), KL divergence summed over this rank's rows.
-        window: Sum of the latest episodes' returns, sum of their lengths, and their number.
-        needed: Names of the statistics that must be finite.
     """
-    valid = batch.weights > 0
-    bad = torch.stack([~epochs[..., names.index(name)].isfinite() for name in needed]).any()
-    measured = (divergence, bad, *variance_sums(batch.values[valid], batch.returns[valid]))
-    counted = torch.tensor([len(epochs), *window, rollout.collect_seconds], dtype=torch.float64, device=epochs.device)
+    names, valid = module.statistics, batch.weights > 0
+    bad = torch.stack([~epochs[..., names.index(name)].isfinite() for name in learnt_from(module)]).any()
+    measured = (module.divergence(batch), bad, *variance_sums(batch.values[valid], batch.returns[valid]))
+    counts = [len(epochs), *module.recent_episodes.sums(), rollout.collect_seconds]
+    counted = torch.tensor(counts, dtype=torch.float64, device=epochs.device)
     local = torch.cat((epochs.mean((0, 1)).double(), torch.stack([x.double() for x in measured]), counted))
     total = mean_over_ranks(local).tolist()
     metrics = dict(zip(names, total, strict=False))

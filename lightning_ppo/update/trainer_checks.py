@@ -29,10 +29,16 @@ from pytorch_lightning.plugins import (
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.compile import to_uncompiled
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-from torch._dynamo import OptimizedModule
 
-from lightning_ppo.speed.shortcuts import overrides
+from lightning_ppo.speed.internals import (
+    compiled_as_a_whole,
+    ddp_argument,
+    has_train_time_interval,
+    syncs_batch_norm,
+    uploads_models,
+)
 from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.overriding import overrides
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
@@ -88,7 +94,7 @@ def check_trainer(trainer: Any) -> None:
                 f"EMAWeightAveraging(update_every_n_steps={callback.update_every_n_steps}): averages are taken once an "
                 "iteration, after many optimizer steps; set it to 1, and decay to what suits iterations"
             )
-        if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
+        if isinstance(callback, ModelCheckpoint) and has_train_time_interval(callback):
             raise ConfigError(
                 "ModelCheckpoint(train_time_interval=...): Lightning never looks at it in manual optimisation; set "
                 "every_n_epochs, or checkpoint.every_env_steps"
@@ -99,14 +105,9 @@ def check_trainer(trainer: Any) -> None:
 
 def _check_compiled(module: Any) -> None:
     """Raise ConfigError for a module or policy that is compiled as a whole."""
-    given = None
-    if module._compiler_ctx is not None:
+    given = compiled_as_a_whole(module)
+    if given == "torch.compile(model)":
         to_uncompiled(module)
-        given = "torch.compile(model)"
-    elif module._compiled_call_impl is not None:
-        given = "model.compile()"
-    elif isinstance(getattr(module, "policy", None), OptimizedModule):
-        given = "torch.compile(model.policy)"
     if given is not None:
         raise ConfigError(f"{given}: the update is compiled here, not the module; set compile=true, PPO(compile=True)")
 
@@ -128,9 +129,9 @@ def _check_flags(trainer: Any) -> None:
             raise ConfigError(f"trainer.limit_{stage}_batches: an evaluation is one batch; set {setting} instead")
     if trainer.precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {trainer.precision}")
-    if trainer._accelerator_connector._layer_sync is not None:
+    if syncs_batch_norm(trainer):
         raise ConfigError("trainer.sync_batchnorm: batch statistics are not shared by ranks; normalise with LayerNorm")
-    if trainer._model_registry is not None:
+    if uploads_models(trainer):
         raise ConfigError("trainer.model_registry: nothing is uploaded; checkpoints are files, see checkpoint.keep")
 
 
@@ -143,7 +144,7 @@ def _check_strategy(strategy: Any) -> None:
             f"device (trainer.accelerator=cpu or gpu, trainer.devices=1), or one of {', '.join(STRATEGIES[2:])}"
         )
     for name in ("ddp_comm_hook", "model_averaging_period"):
-        if getattr(strategy, f"_{name}", None) is not None:
+        if ddp_argument(strategy, name) is not None:
             raise ConfigError(f"DDPStrategy({name}=...): gradients are averaged here at every step; leave it out")
 
 

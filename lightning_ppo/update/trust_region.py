@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
+from lightning_ppo.rollout.shapes import Minibatch
 from lightning_ppo.support.distributed import Reduce
+
+ConstrainedLoss = Callable[[Minibatch], tuple[Tensor, Tensor]]
+"""Loss and divergence, both of shape ()."""
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
@@ -180,6 +185,20 @@ class TrustRegion(torch.optim.Optimizer):
         used = [gradient is not None for gradient in gradients]
         self.unmoved = [p for p, moves in zip(parameters, used, strict=True) if not moves]
         return [p for p, moves in zip(parameters, used, strict=True) if moves]
+
+
+def step_policy(region: TrustRegion, policy: ActorCritic, batch: Minibatch, loss: ConstrainedLoss) -> None:
+    """Move a policy within its trust region, once, on a whole rollout.
+
+    Args:
+        region: Of the policy.
+        policy: In its eval mode while it is compared with itself.
+        batch: The rollout's rows.
+        loss: Returns loss and mean divergence of a batch whose weights sum to 1 over all ranks, on average.
+    """
+    whole = batch._replace(weights=batch.weights / region.average(batch.weights.sum()))
+    with eval_mode(policy):
+        region.step(lambda: loss(whole))
 
 
 def set_gradients(loss: Tensor, parameters: Sequence[Tensor], average: Reduce) -> None:

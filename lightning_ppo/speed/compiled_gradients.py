@@ -1,4 +1,4 @@
-"""Forward and backward of the minibatch loss as one compiled graph."""
+"""Forward and backward of a loss as one compiled graph."""
 
 import textwrap
 import warnings
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from lightning_ppo.rollout.shapes import Minibatch, select
 from lightning_ppo.speed.flat import FlatParameters
-from lightning_ppo.speed.fused_linear import cpu_compiler
+from lightning_ppo.speed.fused_linear import cpu_compiler, cxx_compiler
 from lightning_ppo.speed.graphs import Recorded, autocast_cache, can_record
-from lightning_ppo.update.reports import MinibatchReport
 
-Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
+Loss = Callable[..., tuple[Tensor, Any]]
+"""Returns a loss and what is reported besides."""
 
 
 class _LossModule(nn.Module):
@@ -27,8 +26,8 @@ class _LossModule(nn.Module):
         self.policy = policy
         self.loss = loss
 
-    def forward(self, minibatch: Minibatch) -> tuple[Tensor, MinibatchReport]:
-        return self.loss(minibatch)
+    def forward(self, *arguments: Any) -> tuple[Tensor, Any]:
+        return self.loss(*arguments)
 
 
 def _places(module: nn.Module) -> dict[str, str]:
@@ -47,7 +46,7 @@ def _places(module: nn.Module) -> dict[str, str]:
 
 
 class CompiledGradients:
-    """Forward and backward of the minibatch loss as one compiled graph, replayed as one CUDA graph on a GPU.
+    """Forward and backward of a loss as one compiled graph, replayed as one CUDA graph on a GPU.
 
     Attributes:
         alike: Whether the next call is like the last in all but the values of tensors. It is after a call; set it to
@@ -56,7 +55,7 @@ class CompiledGradients:
     Args:
         policy: A module that holds the trained parameters.
         flat: These parameters; they get the gradients.
-        loss: Computes loss and statistics of a minibatch from `policy`.
+        loss: Computes from `policy` and the arguments of a call a loss and what is reported besides.
     """
 
     def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss) -> None:
@@ -66,14 +65,10 @@ class CompiledGradients:
         places = _places(module)
         self._parameters = {name: module.get_parameter(name).detach() for name in dict.fromkeys(places.values())}
 
-        def gradients(
-            parameters: dict[str, Tensor], batch: Minibatch, rows: Tensor, scale: Tensor
-        ) -> tuple[Tensor, MinibatchReport]:
-            minibatch = select(batch, rows, scale)
-
-            def of_parameters(values: dict[str, Tensor]) -> tuple[Tensor, MinibatchReport]:
+        def gradients(parameters: dict[str, Tensor], *arguments: Any) -> tuple[Tensor, Any]:
+            def of_parameters(values: dict[str, Tensor]) -> tuple[Tensor, Any]:
                 everywhere = {place: values[name] for place, name in places.items()}
-                return functional_call(module, everywhere, (minibatch,), tie_weights=False)
+                return functional_call(module, everywhere, arguments, tie_weights=False)
 
             grads, (_, reported) = grad_and_value(of_parameters, has_aux=True)(parameters)
             return flat.join([grads[name] for name in parameters]), reported
@@ -86,44 +81,35 @@ class CompiledGradients:
         if can_record(flat.gradients.device):
             self._recorded = Recorded(self._set_gradients, lambda: (*policy.parameters(), *policy.buffers()))
 
-    def _set_gradients(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
+    def _set_gradients(self, *arguments: Any) -> Any:
         # checking that a call is like the last takes a tenth of the time of a small minibatch; what is compiled depends
         # on autocast's cache too, which is off while recording
         with (
             autocast_cache(False) if self._recorded else nullcontext(),
             torch.compiler.set_stance("default", skip_guard_eval_unsafe=True) if self.alike else nullcontext(),
         ):
-            found, reported = self._gradients(self._parameters, batch, rows, scale)
+            found, reported = self._gradients(self._parameters, *arguments)
         self.alike = True
         self._flat.gradients.copy_(found)
         return reported
 
-    def compile(self, batch: Minibatch, minibatch_size: int) -> str | None:
-        """Compile for minibatches of one size; return why that failed, if it did.
+    def compile(self, *example: Any) -> str | None:
+        """Compile for arguments of the shapes of an example; return why that failed, if it did.
 
         The random state stays as it is: a resumed run compiles again, and has to draw the same numbers.
-
-        Args:
-            batch: The rows of a rollout.
-            minibatch_size: B, of every minibatch to come.
         """
         from torch._dynamo.exc import TorchDynamoException
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
 
-        device = batch.weights.device
-        example = batch, torch.arange(minibatch_size, device=device), torch.ones((), device=device)
+        device = self._flat.gradients.device
+        if device.type == "cpu" and cxx_compiler() is None:
+            return "no C++ compiler was found, install g++"
         try:
-            if device.type == "cpu":
-                get_cpp_compiler()
             with (
                 torch.random.fork_rng([device] if device.type == "cuda" else []),
                 warnings.catch_warnings(action="ignore", category=DeprecationWarning),  # of the compiler's own doing
             ):
                 for _ in range(1 if self._recorded is None else 2):  # the second call is recorded
                     self(*example)
-        except InvalidCxxCompiler:
-            return "no C++ compiler was found, install g++"
         except TorchDynamoException as error:
             return f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
         except RuntimeError as error:
@@ -137,15 +123,15 @@ class CompiledGradients:
         if self._recorded is not None:
             self._recorded.release()
 
-    def __call__(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
-        """Set the gradients of the minibatch `rows` (B,) of a flat batch and return what it reports."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Set the gradients of the loss and return what it reports."""
         if self._recorded is None:
-            return self._set_gradients(batch, rows, scale)
+            return self._set_gradients(*arguments)
         if self.alike:
-            return self._recorded(batch, rows, scale)
+            return self._recorded(*arguments)
         # a replay would not notice what has changed; a call does, and compiles again
         compiled = _graphs_compiled()
-        reported = self._set_gradients(batch, rows, scale)
+        reported = self._set_gradients(*arguments)
         if _graphs_compiled() == compiled:
             self._recorded.refresh()
         else:

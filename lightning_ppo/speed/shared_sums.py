@@ -8,6 +8,8 @@ themselves; through memory that all ranks map, some ten microseconds.
 import fcntl
 import mmap
 import os
+import platform
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -128,11 +130,21 @@ def _slot_offsets(ranks: int) -> list[list[int]]:
     return [[HEADER_BYTES + (turn * ranks + rank) * SLOT_BYTES for rank in range(ranks)] for turn in range(2)]
 
 
-def connect() -> SharedSums | None:
+def connect(device: torch.device, num_nodes: int) -> SharedSums | None:
     """Return reductions through shared memory, None where a rank cannot have it; all ranks of the group call it.
 
+    Only CPU ranks of one Linux machine have it. A rank reads what another wrote when a counter, written afterwards,
+    says so: without barriers, which Python has not, that needs the memory model of x86.
+
     The memory is a file without a name, so that nothing of it is left behind, whichever rank is killed and when.
+
+    Args:
+        device: This rank's.
+        num_nodes: Number of machines.
     """
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if device.type != "cpu" or num_nodes > 1 or sys.platform != "linux" or not x86:
+        return None
     rank, ranks = dist.get_rank(), dist.get_world_size()
     assert dist.group.WORLD is not None
     timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()
