@@ -51,8 +51,8 @@ class Config:
     """Compile the minibatch update with torch.compile."""
     debug: bool = False
     """Print full tracebacks."""
-    objective: str = "clip"
-    """The policy objective."""
+    objective: Any = "clip"
+    """The policy objective: a name, a class path, or `{class_path: ..., init_args: {...}}`."""
     loss_terms: list[Any] = field(default_factory=list)
     """Losses added to it: a class path, or `{class_path: ..., init_args: {...}, weight: a number or a schedule}`."""
     rollouts_per_epoch: int = 5

@@ -1,7 +1,7 @@
-"""What `configure_optimizers` returns: read on its way to Lightning, checked before anything is collected, stepped."""
+"""The optimizers of a fit: made from settings, read on their way to Lightning, checked, and their schedulers stepped."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,11 +10,37 @@ from pytorch_lightning.core import optimizer as lightning
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from pytorch_lightning.utilities.types import LRSchedulerConfig
+from torch import nn
 from torch.optim import Optimizer
 
+from lightning_ppo.settings.algorithm import OPTIMIZERS, SCHEDULERS, OptimizerConfig
 from lightning_ppo.support.distributed import mean_over_ranks
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.learning_rate import SteeredLearningRate
+
+
+def make_optimizer(settings: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
+    """Return, as `configure_optimizers` does, the optimizer that settings name and the scheduler of its learning rate.
+
+    Raises:
+        ConfigError: If one of them cannot be built.
+    """
+    rate = settings.schedule()(0.0)
+    if settings.class_path in OPTIMIZERS:
+        betas = (settings.betas[0], settings.betas[1])
+        optimizer = OPTIMIZERS.instantiate(settings.class_path, parameters, lr=rate, betas=betas, eps=settings.epsilon)
+    else:
+        entry = {"class_path": settings.class_path, "init_args": settings.init_args}
+        optimizer = OPTIMIZERS.instantiate(entry, parameters, lr=rate)
+    if settings.scheduler is None:
+        # named as LearningRateMonitor names torch's Adam
+        name = "Adam" if settings.class_path in OPTIMIZERS else type(optimizer).__name__
+        scheduler = {"scheduler": SteeredLearningRate(optimizer, rate), "name": f"lr-{name}"}
+    else:
+        given = settings.scheduler if isinstance(settings.scheduler, Mapping) else {}
+        when = {key: value for key, value in given.items() if key not in ("class_path", "init_args")}
+        scheduler = {"scheduler": SCHEDULERS.instantiate(settings.scheduler, optimizer), **when}
+    return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
 class Optimizers:

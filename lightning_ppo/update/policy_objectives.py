@@ -1,17 +1,17 @@
-"""The policy objectives by name: what each needs of a minibatch, and the coefficient it adapts.
+"""The policy objectives: what each needs of a minibatch, and the coefficient it adapts.
 
-An objective of your own is a subclass of `PolicyObjective`, named in the setting `objective` by its class path.
+An objective of your own is a subclass of `PolicyObjective`, named in the setting `objective` by its class path; names that stand for
+class paths are in `settings/algorithm.py`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ppo.settings.algorithm import UpdateConfig
-from lightning_ppo.settings.class_path import load_class
+from lightning_ppo.settings.algorithm import OBJECTIVES, UpdateConfig
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.objectives import (
     adapted_coefficient,
@@ -139,22 +139,10 @@ class TrustRegionSurrogate(Surrogate):
     trust_region = True
 
 
-_NAMED: dict[str, type[PolicyObjective]] = {
-    "clip": Clip,
-    "policy_gradient": PolicyGradient,
-    "surrogate": Surrogate,
-    "kl_penalty": KLPenalty,
-    "adaptive_kl": AdaptiveKL,
-    "trpo": TrustRegionSurrogate,
-}
-
-
-def make_objective(name: str | type, update: UpdateConfig) -> PolicyObjective:
-    """Return the objective of a name, a class path or a class.
+def make_objective(entry: Any, update: UpdateConfig) -> PolicyObjective:
+    """Return the objective of a name, a class path, or `{class_path: ..., init_args: {...}}`.
 
     Raises:
         ConfigError: If there is none.
     """
-    if name in _NAMED:
-        return _NAMED[name](update)
-    return load_class(name, "objective", PolicyObjective)(update)
+    return OBJECTIVES.instantiate(entry, update)

@@ -23,16 +23,15 @@ from lightning_ppo.settings.class_path import as_path
 from lightning_ppo.settings.loading import as_section, to_container
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.settings.schedules import Schedule
-from lightning_ppo.speed.flat import FlatAdam
 from lightning_ppo.speed.shortcuts import log_metrics
 from lightning_ppo.support.distributed import join_ranks, mean_over_ranks, sum_over_ranks
 from lightning_ppo.support.spaces import space_from_spec, space_to_spec
 from lightning_ppo.update.checks import check_fit, check_trust_region, non_finite
 from lightning_ppo.update.fit_optimizers import FitOptimizers
-from lightning_ppo.update.learning_rate import SteeredLearningRate
 from lightning_ppo.update.loss_terms import make_loss_terms
 from lightning_ppo.update.minibatch_update import MinibatchUpdate, Snapshot
 from lightning_ppo.update.objectives import masked_log_ratios, value_loss, weighted_sum
+from lightning_ppo.update.optimizers import make_optimizer
 from lightning_ppo.update.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms, make_objective
 from lightning_ppo.update.reports import (
     LOSSES,
@@ -56,7 +55,8 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
     Args:
         observation_space: Observation space of one environment.
         action_space: Action space of one environment.
-        objective: Name of the policy objective, or a `PolicyObjective` as class path or class.
+        objective: Name of the policy objective, or a `PolicyObjective` as class path, class, or class_path with
+            init_args.
         update: Settings of the `update` section, as `UpdateConfig` or a mapping of its fields.
         optimizer: Settings of the `optimizer` section.
         policy: Settings of the `policy` section.
@@ -76,7 +76,7 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
         observation_space: gymnasium.Space | dict[str, Any],
         action_space: gymnasium.Space | dict[str, Any],
         *,
-        objective: str | type[PolicyObjective] = "clip",
+        objective: Any = "clip",
         update: UpdateConfig | Mapping[str, Any] | None = None,
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         policy: PolicyConfig | Mapping[str, Any] | None = None,
@@ -267,13 +267,8 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
             self._grad_norm = self._update().clip(self.update_settings.max_grad_norm)
 
     def configure_optimizers(self) -> Any:
-        """Return Adam and the scheduler through which PPO sets the learning rate."""
-        settings = self.optimizer_settings
-        rate, betas = self.learning_rate(0.0), (settings.betas[0], settings.betas[1])
-        optimizer = FlatAdam(self.parameters(), rate, betas, settings.epsilon)
-        # named as LearningRateMonitor names torch's Adam
-        scheduler = {"scheduler": SteeredLearningRate(optimizer, rate), "name": "lr-Adam"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        """Return the optimizer of the settings, and the scheduler of its learning rate."""
+        return make_optimizer(self.optimizer_settings, self.parameters())
 
     def _apply_schedules(self) -> None:
         progress = self.progress
