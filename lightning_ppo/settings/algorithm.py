@@ -162,8 +162,9 @@ class OptimizerConfig:
 
     With the objective `trpo` it is the critic's, and `adaptive_kl` leaves it at its start."""
     scheduler: Any = None
-    """A `torch.optim.lr_scheduler` as class path, or `{class_path: ..., init_args: {...}, interval: ..., frequency: ...,
-    monitor: ...}`, which starts at `learning_rate`, a number; null leaves the rate to `learning_rate`."""
+    """A scheduler that starts at `learning_rate`, which is a number then: a class path, or `{class_path: ...,
+    init_args: {...}, interval: step or epoch, frequency: ..., monitor: ...}`; null leaves the rate to
+    `learning_rate`."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of the moments of `adam`."""
     epsilon: float = 1e-5

@@ -44,7 +44,7 @@ class Registry:
                 f"did you mean {nearest(path, self.names)}?"
             )
 
-    def load(self, entry: Any) -> type:
+    def load(self, entry: Any) -> Any:
         """Return the class that an entry names.
 
         Raises:
@@ -96,7 +96,7 @@ def load_class(path: Any, key: str, base: type) -> type:
 
 
 def as_path(entry: Any) -> Any:
-    """Return an entry with a class path in place of a class, if it can be imported by one, so that files can name it."""
+    """Return an entry with the path of a class in place of the class, so that files can name it, if it has one."""
     if isinstance(entry, dict) and isinstance(entry.get("class_path"), type):
         return {**entry, "class_path": as_path(entry["class_path"])}
     if not isinstance(entry, type):

@@ -1,4 +1,4 @@
-"""The optimizers of a fit: made from settings, read on their way to Lightning, checked, and their schedulers stepped."""
+"""The optimizers of a fit: made from settings, read on their way to Lightning, checked, their schedulers stepped."""
 
 import inspect
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """The policy objectives: what each needs of a minibatch, and the coefficient it adapts.
 
-An objective of your own is a subclass of `PolicyObjective`, named in the setting `objective` by its class path; names that stand for
-class paths are in `settings/algorithm.py`.
+An objective of your own is a subclass of `PolicyObjective`, named in the setting `objective` by its class path. The
+names of those here are in `settings/algorithm.py`.
 """
 
 from abc import ABC, abstractmethod

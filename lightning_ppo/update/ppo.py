@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic, Evaluation, eval_mode
+from lightning_ppo.policy.scoring import divergences, rollout_values
 from lightning_ppo.rollout.advantages import estimate_advantages, following_values
 from lightning_ppo.rollout.shapes import Minibatch, Rollout, select, shuffled_indices
 from lightning_ppo.settings.algorithm import (
@@ -32,7 +33,7 @@ from lightning_ppo.update.loss_terms import make_loss_terms
 from lightning_ppo.update.minibatch_update import MinibatchUpdate, Snapshot
 from lightning_ppo.update.objectives import masked_log_ratios, value_loss, weighted_sum
 from lightning_ppo.update.optimizers import make_optimizer
-from lightning_ppo.update.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms, make_objective
+from lightning_ppo.update.policy_objectives import PolicyGradient, PolicyTerms, make_objective
 from lightning_ppo.update.reports import (
     LOSSES,
     MEASURES,
@@ -187,13 +188,13 @@ class PPO(FitOptimizers, TrainingState):  # type: ignore[misc]
 
     def _divergence(self, batch: Minibatch) -> Tensor:
         """Return the exact KL divergence of the behaviour policy from the current one, summed over this rank's rows."""
-        return weighted_sum(self.policy.divergences(batch), batch.weights)
+        return weighted_sum(divergences(self.policy, batch), batch.weights)
 
     @torch.no_grad()
     def _estimate_again(self, rollout: Rollout) -> Minibatch:
         """Return the rollout's rows with advantages and value targets of the current critic."""
         length = self.sequence_length(rollout.num_steps)
-        values, boundary_values = self.policy.rollout_values(rollout, length)
+        values, boundary_values = rollout_values(self.policy, rollout, length)
         next_values = following_values(values, boundary_values, rollout.boundary_rows)
         normalize = self.update_settings.normalize_advantages
         advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)

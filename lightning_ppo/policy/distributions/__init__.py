@@ -49,8 +49,7 @@ def make_action_head(
         ConfigError: If the distribution cannot be used here.
     """
     own = DISTRIBUTIONS.load(distribution)
-    composite = isinstance(space, spaces.Dict | spaces.Tuple) and space.spaces
-    if composite and not isinstance(space, own.handles):
+    if isinstance(space, spaces.Dict | spaces.Tuple) and space.spaces and not isinstance(space, own.handles):
         return CompositeHead(space, lambda part: make_action_head(part, distribution, log_std_init, num_features))
     if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
         raise _unsupported(space)

@@ -19,7 +19,7 @@ class ActionHead(nn.Module, ABC):
     number of the policy's last features, `num_features`. All other parameters are those of `init_args`.
 
     Attributes:
-        handles: The kinds of spaces it is for. Parts of Dict and Tuple actions have a head each, unless it handles these.
+        handles: The kinds of spaces it is for. Without Dict and Tuple among them, their parts have a head each.
         num_outputs: Outputs of the policy network's last layer.
         num_features: Features before that layer, appended to its outputs; 0 for heads that need none.
         num_parameters: P, numbers that describe one distribution.

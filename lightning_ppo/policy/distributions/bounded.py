@@ -6,7 +6,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lightning_ppo.policy.distributions.continuous import _LOG_2, BoxHead, GaussianHead
+from lightning_ppo.policy.distributions.continuous import LOG_2, BoxHead, GaussianHead
 
 BETA_ATTEMPTS = 8
 """Attempts of rejection sampling; one is accepted with a probability above 0.95 (Marsaglia and Tsang 2000)."""
@@ -35,7 +35,7 @@ class TanhGaussianHead(GaussianHead):
     @staticmethod
     def _log_slope(actions: Tensor) -> Tensor:
         """Return log(1 - tanh(u)^2) without cancellation."""
-        return 2.0 * (_LOG_2 - actions - softplus(-2.0 * actions))
+        return 2.0 * (LOG_2 - actions - softplus(-2.0 * actions))
 
     def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
         """Return log-densities (B,) of tanh(u) for unsquashed actions u (B, A)."""
@@ -103,14 +103,14 @@ class BetaHead(BoxHead):
         alpha, beta = _in_double(parameters)
         x = 0.5 * (actions.double() + 1.0)
         log_density = (alpha - 1.0) * x.log() + (beta - 1.0) * torch.log1p(-x) - _log_beta(alpha, beta)
-        return (log_density - _LOG_2).sum(-1).to(parameters.dtype)
+        return (log_density - LOG_2).sum(-1).to(parameters.dtype)
 
     def entropy(self, parameters: Tensor) -> Tensor:
         """Return the sum over dimensions of entropies on [-1, 1], (B,)."""
         alpha, beta = _in_double(parameters)
         total = alpha + beta
         inner = (alpha - 1.0) * alpha.digamma() + (beta - 1.0) * beta.digamma() - (total - 2.0) * total.digamma()
-        return (_log_beta(alpha, beta) - inner + _LOG_2).sum(-1).to(parameters.dtype)
+        return (_log_beta(alpha, beta) - inner + LOG_2).sum(-1).to(parameters.dtype)
 
     def kl(self, parameters: Tensor, other: Tensor) -> Tensor:
         """Return the sum over dimensions of KL divergences, (B,)."""

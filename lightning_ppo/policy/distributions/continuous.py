@@ -16,7 +16,7 @@ from lightning_ppo.support.errors import UnsupportedSpaceError
 from lightning_ppo.support.spaces import finite_bounds
 
 _LOG_2PI = math.log(2.0 * math.pi)
-_LOG_2 = math.log(2.0)
+LOG_2 = math.log(2.0)
 LOG_STD_BOUNDS = (-20.0, 2.0)
 """Bounds of a log standard deviation that the network gives (as in Haarnoja et al. 2018, "Soft Actor-Critic")."""
 
