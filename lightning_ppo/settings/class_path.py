@@ -125,7 +125,7 @@ def instantiate(entry: Any, key: str, base: type, *arguments: Any) -> Any:
     if isinstance(path, str | type) or path is None:
         make = load_class(path, key, base)
     elif not callable(path) or isinstance(path, base):
-        raise ConfigError(f"{key}: expected a class path, a class, or class_path with init_args, got {entry!r}")
+        raise ConfigError(f"{key}: expected a class path, a class, or class_path with init_args, got {path!r}")
     try:
         made = make(*arguments, **settings)
     except UnsupportedSpaceError:
