@@ -173,6 +173,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         self.class_path, self.scheduler = as_path(self.class_path), as_path(self.scheduler)
         OPTIMIZERS.check(self.class_path)
+        SCHEDULERS.check(self.scheduler)
         require(isinstance(self.init_args, dict), f"optimizer.init_args: expected a mapping, got {self.init_args!r}")
         if self.class_path in OPTIMIZERS:
             require(

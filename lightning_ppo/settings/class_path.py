@@ -38,11 +38,14 @@ class Registry:
     def check(self, entry: Any) -> None:
         """Raise ConfigError for a word that is none of the names, without importing anything."""
         path = class_path_of(entry)
-        if isinstance(path, str) and "." not in path and path not in self.names:
-            raise ConfigError(
-                f"{self.key}: expected a class path or one of {', '.join(self.names)}, got {path!r}; "
-                f"did you mean {nearest(path, self.names)}?"
-            )
+        if not isinstance(path, str) or "." in path or path in self.names:
+            return
+        if not self.names:
+            raise ConfigError(f"{self.key}: expected a class path such as package.module.Class, got {path!r}")
+        raise ConfigError(
+            f"{self.key}: expected a class path or one of {', '.join(self.names)}, got {path!r}; "
+            f"did you mean {nearest(path, self.names)}?"
+        )
 
     def load(self, entry: Any) -> Any:
         """Return the class that an entry names.

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_ppo.settings.algorithm import OPTIMIZERS, SCHEDULERS, OptimizerConfig
+from lightning_ppo.settings.class_path import class_path_of
 from lightning_ppo.support.distributed import mean_over_ranks
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.learning_rate import SteeredLearningRate
@@ -41,6 +42,28 @@ def make_optimizer(settings: OptimizerConfig, parameters: Iterable[nn.Parameter]
         when = {key: value for key, value in given.items() if key not in ("class_path", "init_args")}
         scheduler = {"scheduler": SCHEDULERS.instantiate(settings.scheduler, optimizer), **when}
     return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+def check_same_kind(saved: Mapping[str, Any], settings: OptimizerConfig) -> None:
+    """Raise ConfigError if the state of the optimizer or scheduler of a checkpoint is one of another class.
+
+    Args:
+        saved: Settings of the `optimizer` section in the checkpoint.
+        settings: Those of the fit that goes on with it.
+    """
+    before = {"class_path": "adam", "scheduler": None} | dict(saved)
+    for name, now in (("class_path", settings.class_path), ("scheduler", settings.scheduler)):
+        then = class_path_of(before[name])
+        if _class_name(then) != _class_name(class_path_of(now)):
+            raise ConfigError(
+                f"optimizer.{name}: the checkpoint holds the state of {then or 'a steered learning rate'}, which fits "
+                "no other; keep it, or start a new run"
+            )
+
+
+def _class_name(path: Any) -> str:
+    """Return a name that the two paths of one class, and `adam` and `torch.optim.Adam`, have in common."""
+    return str(path).rpartition(".")[2].lower()
 
 
 class Optimizers:

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import Tensor
 
+from lightning_ppo.settings.algorithm import OptimizerConfig
 from lightning_ppo.settings.hyperparameters import plain, spaces_among
 from lightning_ppo.settings.schedules import Schedule
 from lightning_ppo.settings.trust import signature_of
@@ -17,6 +18,7 @@ from lightning_ppo.support.errors import CheckpointError
 from lightning_ppo.support.randomness import derive_seeds, get_random_state, restore_generator, set_random_state
 from lightning_ppo.update.budget import Budget
 from lightning_ppo.update.checked_loading import CheckedLoading
+from lightning_ppo.update.optimizers import check_same_kind
 
 RETURN_WINDOW = 100
 """Training episodes, of all ranks, over which returns and lengths are averaged."""
@@ -24,6 +26,8 @@ RETURN_WINDOW = 100
 
 class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
     """Keeps what training has come to, and saves and restores it with the checkpoints of a LightningModule."""
+
+    optimizer_settings: OptimizerConfig
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,6 +131,9 @@ class TrainingState(CheckedLoading, Budget):  # type: ignore[misc]
         own = state["ranks"][rank() if same_ranks else 0]
         self.recent_returns.extend(own["recent_returns"])
         self.recent_lengths.extend(own["recent_lengths"])
+        if self._trainer is not None and self._trainer.training and "optimizer_states" in checkpoint:
+            hyper_parameters = checkpoint.get(pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+            check_same_kind(hyper_parameters.get("optimizer") or {}, self.optimizer_settings)
         if self._trainer is not None and self._trainer.training and same_ranks:
             self._shuffle, self._restored_shuffle = None, own["shuffle"]
             set_random_state(own["random"])

@@ -10,7 +10,12 @@ from gymnasium import spaces
 from lightning_ppo.policy.distributions.base import ActionHead
 from lightning_ppo.policy.distributions.bounded import BetaHead, TanhGaussianHead
 from lightning_ppo.policy.distributions.composite import CompositeHead
-from lightning_ppo.policy.distributions.continuous import GaussianHead, StateDependentExplorationHead, StateGaussianHead
+from lightning_ppo.policy.distributions.continuous import (
+    BoxHead,
+    GaussianHead,
+    StateDependentExplorationHead,
+    StateGaussianHead,
+)
 from lightning_ppo.policy.distributions.discrete import MASKED, CategoricalHead, MultiCategoricalHead
 from lightning_ppo.settings.class_path import class_path_of
 from lightning_ppo.settings.networks import DISTRIBUTIONS
@@ -21,6 +26,7 @@ __all__ = [
     "MASKED",
     "ActionHead",
     "BetaHead",
+    "BoxHead",
     "CategoricalHead",
     "CompositeHead",
     "GaussianHead",
