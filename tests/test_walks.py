@@ -29,7 +29,9 @@ SMALL += ["policy.hidden_sizes=[8]", "policy.core_size=4", "trainer.enable_progr
 
 
 def files_of(row: str) -> list[str]:
-    return re.findall(r"`([a-z_/]+\.py)`", ROWS[row])
+    folder = (re.findall(r"`([a-z_/]+/)`", ROWS[row]) or [""])[0]
+    names = re.findall(r"`([a-z_/]+\.py)`", ROWS[row])
+    return [name if "/" in name else folder + name for name in names]
 
 
 def documented(page: str, name: str) -> str:
