@@ -20,6 +20,7 @@ from lightning_ppo.collection import processes
 from lightning_ppo.collection.groups import make_groups
 from lightning_ppo.collection.processes import make_collector
 from lightning_ppo.collection.stream import RolloutStream
+from lightning_ppo.policy.scoring import evaluate_rollout
 from lightning_ppo.settings.algorithm import RolloutConfig
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
@@ -156,7 +157,7 @@ def test_every_rollout_is_of_the_policy_that_learns_from_it():
     make_trainer(max_epochs=2, limit_val_batches=1.0, callbacks=[seen]).fit(model, data)
     assert seen.lags == [0.0] * 4
     for policy, rollout in zip(seen.policies, model.rollouts, strict=False):
-        now, _ = policy.evaluate_rollout(rollout)
+        now, _ = evaluate_rollout(policy, rollout)
         torch.testing.assert_close(now.log_probs, rollout.log_probs, atol=1e-5, rtol=1e-5)
     # the environments are those of one process, and every one is acted for with noise of its own
     alone, data = build("Pendulum-v1", Recording, overlap=False)

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import pytorch_lightning as pl
 import torch
+from gymnasium import spaces
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
@@ -359,3 +360,103 @@ def test_parameter_groups_keep_the_ratio_of_their_rates():
     last = 1e-3 - 0.75 * 5e-4
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([last, last / 10])
     assert trainer.optimizers[0].param_groups[0]["betas"] == (0.8, 0.9)
+
+
+# optimizers and schedulers that settings name
+
+
+SPACES = spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0, (2,))
+
+
+class Halving(StepLR):
+    """A scheduler of the user's own."""
+
+    def __init__(self, optimizer, gamma=0.5):
+        super().__init__(optimizer, 1, gamma)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (None, [1e-3] * 4),
+        ("tests.test_optimizers.Halving", [1e-3, 5e-4, 2.5e-4, 1.25e-4]),
+        ({"class_path": Halving, "init_args": {"gamma": 0.1}, "frequency": 2}, [1e-3, 1e-3, 1e-4, 1e-4]),
+        ({"class_path": "tests.test_optimizers.Halving", "interval": "epoch"}, [1e-3, 1e-3, 5e-4, 5e-4]),
+        (
+            {
+                "class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+                "init_args": {"mode": "max", "factor": 0.5, "patience": 0, "threshold": 1e9, "threshold_mode": "abs"},
+                "monitor": "update/kl",
+            },
+            [1e-3, 1e-3, 5e-4, 2.5e-4],
+        ),
+    ],
+)
+def test_settings_name_optimizer_and_scheduler(scheduler, expected):
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}, "learning_rate": 1e-3}
+    model, data = with_validation(optimizer={**optimizer, "scheduler": scheduler})
+    noted = Rates()
+    trainer = make_trainer(max_epochs=2, callbacks=[noted], limit_val_batches=0)
+    trainer.fit(model, data)
+    assert noted.seen == pytest.approx(expected)
+    (made,) = trainer.optimizers
+    assert type(made) is AdamW and made.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_a_named_optimizer_follows_the_steered_learning_rate():
+    runs = {}
+    for name in ("adam", "torch.optim.Adam"):
+        more = {"init_args": {"eps": 1e-5}} if "." in name else {}
+        steered = {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 1e-6}
+        model, data = with_validation(optimizer={"class_path": name, "learning_rate": steered, **more})
+        noted = Rates()
+        make_trainer(max_epochs=3, callbacks=[noted], limit_val_batches=0).fit(model, data)
+        runs[name] = noted.seen, list(model.parameters())
+    (rates, weights), (others, other_weights) = runs.values()
+    assert rates == pytest.approx(others) and rates[-1] < rates[0]
+    for one, other in zip(weights, other_weights, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ({"class_path": "adamw"}, "optimizer: expected a class path or one of adam, got 'adamw'; did you mean adam?"),
+        ({"class_path": "torch.nn.Linear"}, "optimizer: torch.nn.Linear is no torch.Optimizer"),
+        ({"class_path": "torch.optim.Nadamm"}, "optimizer: cannot import 'torch.optim.Nadamm'"),
+        ({"class_path": SGD, "init_args": {"mass": 1}}, "optimizer: torch.optim.sgd.SGD could not be built: "),
+        ({"class_path": SGD, "init_args": {"lr": 1.0}}, "optimizer.init_args.lr: the learning rate is optimizer.lea"),
+        ({"class_path": SGD, "init_args": 3}, "optimizer.init_args: expected a mapping, got 3"),
+        ({"class_path": SGD, "betas": [0.5, 0.9]}, "optimizer.betas: of adam alone; give torch.optim.sgd.SGD its own"),
+        ({"class_path": SGD, "epsilon": 1e-8}, "optimizer.epsilon: of adam alone"),
+        ({"init_args": {"eps": 1.0}}, "optimizer.init_args: adam takes optimizer.betas and optimizer.epsilon"),
+        ({"scheduler": StepLR}, "optimizer.scheduler: it starts at optimizer.learning_rate, which must be a number"),
+        ({"scheduler": "cosine", "learning_rate": 1.0}, "optimizer.scheduler: expected a class path such as"),
+        ({"scheduler": {"class_path": StepLR, "every": 2}, "learning_rate": 1.0}, "optimizer.scheduler: expected "),
+        ({"scheduler": StepLR, "learning_rate": 1.0}, "optimizer.scheduler: torch.optim.lr_scheduler.StepLR could not"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused_by_name(optimizer, said):
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}") as caught:
+        PPO(*SPACES, optimizer=optimizer).configure_optimizers()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_state_of_one_optimizer_is_not_given_to_another(tmp_path):
+    def fit(optimizer, epochs, ckpt_path=None):
+        model, data = with_validation(optimizer={"learning_rate": 1e-2, **optimizer})
+        trainer = make_trainer(max_epochs=epochs, limit_val_batches=0)
+        trainer.fit(model, data, ckpt_path=ckpt_path)
+        return trainer, model
+
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}, "scheduler": Halving}
+    trainer, _ = fit(sgd, 1)
+    trainer.save_checkpoint(tmp_path / "sgd.ckpt")
+    with pytest.raises(ConfigError, match=r"^optimizer.class_path: the checkpoint holds the state of torch"):
+        fit({}, 2, tmp_path / "sgd.ckpt")
+    with pytest.raises(ConfigError, match=r"^optimizer.scheduler: the checkpoint holds the state of tests\."):
+        fit({**sgd, "scheduler": None}, 2, tmp_path / "sgd.ckpt")
+    _, resumed = fit({**sgd, "class_path": SGD}, 2, tmp_path / "sgd.ckpt")
+    _, straight = fit(sgd, 2)
+    for one, other in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(one, other)

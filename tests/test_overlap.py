@@ -11,6 +11,7 @@ import torch
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.cli import train
+from lightning_ppo.policy.scoring import evaluate_rollout
 from lightning_ppo.run import training
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.packing import unpack
@@ -75,8 +76,8 @@ def test_every_rollout_is_of_the_policy_one_update_before(env, policy, precision
     for iteration, rollout in enumerate(model.rollouts):
         behaviour = seen.policies[rollout.policy_version]
         with context:
-            then, _ = behaviour.evaluate_rollout(rollout)
-            now, _ = seen.policies[iteration].evaluate_rollout(rollout)
+            then, _ = evaluate_rollout(behaviour, rollout)
+            now, _ = evaluate_rollout(seen.policies[iteration], rollout)
         torch.testing.assert_close(then.log_probs, rollout.log_probs, **tolerance)
         torch.testing.assert_close(then.values, rollout.values, **tolerance)
         torch.testing.assert_close(then.distribution, rollout.distribution, **tolerance)

@@ -161,7 +161,7 @@ def test_impala_is_a_name_in_the_settings():
     # 16, 32 and 32 channels of 3 x 3 after 4, and four convolutions more in each of the three sections
     convolutions = [m for m in cnn.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [c.out_channels for c in convolutions] == [16] * 5 + [32] * 10
-    with pytest.raises(ConfigError, match=r"policy.encoder: expected null, impala or a class path, got 'resnet'"):
+    with pytest.raises(ConfigError, match=r"policy.encoder: expected a class path or one of impala, got 'resnet'"):
         PolicyConfig(encoder="resnet")
 
 

@@ -16,6 +16,7 @@ from lightning_ppo.evaluation.play import play
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.networks import CustomNetwork
 from lightning_ppo.policy.recurrence import RecurrentCore, run_core, run_cores
+from lightning_ppo.policy.scoring import divergences, rollout_values
 from lightning_ppo.rollout.shapes import Episodes, Rollout, select, shuffled_indices
 from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig, UpdateConfig, resolve_sequence_length
 from lightning_ppo.settings.networks import PolicyConfig
@@ -335,7 +336,7 @@ def test_values_and_bootstrap_values_are_those_of_the_whole_episode(mode, shared
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("at_once", [8192, 10])
 def test_sequence_evaluation_equals_acting(mode, kind, at_once, monkeypatch):
-    monkeypatch.setattr("lightning_ppo.policy.actor_critic.EVALUATION_ROWS", at_once)
+    monkeypatch.setattr("lightning_ppo.policy.scoring.EVALUATION_ROWS", at_once)
     env = counters(mode)
     policy = make_policy(env, kind)
     collecting = make_collector(env, policy, 12)
@@ -348,8 +349,8 @@ def test_sequence_evaluation_equals_acting(mode, kind, at_once, monkeypatch):
             for name in ("distribution", "log_probs", "values"):
                 one, other = rollout.unflatten(getattr(now, name), length), getattr(rollout, name)
                 assert torch.allclose(one[rollout.valid], other[rollout.valid], atol=1e-5), name
-            assert policy.divergences(rollout.flatten(length)).abs().max() < 1e-5
-            values, boundary = policy.rollout_values(rollout, length)
+            assert divergences(policy, rollout.flatten(length)).abs().max() < 1e-5
+            values, boundary = rollout_values(policy, rollout, length)
             assert torch.allclose(values, rollout.values, atol=1e-5)
             assert torch.allclose(boundary[:3], rollout.next_values[-1], atol=1e-5)
     assert rollout.starts[0].logical_not().any() and rollout.states[0].abs().min() > 0.0  # memory crosses rollouts
@@ -639,7 +640,7 @@ class Shapeless(LastOnly):
             "network gives states of shape (2, 4), expected (2, 6)",
         ),
         ({"core": "lstm", "network": "tests.test_recurrence.Forgetful"}, "policy.core: a network of your own"),
-        ({"core": "rnn"}, "policy.core: expected null, lstm, gru or a class path, got 'rnn'"),
+        ({"core": "rnn"}, "policy.core: expected a class path or one of lstm, gru, got 'rnn'"),
     ],
 )
 def test_cores_that_cannot_work(settings, message):

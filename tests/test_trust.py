@@ -38,6 +38,7 @@ Path({path!r}).write_text("imported")
 import gymnasium, torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
+from lightning_ppo.policy.distributions import GaussianHead
 from lightning_ppo.update.loss_terms import LossTerm
 from lightning_ppo.update.policy_objectives import Clip
 
@@ -48,6 +49,9 @@ class Call(Callback): pass
 class Log(CSVLogger): pass
 class Term(LossTerm): pass
 class Objective(Clip): pass
+class Head(GaussianHead): pass
+class Optimizer(torch.optim.SGD): pass
+class Scheduler(torch.optim.lr_scheduler.StepLR): pass
 """
 
 
@@ -155,7 +159,19 @@ NETWORKS = {
     },
     "policy as text": {"policy": "encoder: canary.Module"},
     "objective": {"objective": "canary.Objective"},
+    "objective with arguments": {"objective": {"class_path": "canary.Objective", "init_args": {}}},
     "no objective": {"objective": "subprocess.Popen"},
+    "distribution": {"policy": {"distribution": "canary.Head"}},
+    "distribution with arguments": {"policy": {"distribution": {"class_path": "canary.Head", "init_args": {}}}},
+    "no distribution": {"policy": {"distribution": {"class_path": "subprocess.Popen", "init_args": TOUCH["kwargs"]}}},
+    "optimizer": {"optimizer": {"class_path": "canary.Optimizer"}},
+    "no optimizer": {"optimizer": {"class_path": "subprocess.Popen", "init_args": TOUCH["kwargs"]}},
+    "optimizer with a path": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"foreach": "/tmp/x"}}},
+    "optimizer as text": {"optimizer": "canary.Optimizer"},
+    "scheduler": {"optimizer": {"scheduler": "canary.Scheduler", "learning_rate": 0.1}},
+    "scheduler with arguments": {
+        "optimizer": {"scheduler": {"class_path": "canary.Scheduler", "init_args": {}, "interval": "epoch"}}
+    },
     "loss term": {"loss_terms": ["canary.Term"]},
     "loss term with arguments": {"loss_terms": [{"class_path": "canary.Term", "weight": 0.0}]},
     "an object": {"objective": torch.Size},
@@ -372,7 +388,12 @@ def test_what_comes_along_may_be_named_by_any_file(elsewhere):
     }
     config = {
         "objective": "lightning_ppo.update.policy_objectives.Clip",
-        "policy": {"core": "lstm", "encoder": "impala", "network": None},
+        "policy": {"core": "lstm", "encoder": "impala", "network": None, "distribution": "state_gaussian"},
+        "optimizer": {
+            "class_path": "torch.optim.AdamW",
+            "init_args": {"weight_decay": 0.01, "betas": [0.9, 0.99]},
+            "scheduler": {"class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau", "init_args": {"mode": "max"}},
+        },
         "loss_terms": [
             {"class_path": "lightning_ppo.update.loss_terms.DualClip", "init_args": {"bound": 3.0}, "weight": 0.1}
         ],

@@ -15,8 +15,10 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of train.py")
-    parser.add_argument("--format", choices=["onnx", "torch"], default="onnx", help="what runs it (default: onnx)")
-    parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint, .onnx or .pt2")
+    parser.add_argument(
+        "--format", default="onnx", help="what runs it: onnx, torch, or the class path of an Exporter (default: onnx)"
+    )
+    parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint, with the format's ending")
     parser.add_argument(
         "--action-masks",
         action=argparse.BooleanOptionalAction,
@@ -30,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
     import logging
     from pathlib import Path
 
-    from lightning_ppo.interop.export import FORMATS, Deployed, export, greatest_difference
+    from lightning_ppo.interop.export import EXPORTERS, Deployed, export, greatest_difference
     from lightning_ppo.update.ppo import PPO
 
-    ending = FORMATS[options.format]
+    ending = EXPORTERS.load(options.format).ending
     target = Path(options.output or Path(options.checkpoint).with_suffix(ending))
     if target.suffix != ending:
         raise ConfigError(f"--output: expected a name that ends in {ending}, got {target}")

@@ -15,6 +15,7 @@ from lightning_ppo.collection.storage import Steps, Storage
 from lightning_ppo.envs.stepper import Stepper
 from lightning_ppo.envs.tensors import TensorStepper, make_stepper
 from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
+from lightning_ppo.policy.scoring import evaluate_rollout
 from lightning_ppo.rollout.advantages import following_values
 from lightning_ppo.rollout.episodes import EpisodeRecorder
 from lightning_ppo.rollout.shapes import Episodes, Rollout
@@ -178,7 +179,7 @@ class Collector:
         if rollout.states is not None and self.state is not None:
             after = torch.cat((rollout.states[1:], self.state[None]))
             rollout.boundary_states = after.flatten(0, 1)[rollout.boundary_rows]
-        now, boundary_values = self.policy.evaluate_rollout(rollout)
+        now, boundary_values = evaluate_rollout(self.policy, rollout)
         rollout.distribution, rollout.log_probs, _, rollout.values = now
         rollout.next_values = following_values(rollout.values, boundary_values, rollout.boundary_rows)
 

@@ -8,7 +8,6 @@ such as `observations` or `observations.camera`; then, with masks, `action_masks
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,17 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.class_path import Registry
 from lightning_ppo.support.errors import UserError, one_line
 from lightning_ppo.support.spaces import space_leaves, space_structure
 from lightning_ppo.support.tree import tree_leaves, tree_map
 
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
-"""Formats and the endings of their files."""
+_EXPORTERS = "lightning_ppo.interop.exporters"
+EXPORTERS = Registry(
+    "format",
+    f"{_EXPORTERS}.Exporter",
+    {"onnx": f"{_EXPORTERS}.OnnxExporter", "torch": f"{_EXPORTERS}.TorchExporter"},
+)
 
 Function = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """Takes inputs and returns outputs, both by name, with B rows each."""
@@ -99,62 +103,30 @@ def _name(kind: str, path: str) -> str:
     return f"{kind}.{path}" if path else kind
 
 
-def export(deployed: Deployed, path: str | os.PathLike[str], kind: str) -> Function:
+def export(deployed: Deployed, path: str | os.PathLike[str], kind: Any) -> Function:
     """Write a policy to a file and return the function that was read back from it.
 
     Args:
         deployed: The policy.
         path: The file.
-        kind: `onnx`, to be run by ONNX Runtime, or `torch`, to be run by torch alone.
+        kind: `onnx`, to be run by ONNX Runtime, `torch`, to be run by torch alone, or an `Exporter` as class path.
 
     Raises:
+        ConfigError: If there is no such format.
         UserError: If a package is missing, or a network of the user's own cannot be exported.
     """
+    exporter = EXPORTERS.instantiate(kind)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    example = deployed.sample(3, np.random.default_rng(0))
-    arguments = tuple(example[name] for name in deployed.inputs)
-    shapes = ({0: torch.export.Dim("batch")},) * len(arguments)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(deployed, arguments, dynamic_shapes=(shapes,))
-            if kind == "onnx":
-                return _write_onnx(program, deployed, path)
-            torch.export.save(program, path)
+            return exporter.write(deployed, path)
     except UserError:
         raise
     except Exception as error:
         reason = one_line(error, 200)
         raise UserError(f"the policy cannot be exported: {type(error).__name__}: {reason}") from error
-    # for a policy with memory the guards would refuse a single row, which the graph itself handles
-    module = torch.export.load(path).module(check_guards=False)
-
-    def run(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return dict(zip(deployed.outputs, module(*(tensors[name] for name in deployed.inputs)), strict=True))
-
-    return run
-
-
-def _write_onnx(program: Any, deployed: Deployed, path: Path) -> Function:
-    for package in ("onnxruntime", "onnxscript"):
-        if find_spec(package) is None:
-            raise UserError(f"ONNX needs {package}: pip install 'lightning-ppo[export]'")
-    import onnxruntime
-
-    converted = torch.onnx.export(
-        program, (), dynamo=True, verbose=False, input_names=deployed.inputs, output_names=deployed.outputs
-    )
-    assert converted is not None
-    converted.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = session.run(None, {name: tensors[name].numpy() for name in deployed.inputs})
-        return {name: torch.from_numpy(value) for name, value in zip(deployed.outputs, found, strict=True)}
-
-    return run
 
 
 @torch.no_grad()

@@ -11,17 +11,23 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from lightning_ppo.settings.class_path import instantiate
+from lightning_ppo.settings.class_path import Registry, class_path_of
 from lightning_ppo.speed import switch
 from lightning_ppo.speed.tensorboard import add_scalars
-from lightning_ppo.support.errors import ConfigError, nearest
+from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.files import replacing
 
 ALWAYS = ("csv", "tensorboard")
 """Names of what every run directory has: metrics.csv and TensorBoard events."""
 
-SERVICES = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
+SERVICES = {
+    "wandb": "pytorch_lightning.loggers.WandbLogger",
+    "mlflow": "pytorch_lightning.loggers.MLFlowLogger",
+}
 """Lightning's loggers that a config may call by the name of their package."""
+
+_OURS = {"csv": f"{__name__}.MetricsCSV", "tensorboard": f"{__name__}.TensorBoardEvents"}
+LOGGERS = Registry("loggers", "pytorch_lightning.loggers.Logger", _OURS | SERVICES)
 
 EnvSteps = Callable[[], int]
 """Tells how many environment steps have been trained on."""
@@ -144,21 +150,15 @@ def make_loggers(entries: Sequence[Any], run_dir: Path) -> list[Logger]:
     """
     loggers = []
     for entry in entries:
-        given: Any = {"class_path": entry} if isinstance(entry, str) else entry
-        name = given.get("class_path") if isinstance(given, dict) else None
-        if name in SERVICES:
+        name = class_path_of(entry)
+        if name in ALWAYS:
+            continue
+        arguments = {}
+        if isinstance(name, str) and name in SERVICES:
             if find_spec(name) is None:
                 raise ConfigError(f"loggers: {name} needs the package {name}: pip install 'lightning-ppo[{name}]'")
-            arguments = {**_service_arguments(name, run_dir), **(given.get("init_args") or {})}
-            entry = {"class_path": f"pytorch_lightning.loggers.{SERVICES[name]}", "init_args": arguments}
-        elif isinstance(name, str) and "." not in name and name not in ALWAYS:
-            names = (*ALWAYS, *SERVICES)
-            raise ConfigError(
-                f"loggers: expected a class path or one of {', '.join(names)}, got {name!r}; "
-                f"did you mean {nearest(name, names)}?"
-            )
-        if name not in ALWAYS:
-            loggers.append(instantiate(entry, "loggers", Logger))
+            arguments = _service_arguments(name, run_dir)
+        loggers.append(LOGGERS.instantiate(entry, **arguments))
     return loggers
 
 

@@ -4,10 +4,27 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_ppo.settings.class_path import Registry, as_path, class_path_of
 from lightning_ppo.settings.schedules import Schedule
-from lightning_ppo.support.errors import ConfigError, nearest, require
+from lightning_ppo.support.errors import ConfigError, require
 
-OBJECTIVES = ("clip", "policy_gradient", "surrogate", "kl_penalty", "adaptive_kl", "trpo")
+_OBJECTIVES = "lightning_ppo.update.policy_objectives"
+OBJECTIVES = Registry(
+    "objective",
+    f"{_OBJECTIVES}.PolicyObjective",
+    {
+        "clip": f"{_OBJECTIVES}.Clip",
+        "policy_gradient": f"{_OBJECTIVES}.PolicyGradient",
+        "surrogate": f"{_OBJECTIVES}.Surrogate",
+        "kl_penalty": f"{_OBJECTIVES}.KLPenalty",
+        "adaptive_kl": f"{_OBJECTIVES}.AdaptiveKL",
+        "trpo": f"{_OBJECTIVES}.TrustRegionSurrogate",
+    },
+)
+LOSS_TERMS = Registry("loss_terms", "lightning_ppo.update.loss_terms.LossTerm", {})
+OPTIMIZERS = Registry("optimizer", "torch.optim.Optimizer", {"adam": "lightning_ppo.speed.flat.FlatAdam"})
+SCHEDULERS = Registry("optimizer.scheduler", "torch.optim.lr_scheduler.LRScheduler", {})
+SCHEDULER_KEYS = {"class_path", "init_args", "interval", "frequency", "monitor"}
 
 
 @dataclass
@@ -125,8 +142,12 @@ class UpdateConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Adam and its learning rate."""
+    """The optimizer and its learning rate."""
 
+    class_path: Any = "adam"
+    """`adam`, or the class path of a `torch.optim.Optimizer`."""
+    init_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of another optimizer than `adam`, besides parameters and learning rate."""
     learning_rate: Any = field(
         default_factory=lambda: {
             "kind": "adaptive_kl",
@@ -140,13 +161,47 @@ class OptimizerConfig:
     """Step size: a number or a schedule; `adaptive_kl` steers it towards a KL of target_kl per iteration.
 
     With the objective `trpo` it is the critic's, and `adaptive_kl` leaves it at its start."""
+    scheduler: Any = None
+    """A scheduler that starts at `learning_rate`, which is a number then: a class path, or `{class_path: ...,
+    init_args: {...}, interval: step or epoch, frequency: ..., monitor: ...}`; null leaves the rate to
+    `learning_rate`."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Decay rates of Adam's moments."""
+    """Decay rates of the moments of `adam`."""
     epsilon: float = 1e-5
-    """Adam's epsilon; 1e-5 as in OpenAI baselines."""
+    """Epsilon of `adam`; 1e-5 as in OpenAI baselines."""
 
     def __post_init__(self) -> None:
-        self.schedule()
+        self.class_path, self.scheduler = as_path(self.class_path), as_path(self.scheduler)
+        OPTIMIZERS.check(self.class_path)
+        SCHEDULERS.check(self.scheduler)
+        require(isinstance(self.init_args, dict), f"optimizer.init_args: expected a mapping, got {self.init_args!r}")
+        if self.class_path in OPTIMIZERS:
+            require(
+                not self.init_args,
+                f"optimizer.init_args: {self.class_path} takes optimizer.betas and optimizer.epsilon; for other "
+                "arguments name a class, such as optimizer.class_path=torch.optim.AdamW",
+            )
+        else:
+            for name, default in (("betas", [0.9, 0.999]), ("epsilon", 1e-5)):
+                require(
+                    getattr(self, name) == default,
+                    f"optimizer.{name}: of adam alone; give {self.class_path} its own in optimizer.init_args",
+                )
+            require(
+                "lr" not in self.init_args,
+                "optimizer.init_args.lr: the learning rate is optimizer.learning_rate; set it there",
+            )
+        schedule = self.schedule()
+        unknown = set(self.scheduler) - SCHEDULER_KEYS if isinstance(self.scheduler, dict) else ()
+        require(
+            not unknown,
+            f"optimizer.scheduler: expected {', '.join(sorted(SCHEDULER_KEYS))}, got {', '.join(map(str, unknown))}",
+        )
+        require(
+            self.scheduler is None or schedule.kind == "constant",
+            f"optimizer.scheduler: it starts at optimizer.learning_rate, which must be a number then, not "
+            f"{schedule.kind}; set optimizer.learning_rate=3e-4, or optimizer.scheduler=null",
+        )
         require(self.epsilon > 0.0, f"optimizer.epsilon: must be positive, got {self.epsilon:g}")
         require(
             len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas),
@@ -178,24 +233,20 @@ class NormalizeConfig:
             require(getattr(self, name) > 0.0, f"normalize.{name}: must be positive, got {getattr(self, name):g}")
 
 
-def resolve_epochs(objective: str | type, update: UpdateConfig) -> int:
+def resolve_epochs(objective: Any, update: UpdateConfig) -> int:
     """Return the passes over a rollout under an objective.
 
     Raises:
         ConfigError: If the objective is unknown, or has no ratio that would allow more than one pass.
     """
-    if isinstance(objective, str) and objective not in OBJECTIVES and "." not in objective:
-        near = nearest(objective, OBJECTIVES)
-        raise ConfigError(
-            f"objective: expected a class path or one of {', '.join(OBJECTIVES)}, got {objective!r}; "
-            f"did you mean {near}?"
-        )
-    if objective == "policy_gradient" and (update.epochs or 1) > 1:
+    OBJECTIVES.check(objective)
+    once = class_path_of(objective) == "policy_gradient"
+    if once and (update.epochs or 1) > 1:
         raise ConfigError(
             f"update.epochs: {update.epochs} passes need a ratio of new to old policy, which policy_gradient has not; "
             "set it to 1, or objective=clip"
         )
-    return update.epochs or (1 if objective == "policy_gradient" else 10)
+    return update.epochs or (1 if once else 10)
 
 
 def resolve_sequence_length(num_steps: int, update: UpdateConfig, recurrent: bool) -> int:

@@ -1,10 +1,75 @@
-"""Objects that a config names by class path."""
+"""Classes that settings name: by class path, or by a name that stands for the class path of one that comes along."""
 
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning_ppo.support.errors import ConfigError, one_line
+from lightning_ppo.support.errors import ConfigError, UnsupportedSpaceError, nearest, one_line
+
+
+class Registry:
+    """The classes that one setting may name.
+
+    A name stands for a class path, and everything else that names a class is one; so what comes along and what is a
+    user's own are built alike. It iterates over its names.
+
+    Args:
+        key: The setting, for error messages.
+        base: Class path of what every class must derive from.
+        names: The names, and the class paths that they stand for.
+    """
+
+    def __init__(self, key: str, base: str, names: Mapping[str, str]) -> None:
+        self.key, self.names = key, dict(names)
+        self._base = base
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, entry: object) -> bool:
+        return isinstance(entry, str) and entry in self.names
+
+    @property
+    def base(self) -> type:
+        """What every class must derive from."""
+        return load_class(self._base, self.key, object)
+
+    def check(self, entry: Any) -> None:
+        """Raise ConfigError for a word that is none of the names, without importing anything."""
+        path = class_path_of(entry)
+        if not isinstance(path, str) or "." in path or path in self.names:
+            return
+        if not self.names:
+            raise ConfigError(f"{self.key}: expected a class path such as package.module.Class, got {path!r}")
+        raise ConfigError(
+            f"{self.key}: expected a class path or one of {', '.join(self.names)}, got {path!r}; "
+            f"did you mean {nearest(path, self.names)}?"
+        )
+
+    def load(self, entry: Any) -> Any:
+        """Return the class that an entry names.
+
+        Raises:
+            ConfigError: If there is none, or it is none of this kind.
+        """
+        return load_class(self._path(entry), self.key, self.base)
+
+    def instantiate(self, entry: Any, *arguments: Any, **settings: Any) -> Any:
+        """Build what an entry names; see `instantiate`."""
+        path, given = self._path(entry), entry.get("init_args") if isinstance(entry, Mapping) else None
+        made = {"class_path": path, "init_args": {**settings, **(given or {})}}
+        return instantiate(made, self.key, self.base, *arguments)
+
+    def _path(self, entry: Any) -> Any:
+        self.check(entry)
+        path = class_path_of(entry)
+        return self.names[path] if path in self else path
+
+
+def class_path_of(entry: Any) -> Any:
+    """Return the name, class path or class of an entry, which may be a mapping of class_path and init_args."""
+    return entry.get("class_path") if isinstance(entry, Mapping) else entry
 
 
 def load_class(path: Any, key: str, base: type) -> type:
@@ -34,7 +99,9 @@ def load_class(path: Any, key: str, base: type) -> type:
 
 
 def as_path(entry: Any) -> Any:
-    """Return the path of a class that can be imported by one, so that files can name it; anything else as it is."""
+    """Return an entry with the path of a class in place of the class, so that files can name it, if it has one."""
+    if isinstance(entry, dict) and isinstance(entry.get("class_path"), type):
+        return {**entry, "class_path": as_path(entry["class_path"])}
     if not isinstance(entry, type):
         return entry
     module, name = sys.modules.get(entry.__module__), entry.__name__
@@ -61,9 +128,11 @@ def instantiate(entry: Any, key: str, base: type, *arguments: Any) -> Any:
     if isinstance(path, str | type) or path is None:
         make = load_class(path, key, base)
     elif not callable(path) or isinstance(path, base):
-        raise ConfigError(f"{key}: expected a class path, a class, or class_path with init_args, got {entry!r}")
+        raise ConfigError(f"{key}: expected a class path, a class, or class_path with init_args, got {path!r}")
     try:
         made = make(*arguments, **settings)
+    except UnsupportedSpaceError:
+        raise
     except Exception as error:
         raise ConfigError(f"{key}: {path} could not be built: {one_line(error)}") from error
     if not isinstance(made, base):

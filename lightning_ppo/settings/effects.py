@@ -7,7 +7,7 @@ import gymnasium
 
 from lightning_ppo.settings.algorithm import OBJECTIVES
 from lightning_ppo.settings.loading import to_container
-from lightning_ppo.settings.networks import CORES
+from lightning_ppo.settings.networks import CORES, DISTRIBUTIONS
 from lightning_ppo.settings.reference import settings as all_settings
 from lightning_ppo.support.spaces import space_leaves
 
@@ -33,6 +33,10 @@ REFUSED = {
     "env.action_mask": "discrete actions; `method:NAME`: copies stepped one by one (`sync`, `async`)",
     "rollout.overlap": "a policy on the CPU, an environment that is named, a ratio",
     "rollout.processes": "a policy on the CPU, an environment that is named",
+    "optimizer.init_args": "another `optimizer.class_path` than `adam`",
+    "optimizer.scheduler": "a number as `optimizer.learning_rate`",
+    "optimizer.betas": "`optimizer.class_path=adam`",
+    "optimizer.epsilon": "`optimizer.class_path=adam`",
     "update.epochs": "above 1: an objective with a ratio",
     "update.sequence_length": "memory",
     "policy.core": "no `policy.network`",
@@ -55,7 +59,9 @@ def _named(settings: Settings, *but: str) -> bool:
 
 
 def _gaussian(settings: Settings) -> bool:
-    return "Box" in settings["actions"] and settings["policy.distribution"] != "beta"
+    """Return whether the distribution is, or may be, a Gaussian one."""
+    distribution = settings["policy.distribution"]
+    return distribution not in DISTRIBUTIONS or ("Box" in settings["actions"] and distribution != "beta")
 
 
 NEEDED = (
@@ -78,7 +84,11 @@ NEEDED = (
         "Box actions of a Gaussian distribution, and another objective than trpo",
         lambda s: not _gaussian(s) or s["objective"] == "trpo",
     ),
-    Needed(("policy.distribution",), "Box actions", lambda s: "Box" not in s["actions"]),
+    Needed(
+        ("policy.distribution",),
+        "Box actions",
+        lambda s: "Box" not in s["actions"] and s["policy.distribution"] in DISTRIBUTIONS,
+    ),
     Needed(("policy.log_std_init",), "Box actions of a Gaussian distribution", lambda s: not _gaussian(s)),
     Needed(("policy.core_size",), "policy.core=lstm or gru", lambda s: s["policy.core"] not in CORES),
     Needed(
@@ -117,7 +127,7 @@ EVERYWHERE = (
     *("rollout.num_steps", "rollout.gamma", "rollout.gae_lambda"),
     *("update.minibatch_size", "update.value_clip_range", "update.entropy_coefficient", "update.value_coefficient"),
     *("update.max_grad_norm", "update.target_kl", "update.recompute_advantages", "update.normalize_advantages"),
-    *("optimizer.learning_rate", "optimizer.betas", "optimizer.epsilon", "policy.network"),
+    *("optimizer.class_path", "optimizer.learning_rate", "policy.network"),
     *("normalize.observations", "normalize.rewards", "checkpoint.every_env_steps", "checkpoint.keep"),
     *("checkpoint.save_best", "trainer", "callbacks", "loggers"),
 )

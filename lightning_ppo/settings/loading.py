@@ -19,7 +19,10 @@ SCHEDULED = (
 )
 
 
-OBJECTS = ("kwargs", "wrappers", "core", "encoder", "network")
+OBJECTS = (
+    *("kwargs", "wrappers", "distribution", "core", "encoder", "network"),
+    *("class_path", "init_args", "scheduler"),
+)
 """Fields that take Python objects from Python, as they are."""
 
 

@@ -4,19 +4,27 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_ppo.settings.class_path import as_path
+from lightning_ppo.settings.class_path import Registry, as_path
 from lightning_ppo.support.errors import require
 
 ACTIVATIONS = ("tanh", "relu", "elu", "silu", "gelu")
 
-
-DISTRIBUTIONS = ("gaussian", "state_gaussian", "tanh_gaussian", "beta", "gsde")
-
-
-CORES = ("lstm", "gru")
-
-
-ENCODERS = ("impala",)
+_HEADS = "lightning_ppo.policy.distributions"
+DISTRIBUTIONS = Registry(
+    "policy.distribution",
+    f"{_HEADS}.ActionHead",
+    {
+        "gaussian": f"{_HEADS}.GaussianHead",
+        "state_gaussian": f"{_HEADS}.StateGaussianHead",
+        "tanh_gaussian": f"{_HEADS}.TanhGaussianHead",
+        "beta": f"{_HEADS}.BetaHead",
+        "gsde": f"{_HEADS}.StateDependentExplorationHead",
+    },
+)
+_RECURRENT = "lightning_ppo.policy.recurrence.RecurrentCore"
+CORES = Registry("policy.core", "torch.nn.Module", {"lstm": _RECURRENT, "gru": _RECURRENT})
+ENCODERS = Registry("policy.encoder", "torch.nn.Module", {"impala": "lightning_ppo.policy.images.ImpalaCNN"})
+NETWORKS = Registry("policy.network", "torch.nn.Module", {})
 
 
 @dataclass
@@ -31,8 +39,9 @@ class PolicyConfig:
     """One trunk with two heads instead of two networks."""
     dropout: float = 0.0
     """Share of the hidden units left out at random in each pass of an update, in [0, 1); acting uses all units."""
-    distribution: str = "gaussian"
-    """Of Box actions: `gaussian` (free standard deviation), `state_gaussian`, `tanh_gaussian`, `beta` or `gsde`."""
+    distribution: Any = "gaussian"
+    """Of Box actions: `gaussian` (free standard deviation), `state_gaussian`, `tanh_gaussian`, `beta`, `gsde`, or a
+    class path of your own, which may handle other actions."""
     log_std_init: float = -0.5
     """Initial log standard deviation of Gaussian actions, in units of the half action range."""
     core: Any = None
@@ -48,24 +57,15 @@ class PolicyConfig:
     """Entries of a Dict observation that only the critic sees."""
 
     def __post_init__(self) -> None:
-        self.core, self.encoder, self.network = map(as_path, (self.core, self.encoder, self.network))
+        for name in ("distribution", "core", "encoder", "network"):
+            setattr(self, name, as_path(getattr(self, name)))
         require(
             self.activation in ACTIVATIONS,
             f"policy.activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}",
         )
         require(0.0 <= self.dropout < 1.0, f"policy.dropout: must lie in [0, 1), got {self.dropout:g}")
-        require(
-            self.distribution in DISTRIBUTIONS,
-            f"policy.distribution: expected one of {', '.join(DISTRIBUTIONS)}, got {self.distribution!r}",
-        )
-        require(
-            not isinstance(self.core, str) or self.core in CORES or "." in self.core,
-            f"policy.core: expected null, {', '.join(CORES)} or a class path, got {self.core!r}",
-        )
-        require(
-            not isinstance(self.encoder, str) or self.encoder in ENCODERS or "." in self.encoder,
-            f"policy.encoder: expected null, {', '.join(ENCODERS)} or a class path, got {self.encoder!r}",
-        )
+        for registry, entry in ((DISTRIBUTIONS, self.distribution), (CORES, self.core), (ENCODERS, self.encoder)):
+            registry.check(entry)
         require(self.core_size >= 1, f"policy.core_size: must be at least 1, got {self.core_size}")
         require(
             not (self.critic_observation_keys and (self.shared_trunk or self.network)),

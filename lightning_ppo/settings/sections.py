@@ -54,8 +54,8 @@ class Config:
     """Plain torch, none of the shortcuts of `lightning_ppo.speed`: the same results, slower; to hunt a bug."""
     debug: bool = False
     """Print full tracebacks."""
-    objective: str = "clip"
-    """The policy objective."""
+    objective: Any = "clip"
+    """The policy objective: a name, a class path, or `{class_path: ..., init_args: {...}}`."""
     loss_terms: list[Any] = field(default_factory=list)
     """Losses added to it: a class path, or `{class_path: ..., init_args: {...}, weight: a number or a schedule}`."""
     rollouts_per_epoch: int = 5

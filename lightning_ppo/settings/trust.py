@@ -22,6 +22,15 @@ from lightning_ppo.support.signature import is_own, sign
 LISTED: dict[str, tuple[str, ...]] = {
     "objective": ("lightning_ppo.update.policy_objectives.*",),
     "loss term": ("lightning_ppo.update.loss_terms.*",),
+    "distribution": (
+        *("lightning_ppo.policy.distributions.*", "lightning_ppo.policy.distributions.continuous.*"),
+        *("lightning_ppo.policy.distributions.bounded.*", "lightning_ppo.policy.distributions.discrete.*"),
+    ),
+    "optimizer": (
+        *("torch.optim.*", "torch.optim.adam.*", "torch.optim.adamw.*", "torch.optim.radam.*", "torch.optim.nadam.*"),
+        *("torch.optim.sgd.*", "torch.optim.rmsprop.*", "torch.optim.adagrad.*"),
+    ),
+    "scheduler": ("torch.optim.lr_scheduler.*",),
     "wrapper": ("gymnasium.wrappers.*", "minigrid.wrappers.*", "lightning_ppo.envs.atari.FireReset"),
     "callback": (
         *("pytorch_lightning.callbacks.EarlyStopping", "pytorch_lightning.callbacks.LearningRateMonitor"),
@@ -53,7 +62,7 @@ TEXTS: dict[str, tuple[str, ...]] = {
 SHARED = ("lightning_ppo", "pytorch_lightning", "lightning_fabric", "gymnasium", "torch")
 """Packages that hold too much to be trusted as a whole."""
 
-MODULE = ("objective", "policy", "loss_terms")
+MODULE = ("objective", "policy", "loss_terms", "optimizer")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "hyper_parameters": MODULE,
     "hparams": MODULE,
@@ -139,10 +148,12 @@ def _references(content: Mapping[str, Any]) -> Iterator[Reference]:
 
 
 def _named_in(settings: Mapping[str, Any]) -> Iterator[Reference]:
-    if not _is_built_in(settings.get("objective")):
-        yield Reference("objective", "objective", str(settings["objective"]), {})
+    yield from _classes("objective", "objective", [settings.get("objective")])
     for name in ("network", "encoder", "core"):
         yield from _classes(f"policy.{name}", "network", [settings.get("policy", {}).get(name)])
+    yield from _classes("policy.distribution", "distribution", [settings.get("policy", {}).get("distribution")])
+    yield from _classes("optimizer", "optimizer", [settings.get("optimizer", {})])
+    yield from _classes("optimizer.scheduler", "scheduler", [settings.get("optimizer", {}).get("scheduler")])
     yield from _classes("loss_terms", "loss term", settings.get("loss_terms", ()))
     env = settings.get("env", {})
     env = {"id": env} if isinstance(env, str) else env
@@ -163,9 +174,10 @@ def _named_in(settings: Mapping[str, Any]) -> Iterator[Reference]:
 def _classes(key: str, kind: str, entries: Iterable[Any]) -> Iterator[Reference]:
     for entry in entries:
         settings = entry if isinstance(entry, Mapping) else {"class_path": entry}
-        path = settings.get("class_path")
-        if not (kind == "network" and _is_built_in(path)):
-            yield Reference(key, kind, str(path), settings.get("init_args") or {})
+        path, arguments = settings.get("class_path"), settings.get("init_args") or {}
+        # only where a setting stands for a single class does a word name nothing to import
+        if kind in ("wrapper", "loss term", "callback", "logger") or arguments or not _is_built_in(path):
+            yield Reference(key, kind, str(path), arguments)
 
 
 def _is_built_in(name: Any) -> bool:

@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.probing import shares_parameters
 from lightning_ppo.settings.algorithm import UpdateConfig, check_rollout_size, require_uncompiled
 from lightning_ppo.settings.hyperparameters import plain
 from lightning_ppo.settings.loading import flat
@@ -23,7 +24,7 @@ BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 def check_trust_region(update: UpdateConfig, policy: ActorCritic, compile: bool, loss_terms: Collection[Any]) -> None:
     """Raise ConfigError for settings that an objective with a trust region rules out."""
-    if policy.shares_parameters():
+    if shares_parameters(policy):
         raise ConfigError(
             "policy.shared_trunk, policy.network: a step within the trust region moves the policy alone, and one of "
             "the critic through shared layers would leave the region; give each its own, or take a first-order "

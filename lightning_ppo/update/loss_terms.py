@@ -21,7 +21,7 @@ from lightning_ppo.policy.actor_critic import ActorCritic, Evaluation
 from lightning_ppo.policy.distributions import ActionHead, CategoricalHead, GaussianHead
 from lightning_ppo.policy.inputs import is_image
 from lightning_ppo.rollout.shapes import Minibatch
-from lightning_ppo.settings.class_path import instantiate, load_class
+from lightning_ppo.settings.algorithm import LOSS_TERMS
 from lightning_ppo.settings.schedules import Schedule
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.tree import tree_map
@@ -210,9 +210,9 @@ def make_loss_terms(entries: Sequence[Any], policy: ActorCritic) -> tuple[dict[s
             raise ConfigError(f"loss_terms: expected class_path, init_args and weight, got {sorted(unknown)[0]!r}")
         weight = Schedule.parse(settings.pop("weight", 1.0), f"loss_terms: weight of {settings.get('class_path')}")
         if not any(weight.values):
-            load_class(settings.get("class_path"), "loss_terms", LossTerm)
+            LOSS_TERMS.load(settings)
             continue
-        term = instantiate(settings, "loss_terms", LossTerm, policy)
+        term = LOSS_TERMS.instantiate(settings, policy)
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(term).__name__).lower()
         if name in terms or f"loss/{name}" in LOSSES or hasattr(nn.ModuleDict, name):
             raise ConfigError(f"loss_terms: the name {name} is taken; derive a class with a name of its own from it")

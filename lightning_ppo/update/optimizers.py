@@ -1,7 +1,7 @@
-"""What `configure_optimizers` returns: read on its way to Lightning, checked before anything is collected, stepped."""
+"""The optimizers of a fit: made from settings, read on their way to Lightning, checked, their schedulers stepped."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,13 +9,68 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from pytorch_lightning.utilities.types import LRSchedulerConfig
+from torch import nn
 from torch.optim import Optimizer
 
+from lightning_ppo.settings.algorithm import OPTIMIZERS, SCHEDULERS, OptimizerConfig
+from lightning_ppo.settings.class_path import class_path_of
 from lightning_ppo.settings.schedules import Schedule
 from lightning_ppo.speed.internals import check_attached, ends_epoch, latest_metrics, read_optimizers
 from lightning_ppo.support.distributed import mean_over_ranks
 from lightning_ppo.support.errors import ConfigError, one_line
 from lightning_ppo.update.learning_rate import SteeredLearningRate
+
+
+def make_optimizer(settings: OptimizerConfig, parameters: Iterable[nn.Parameter], plain: bool) -> dict[str, Any]:
+    """Return, as `configure_optimizers` does, the optimizer that settings name and the scheduler of its learning rate.
+
+    Args:
+        settings: Of the optimizer.
+        parameters: What it trains.
+        plain: Whether Adam is torch's own.
+
+    Raises:
+        ConfigError: If one of them cannot be built.
+    """
+    rate = settings.schedule()(0.0)
+    if settings.class_path in OPTIMIZERS:
+        betas = (settings.betas[0], settings.betas[1])
+        path = "torch.optim.Adam" if plain else settings.class_path
+        optimizer = OPTIMIZERS.instantiate(path, parameters, lr=rate, betas=betas, eps=settings.epsilon)
+    else:
+        entry = {"class_path": settings.class_path, "init_args": settings.init_args}
+        optimizer = OPTIMIZERS.instantiate(entry, parameters, lr=rate)
+    if settings.scheduler is None:
+        # named as LearningRateMonitor names torch's Adam
+        name = "Adam" if settings.class_path in OPTIMIZERS else type(optimizer).__name__
+        scheduler = {"scheduler": SteeredLearningRate(optimizer, rate), "name": f"lr-{name}"}
+    else:
+        given = settings.scheduler if isinstance(settings.scheduler, Mapping) else {}
+        when = {key: value for key, value in given.items() if key not in ("class_path", "init_args")}
+        scheduler = {"scheduler": SCHEDULERS.instantiate(settings.scheduler, optimizer), **when}
+    return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+def check_same_kind(saved: Mapping[str, Any], settings: OptimizerConfig) -> None:
+    """Raise ConfigError if the state of the optimizer or scheduler of a checkpoint is one of another class.
+
+    Args:
+        saved: Settings of the `optimizer` section in the checkpoint.
+        settings: Those of the fit that goes on with it.
+    """
+    before = {"class_path": "adam", "scheduler": None} | dict(saved)
+    for name, now in (("class_path", settings.class_path), ("scheduler", settings.scheduler)):
+        then = class_path_of(before[name])
+        if _class_name(then) != _class_name(class_path_of(now)):
+            raise ConfigError(
+                f"optimizer.{name}: the checkpoint holds the state of {then or 'a steered learning rate'}, which fits "
+                "no other; keep it, or start a new run"
+            )
+
+
+def _class_name(path: Any) -> str:
+    """Return a name that the two paths of one class, and `adam` and `torch.optim.Adam`, have in common."""
+    return str(path).rpartition(".")[2].lower()
 
 
 class Optimizers:

@@ -1,20 +1,20 @@
-"""The policy objectives by name: what each needs of a minibatch, and the coefficient it adapts.
+"""The policy objectives: what each needs of a minibatch, and the coefficient it adapts.
 
-An objective of your own is a subclass of `PolicyObjective`, named in the setting `objective` by its class path.
+An objective of your own is a subclass of `PolicyObjective`, named in the setting `objective` by its class path. The
+names of those here are in `settings/algorithm.py`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic, Evaluation
 from lightning_ppo.rollout.shapes import Minibatch
-from lightning_ppo.settings.algorithm import UpdateConfig, resolve_epochs
-from lightning_ppo.settings.class_path import load_class
+from lightning_ppo.settings.algorithm import OBJECTIVES, UpdateConfig, resolve_epochs
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.objectives import (
     adapted_coefficient,
@@ -152,35 +152,23 @@ class TrustRegionSurrogate(Surrogate):
     trust_region = True
 
 
-_NAMED: dict[str, type[PolicyObjective]] = {
-    "clip": Clip,
-    "policy_gradient": PolicyGradient,
-    "surrogate": Surrogate,
-    "kl_penalty": KLPenalty,
-    "adaptive_kl": AdaptiveKL,
-    "trpo": TrustRegionSurrogate,
-}
-
-
-def make_objective(name: str | type, update: UpdateConfig) -> PolicyObjective:
-    """Return the objective of a name, a class path or a class.
+def make_objective(entry: Any, update: UpdateConfig) -> PolicyObjective:
+    """Return the objective of a name, a class path, or `{class_path: ..., init_args: {...}}`.
 
     Raises:
         ConfigError: If there is none.
     """
-    if name in _NAMED:
-        return _NAMED[name](update)
-    return load_class(name, "objective", PolicyObjective)(update)
+    return OBJECTIVES.instantiate(entry, update)
 
 
-def resolved_objective(name: str | type, update: UpdateConfig) -> tuple[PolicyObjective, UpdateConfig]:
+def resolved_objective(entry: Any, update: UpdateConfig) -> tuple[PolicyObjective, UpdateConfig]:
     """Return an objective, and the settings with the number of epochs that it takes where none is given.
 
     Raises:
         ConfigError: If there is no such objective, or it has no ratio that would allow more than one pass.
     """
-    epochs = resolve_epochs(name, update)
-    objective = make_objective(name, update)
+    epochs = resolve_epochs(entry, update)
+    objective = make_objective(entry, update)
     if isinstance(objective, PolicyGradient):  # one that is derived from it has no ratio either
         epochs = resolve_epochs("policy_gradient", update)
     return objective, replace(update, epochs=epochs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.scoring import divergences, rollout_values
 from lightning_ppo.rollout.advantages import estimate_advantages, following_values
 from lightning_ppo.rollout.shapes import Minibatch, Rollout, select
 from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, UpdateConfig, resolve_sequence_length
@@ -19,7 +20,6 @@ from lightning_ppo.settings.class_path import as_path
 from lightning_ppo.settings.loading import as_section, to_container
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.settings.schedules import Schedule
-from lightning_ppo.speed.flat import FlatAdam
 from lightning_ppo.support.distributed import mean_over_ranks, sum_over_ranks
 from lightning_ppo.support.spaces import space_from_spec, space_to_spec
 from lightning_ppo.update import hooks, training_state
@@ -29,12 +29,11 @@ from lightning_ppo.update.checks import check_trust_region
 from lightning_ppo.update.coefficients import Coefficients
 from lightning_ppo.update.evaluation_results import EvaluationResults
 from lightning_ppo.update.iteration import finish_iteration
-from lightning_ppo.update.learning_rate import SteeredLearningRate
 from lightning_ppo.update.loss_terms import make_loss_terms
 from lightning_ppo.update.minibatch_update import MinibatchUpdate, Snapshot
 from lightning_ppo.update.objectives import value_loss, weighted_sum
-from lightning_ppo.update.optimizers import Optimizers
-from lightning_ppo.update.policy_objectives import PolicyObjective, PolicyTerms, policy_terms, resolved_objective
+from lightning_ppo.update.optimizers import Optimizers, make_optimizer
+from lightning_ppo.update.policy_objectives import PolicyTerms, policy_terms, resolved_objective
 from lightning_ppo.update.reports import LOSSES, MEASURES, MinibatchReport, epoch_statistics
 from lightning_ppo.update.shuffle import Shuffle
 from lightning_ppo.update.training_state import RecentEpisodes
@@ -50,7 +49,8 @@ class PPO(pl.LightningModule):
     Args:
         observation_space: Observation space of one environment.
         action_space: Action space of one environment.
-        objective: Name of the policy objective, or a `PolicyObjective` as class path or class.
+        objective: Name of the policy objective, or a `PolicyObjective` as class path, class, or class_path with
+            init_args.
         update: Settings of the section `update`, as `UpdateConfig` or a mapping of its fields.
         optimizer: Likewise of `optimizer`.
         policy: Likewise of `policy`.
@@ -73,7 +73,7 @@ class PPO(pl.LightningModule):
         observation_space: gymnasium.Space | dict[str, Any],
         action_space: gymnasium.Space | dict[str, Any],
         *,
-        objective: str | type[PolicyObjective] = "clip",
+        objective: Any = "clip",
         update: UpdateConfig | Mapping[str, Any] | None = None,
         optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
         policy: PolicyConfig | Mapping[str, Any] | None = None,
@@ -228,7 +228,7 @@ class PPO(pl.LightningModule):
 
     def divergence(self, batch: Minibatch) -> Tensor:
         """Return the exact KL divergence of the behaviour policy from the current one, summed over this rank's rows."""
-        return weighted_sum(self.policy.divergences(batch), batch.weights)
+        return weighted_sum(divergences(self.policy, batch), batch.weights)
 
     def _moved_too_far(self, batch: Minibatch) -> bool:
         """Return whether the KL divergence exceeds `target_kl`."""
@@ -241,7 +241,7 @@ class PPO(pl.LightningModule):
     def _estimate_again(self, rollout: Rollout) -> Minibatch:
         """Return the rollout's rows with advantages and value targets of the current critic."""
         length = self.sequence_length(rollout.num_steps)
-        values, boundary_values = self.policy.rollout_values(rollout, length)
+        values, boundary_values = rollout_values(self.policy, rollout, length)
         next_values = following_values(values, boundary_values, rollout.boundary_rows)
         normalize = self.update_settings.normalize_advantages
         advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)
@@ -289,13 +289,8 @@ class PPO(pl.LightningModule):
         return value_loss(values, minibatch.returns, minibatch.values, self.coefficients.now.get("value_clip_range"))
 
     def configure_optimizers(self) -> Any:
-        """Return Adam and the scheduler through which PPO sets the learning rate."""
-        settings = self.optimizer_settings
-        rate, betas = self.learning_rate(0.0), (settings.betas[0], settings.betas[1])
-        optimizer = (torch.optim.Adam if self.plain else FlatAdam)(self.parameters(), rate, betas, settings.epsilon)
-        # named as LearningRateMonitor names torch's Adam
-        scheduler = {"scheduler": SteeredLearningRate(optimizer, rate), "name": "lr-Adam"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        """Return the optimizer of the settings, and the scheduler of its learning rate."""
+        return make_optimizer(self.optimizer_settings, self.parameters(), self.plain)
 
     # ---------------------------------------------------------------- Lightning's other hooks
 

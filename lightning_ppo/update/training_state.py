@@ -13,6 +13,7 @@ from lightning_ppo.speed.internals import is_launched, trainer_of
 from lightning_ppo.support.distributed import gather_objects, rank, world_size
 from lightning_ppo.support.errors import CheckpointError
 from lightning_ppo.support.randomness import get_random_state, set_random_state
+from lightning_ppo.update.optimizers import check_same_kind
 
 if TYPE_CHECKING:
     from lightning_ppo.update.ppo import PPO
@@ -91,6 +92,9 @@ def restore(module: "PPO", checkpoint: Mapping[str, Any]) -> None:
     same_ranks = len(state["ranks"]) == world_size()
     own = state["ranks"][rank() if same_ranks else 0]
     module.recent_episodes.load_state_dict(own)
+    if trainer is not None and trainer.training and "optimizer_states" in checkpoint:
+        hyper_parameters = checkpoint.get(pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        check_same_kind(hyper_parameters.get("optimizer") or {}, module.optimizer_settings)
     if trainer is not None and trainer.training and same_ranks:
         module.shuffle.set_state(own["shuffle"])
         set_random_state(own["random"])

@@ -1,9 +1,11 @@
-"""What a policy needs of an action distribution."""
+"""What a policy needs of an action distribution; one of your own derives from `ActionHead` or one of its classes."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 
@@ -13,7 +15,11 @@ class ActionHead(nn.Module, ABC):
     A distribution is one tensor of parameters (B, P), an action one tensor (B, *action_shape). Sampling takes its noise
     as an argument, so that the noise of a whole rollout is drawn at once and a step of acting stays cheap.
 
+    The constructor takes the space and, by these names where it has such parameters, the setting `log_std_init` and the
+    number of the policy's last features, `num_features`. All other parameters are those of `init_args`.
+
     Attributes:
+        handles: The kinds of spaces it is for. Without Dict and Tuple among them, their parts have a head each.
         num_outputs: Outputs of the policy network's last layer.
         num_features: Features before that layer, appended to its outputs; 0 for heads that need none.
         num_parameters: P, numbers that describe one distribution.
@@ -22,6 +28,7 @@ class ActionHead(nn.Module, ABC):
         action_shape: Shape of one action as the policy stores it.
     """
 
+    handles: ClassVar[tuple[type[gymnasium.Space], ...]] = (spaces.Box,)
     num_outputs: int
     num_features = 0
     num_parameters: int

@@ -1,5 +1,8 @@
 """Distributions over Discrete, MultiDiscrete and MultiBinary spaces."""
 
+from typing import ClassVar
+
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -22,6 +25,8 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 class CategoricalHead(ActionHead):
     """A categorical distribution over a Discrete space; its parameters are the logits (B, K)."""
+
+    handles: ClassVar[tuple[type[gymnasium.Space], ...]] = (spaces.Discrete,)
 
     def __init__(self, space: spaces.Discrete) -> None:
         super().__init__()
@@ -75,6 +80,7 @@ class MultiCategoricalHead(ActionHead):
     Parameters (B, sum of K_d) are the logits of the first component, then those of the second, and so on.
     """
 
+    handles: ClassVar[tuple[type[gymnasium.Space], ...]] = (spaces.MultiDiscrete, spaces.MultiBinary)
     columns: Tensor
     present: Tensor
     start: Tensor
