@@ -39,10 +39,9 @@ def read_arguments(arguments: Sequence[str]) -> Config:
     if found is None:
         return load(paths, overrides)
     run_dir, checkpoint, content = found
-    saved = content.get("config")
+    saved = check_names(content, checkpoint, trust, given_keys(given, overrides)).get("config")
     if saved is None:
         raise ConfigError(f"resume: {checkpoint} was not written by `train` and names no settings")
-    check_names(content, checkpoint, trust, given_keys(files, overrides))
     config = load_over(saved, given, overrides)
     config = replace(config, run_dir=str(run_dir), resume=str(checkpoint))
     _check_resumable(load_over(saved), config)

@@ -46,8 +46,11 @@ class CheckedLoading:
             content = _load(checkpoint_path, map_location="cpu", weights_only=True)
             if hasattr(checkpoint_path, "seek"):
                 checkpoint_path.seek(0)
-        check_names(content, checkpoint_path, trust, kwargs)
-        kwargs = cls._arguments(content) | kwargs | {"weights_only": True}
+        saved, section = content, cls.CHECKPOINT_HYPER_PARAMS_KEY  # type: ignore[attr-defined]
+        content = check_names(saved, checkpoint_path, trust, kwargs)
+        settings = content.get(section) or {}
+        moved = {name: value for name, value in settings.items() if value is not saved[section][name]}
+        kwargs = moved | cls._arguments(content) | kwargs | {"weights_only": True}
         return super().load_from_checkpoint(checkpoint_path, map_location, **kwargs)  # type: ignore[misc]
 
     @classmethod
