@@ -4,7 +4,7 @@ import argparse
 
 NAME = "configs"
 HELP = "list the configs that `train` finds by bare name"
-EXAMPLES = (("configs", "one line for each: name, environment, budget"),)
+EXAMPLES = (("configs", "name, environment and budget of each"),)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
