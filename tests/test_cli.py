@@ -442,8 +442,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_run_resumable(tmp_path):
         "checkpoint.save_best=false",
     ]
     code = (
-        "import resource, train\n"
-        "from lightning_ppo.run.callbacks import LastCheckpoint\n"
+        "import resource\n"
+        "from lightning_ppo.cli import train\n"
+        "from lightning_ppo.run.checkpointing import LastCheckpoint\n"
         "save = LastCheckpoint.on_train_epoch_end\n"
         "def fill(self, *args):\n"
         "    save(self, *args)\n"
