@@ -194,7 +194,7 @@ def test_resuming_another_task_is_refused(finished, override, message, capsys):
         (["callbacks=[json.JSONDecoder]"], 2, "callbacks: json.JSONDecoder is no pytorch_lightning.Callback"),
         (["seed=5000000000"], 2, "seed: must lie in"),
         (["callbacks=[no.such.Callback]"], 2, "callbacks: cannot import 'no.such.Callback'"),
-        (["configs/cartpol.yaml"], 2, "configs/cartpol.yaml: there is no such config; did you mean configs/cartpole.yaml?"),
+        (["configs/cartpol.yaml"], 2, "cartpol.yaml: there is no such config; did you mean configs/cartpole.yaml?"),
         (["--verbose"], 2, "--verbose: unknown option"),
         (["nonsense"], 2, "nonsense: there is no such config; did you mean"),
         (["resume=last"], 2, "needs run_dir"),

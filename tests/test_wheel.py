@@ -189,7 +189,8 @@ def test_an_environment_in_the_current_folder_is_found_in_every_process(called, 
     arguments = ["train", *TINY, "env.id=my_env:MyEnv", "total_env_steps=256", "run_dir=run", *settings]
     installed.run(*called, *arguments, folder=tmp_path)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["env_id"] == "my_env:MyEnv" and summary["world_size"] == (2 if "trainer.devices=2" in settings else 1)
+    assert summary["env_id"] == "my_env:MyEnv"
+    assert summary["world_size"] == (2 if "trainer.devices=2" in settings else 1)
     assert 0.0 <= summary["eval_return_mean"] <= 5.0
     if "rollout.processes=2" in settings:
         return

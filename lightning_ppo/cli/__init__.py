@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lightning_ppo.cli import configs, doctor, evaluate, export, import_sb3, report, train
-from lightning_ppo.support.program import program
 from lightning_ppo.support import errors
 from lightning_ppo.support.errors import ConfigError, nearest
+from lightning_ppo.support.program import program
 
 COMMANDS = (evaluate, report, export, import_sb3, configs, doctor)
 """Modules with NAME, HELP and EXAMPLES, `add_arguments(parser)` and `run(options)`, which returns the exit code.

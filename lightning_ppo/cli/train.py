@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_ppo.support.program import program
 from lightning_ppo.support.errors import report
+from lightning_ppo.support.program import program
 
 if TYPE_CHECKING:
     from lightning_ppo.settings.sections import Config

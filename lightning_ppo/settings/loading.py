@@ -25,6 +25,8 @@ OBJECTS = ("kwargs", "wrappers", "core", "encoder", "network")
 
 
 T = TypeVar("T")
+Overrides = Sequence[str | Mapping[str, Any]]
+"""`key=value` texts, or nested mappings of settings."""
 
 
 def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) -> T:
@@ -102,7 +104,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def load(files: Sequence[str | Path] = (), overrides: Sequence[str | Mapping[str, Any]] = ()) -> Config:
+def load(files: Sequence[str | Path] = (), overrides: Overrides = ()) -> Config:
     """Merge the defaults, YAML files in order, and overrides, `key=value` or nested mappings; later ones win.
 
     Raises:
@@ -111,7 +113,7 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str | Mapping[str
     return _load_over(OmegaConf.structured(Config), files, overrides)
 
 
-def _load_over(merged: Any, files: Sequence[str | Path], overrides: Sequence[str | Mapping[str, Any]]) -> Config:
+def _load_over(merged: Any, files: Sequence[str | Path], overrides: Overrides) -> Config:
     for file in files:
         merged = _merge(merged, _read_yaml(Path(file)), Config, "")
     for override in overrides:
@@ -145,7 +147,7 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
 
 
-def peek(files: Sequence[str | Path], overrides: Sequence[str | Mapping[str, Any]], key: str) -> Any:
+def peek(files: Sequence[str | Path], overrides: Overrides, key: str) -> Any:
     """Return the value of one top-level setting before anything else is read or checked."""
     value = None
     for source in (*(_read_yaml(Path(file)) for file in files), *(_read_override(o) for o in overrides)):
@@ -153,13 +155,13 @@ def peek(files: Sequence[str | Path], overrides: Sequence[str | Mapping[str, Any
     return value
 
 
-def given_keys(files: Sequence[str | Path], overrides: Sequence[str | Mapping[str, Any]]) -> set[str]:
+def given_keys(files: Sequence[str | Path], overrides: Overrides) -> set[str]:
     """Return the dotted names of the settings that files and overrides set."""
     sources = [*(_read_yaml(Path(file)) for file in files), *(_read_override(override) for override in overrides)]
     return {key for source in sources for key in flat(cast(dict, OmegaConf.to_container(source)))}
 
 
-def load_over(settings: Mapping[str, Any], files: Sequence[str | Path] = (), overrides: Sequence[str | Mapping[str, Any]] = ()) -> Config:
+def load_over(settings: Mapping[str, Any], files: Sequence[str | Path] = (), overrides: Overrides = ()) -> Config:
     """Return settings saved by `to_container`, with files and overrides merged over them."""
     merged = _merge(OmegaConf.structured(Config), _literal(settings), Config, "")
     return _load_over(merged, files, overrides)

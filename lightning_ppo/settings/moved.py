@@ -1,4 +1,4 @@
-"""Where classes lie that had another import path in version 0.1, for settings and checkpoints that name the old one."""
+"""New import paths of classes that have moved, for settings and checkpoints that name the old ones."""
 
 import importlib
 import re
