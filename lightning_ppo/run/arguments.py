@@ -34,7 +34,8 @@ def read_arguments(arguments: Sequence[str | Mapping[str, Any]]) -> Config:
     mappings = [a for a in arguments if isinstance(a, Mapping)]
     trust, arguments = _take_trust([a for a in arguments if isinstance(a, str)])
     files = [a for a in arguments if "=" not in a]
-    overrides = [*(a for a in arguments if "=" in a), *(nested for m in mappings for nested in one_by_one(m))]
+    texts = [a for a in arguments if "=" in a]
+    overrides: list[str | Mapping[str, Any]] = [*texts, *(nested for m in mappings for nested in one_by_one(m))]
     for name in files:
         if name.startswith("-"):
             raise ConfigError(f"{name}: unknown option; the options are --help, --print-config and --trust")
