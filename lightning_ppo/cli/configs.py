@@ -4,7 +4,7 @@ import argparse
 
 NAME = "configs"
 HELP = "list the configs that `train` finds by bare name"
-EXAMPLES = (("configs", "name, environment and budget of each"),)
+EXAMPLES = (("configs", "one line each: name, environment, budget"),)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

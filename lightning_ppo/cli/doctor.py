@@ -8,10 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
-NAME = "doctor"
-HELP = "show versions, devices, compilers, environments and extras, and what is missing for what"
-EXAMPLES = (("doctor", "paste its output into a bug report"),)
-
 REQUIRED = ("torch", "pytorch-lightning", "gymnasium", "numpy", "torchmetrics", "omegaconf", "tensorboard")
 
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -139,11 +135,22 @@ def _extra(name: str) -> Row:
     return name, f"ok, for {purpose}: {', '.join(f'{package} {installed(package)}' for package in packages)}"
 
 
+NAME = "doctor"
+
+
+HELP = "show versions, devices, compilers, environments and extras, and what is missing for what"
+
+
+EXAMPLES = (("doctor", "paste its output into a bug report"),)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare nothing: the command takes no arguments."""
 
 
 def run(options: argparse.Namespace) -> int:
     """Look and print."""
+    pass
+
     print(to_text(examine()))
     return 0
