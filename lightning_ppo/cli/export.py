@@ -14,7 +14,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that training has written")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of train.py")
     parser.add_argument("--format", choices=["onnx", "torch"], default="onnx", help="what runs it (default: onnx)")
     parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint, .onnx or .pt2")
     parser.add_argument(
