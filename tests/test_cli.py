@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pytorch_lightning.callbacks import Callback
 
+import lightning_ppo
 from lightning_ppo.__main__ import main as command
 from lightning_ppo.cli import train
 from lightning_ppo.run import training
 from lightning_ppo.run.stopping import Interrupted
-from lightning_ppo.settings.loading import load
+from lightning_ppo.settings.loading import load, to_container, to_yaml
+from lightning_ppo.support.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -191,9 +194,9 @@ def test_resuming_another_task_is_refused(finished, override, message, capsys):
         (["callbacks=[json.JSONDecoder]"], 2, "callbacks: json.JSONDecoder is no pytorch_lightning.Callback"),
         (["seed=5000000000"], 2, "seed: must lie in"),
         (["callbacks=[no.such.Callback]"], 2, "callbacks: cannot import 'no.such.Callback'"),
-        (["configs/cartpol.yaml"], 2, "configs/cartpol.yaml: no such config file; did you mean configs/cartpole.yaml?"),
+        (["configs/cartpol.yaml"], 2, "cartpol.yaml: there is no such config; did you mean configs/cartpole.yaml?"),
         (["--verbose"], 2, "--verbose: unknown option"),
-        (["nonsense"], 2, "expected a .yaml file or key=value"),
+        (["nonsense"], 2, "nonsense: there is no such config; did you mean"),
         (["resume=last"], 2, "needs run_dir"),
         (["resume=/nowhere/last.ckpt"], 2, "there is no checkpoint"),
         (["total_env_steps=10"], 2, "less than one rollout"),
@@ -256,6 +259,35 @@ def test_trainings_of_one_process_get_a_directory_each(tmp_path, monkeypatch):
 def test_train_returns_its_metrics(tmp_path):
     config = load([], [*SMALL, "total_env_steps=64", f"run_dir={tmp_path / 'run'}"])
     assert training.train(config)["iterations"] == 1
+
+
+class Epochs(Callback):
+    """Counts epochs."""
+
+    count = 0
+
+    def on_train_epoch_end(self, trainer, module):
+        self.count += 1
+
+
+def test_train_takes_a_config_in_every_form(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = dict(item.split("=") for item in SMALL) | {"total_env_steps": 64}
+    numbers = {key: yaml.safe_load(str(value)) for key, value in settings.items()}
+    expected = load([], [*SMALL, "total_env_steps=64"])
+    (tmp_path / "mine.yaml").write_text(to_yaml(expected))
+    nested = {"env": {"num_envs": numbers["env.num_envs"]}} | numbers
+    for config in ("mine", tmp_path / "mine.yaml", nested, {"run_dir": "runs/last", **to_container(expected)}):
+        epochs = Epochs()
+        assert lightning_ppo.train(config, callbacks=[epochs])["iterations"] == 1
+        assert epochs.count == 1
+    config = {"run_dir": "runs/CartPole-v1", "resume": "last"}
+    with pytest.raises(ConfigError, match="there is no checkpoint"):
+        lightning_ppo.train(config)
+    with pytest.raises(ConfigError, match=r"env\.num_env: unknown setting; did you mean env\.num_envs\?"):
+        lightning_ppo.train({"env.num_env": 2})
+    with pytest.raises(ConfigError, match="expected plain data"):
+        lightning_ppo.train({"env.kwargs": {"thing": object()}})
 
 
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--episodes", "0"]])
@@ -410,8 +442,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_run_resumable(tmp_path):
         "checkpoint.save_best=false",
     ]
     code = (
-        "import resource, train\n"
-        "from lightning_ppo.run.callbacks import LastCheckpoint\n"
+        "import resource\n"
+        "from lightning_ppo.cli import train\n"
+        "from lightning_ppo.run.checkpointing import LastCheckpoint\n"
         "save = LastCheckpoint.on_train_epoch_end\n"
         "def fill(self, *args):\n"
         "    save(self, *args)\n"

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lightning_ppo.cli import configs, doctor, evaluate, export, import_sb3, report, train
-from lightning_ppo.cli.program import program
 from lightning_ppo.support import errors
 from lightning_ppo.support.errors import ConfigError, nearest
+from lightning_ppo.support.program import program
 
 COMMANDS = (evaluate, report, export, import_sb3, configs, doctor)
 """Modules with NAME, HELP and EXAMPLES, `add_arguments(parser)` and `run(options)`, which returns the exit code.
 
-`train` takes settings instead of options, so it reads its arguments itself."""
+The command `train` takes settings instead of options, so it reads its arguments itself."""
 
 OVERVIEW = """\
 examples:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 1 if it failed, 2 for a mistake on the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # classes of the user's own lie there, as with `python -m`
+        sys.path.append(os.getcwd())  # classes of the user's own lie there; an installed package is never replaced
     if arguments[:1] == [train.NAME]:
         return train.main(arguments[1:])
     debug = "--debug" in arguments

@@ -18,7 +18,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of train.py")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that training has written")
     parser.add_argument("--episodes", type=int, help="episodes to play (default: 100, or 1 if they are shown)")
     parser.add_argument("--seed", type=int, default=0, help="seed of environments and sampling (default: 0)")
     mode = parser.add_mutually_exclusive_group()

@@ -14,7 +14,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of train.py")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that training has written")
     parser.add_argument(
         "--format", default="onnx", help="what runs it: onnx, torch, or the class path of an Exporter (default: onnx)"
     )

@@ -12,7 +12,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a run directory of train.py")
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a run directory of `train`")
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first run directory)")
 
 

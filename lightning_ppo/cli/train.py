@@ -4,9 +4,13 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning_ppo.cli.program import program
 from lightning_ppo.support.errors import report
+from lightning_ppo.support.program import program
+
+if TYPE_CHECKING:
+    from lightning_ppo.settings.sections import Config
 
 NAME = "train"
 HELP = "train an agent"
@@ -90,16 +94,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--print-config" in arguments:
             print(to_yaml(config), end="")
             return 0
-        from lightning_ppo.run.training import train
-
-        train(config)
-        return 0
+        return _train(config)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        from lightning_ppo.run.stopping import Interrupted
-
-        if isinstance(error, Interrupted):
-            print(f"stopped; go on with: {called_as()} run_dir=RUN_DIR resume=last", file=sys.stderr)
-            return error.exit_code
         return report(error, debug, "debug=true")
+
+
+def _train(config: "Config") -> int:
+    from lightning_ppo.run.stopping import Interrupted
+    from lightning_ppo.run.training import train
+
+    try:
+        train(config)
+    except Interrupted as stopped:
+        print(f"stopped; go on with: {called_as()} run_dir=RUN_DIR resume=last", file=sys.stderr)
+        return stopped.exit_code
+    return 0

@@ -1,4 +1,4 @@
-"""Atari games under one protocol whoever steps them, and what is learnt from where that is not the score."""
+"""Atari games under one protocol on every backend, and the clipped rewards and lost lives that are learnt from."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""What to learn from where that is not the score.
+"""Rewards and terminations to learn from, where they differ from those that are reported.
 
 A vector environment of NumPy arrays may give rewards and terminations (N,) to learn from in the infos of every step,
 under the names below. Those of its steps then only count for scores and for where episodes end: clipped rewards and

@@ -58,8 +58,7 @@ def evaluate(
         )
     if video is not None and not video.endswith(".mp4"):
         raise ConfigError(f"--video: expected a name that ends in .mp4, got {video}")
-    content = read_checkpoint(checkpoint)
-    check_names(content, checkpoint, trust)
+    content = check_names(read_checkpoint(checkpoint), checkpoint, trust)
     sections = content.get("datamodule_hyper_parameters", {})
     settings = sections.get("env", {})
     if not settings.get("id"):

@@ -1,30 +1,41 @@
-"""The settings of a run from config files, `key=value` overrides, and a checkpoint to resume."""
+"""The settings of a run from config files, `key=value` overrides, and a checkpoint to resume; quick, without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning_ppo.settings import named_configs
-from lightning_ppo.settings.loading import flat, given_keys, load, load_over, peek, to_container
+from lightning_ppo.settings.loading import flat, given_keys, load, load_over, one_by_one, peek, to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.settings.trust import check_names
-from lightning_ppo.support.distributed import print_once
 from lightning_ppo.support.errors import ConfigError
 
 FIXED = ("env.id", "objective", "normalize.observations", "normalize.rewards")
 """Settings that a resumed run cannot change, besides those of the networks."""
 
 
-def read_arguments(arguments: Sequence[str]) -> Config:
-    """Return the settings that config files and `key=value` overrides describe; a resumed run brings its own.
+def as_config(config: Config | str | Path | Mapping[str, Any]) -> Config:
+    """Return the settings that `lightning_ppo.train` is given in any of its forms; see there."""
+    if isinstance(config, Config):
+        return config
+    return read_arguments([config if isinstance(config, Mapping) else str(config)])
+
+
+def read_arguments(arguments: Sequence[str | Mapping[str, Any]]) -> Config:
+    """Return the settings that config files and overrides describe; a resumed run brings its own.
+
+    Args:
+        arguments: Names and paths of configs; `key=value` texts, or mappings of settings, nested or with dotted keys.
 
     Raises:
         ConfigError: If an argument or setting is wrong.
     """
-    trust, arguments = _take_trust(arguments)
+    mappings = [a for a in arguments if isinstance(a, Mapping)]
+    trust, arguments = _take_trust([a for a in arguments if isinstance(a, str)])
     files = [a for a in arguments if "=" not in a]
-    overrides = [a for a in arguments if "=" in a]
+    texts = [a for a in arguments if "=" in a]
+    overrides: list[str | Mapping[str, Any]] = [*texts, *(nested for m in mappings for nested in one_by_one(m))]
     for name in files:
         if name.startswith("-"):
             raise ConfigError(f"{name}: unknown option; the options are --help, --print-config and --trust")
@@ -39,10 +50,9 @@ def read_arguments(arguments: Sequence[str]) -> Config:
     if found is None:
         return load(paths, overrides)
     run_dir, checkpoint, content = found
-    saved = content.get("config")
+    saved = check_names(content, checkpoint, trust, given_keys(given, overrides)).get("config")
     if saved is None:
         raise ConfigError(f"resume: {checkpoint} was not written by `train` and names no settings")
-    check_names(content, checkpoint, trust, given_keys(files, overrides))
     config = load_over(saved, given, overrides)
     config = replace(config, run_dir=str(run_dir), resume=str(checkpoint))
     _check_resumable(load_over(saved), config)
@@ -70,6 +80,7 @@ def _find_checkpoint(resume: str, run_dir: Any) -> tuple[Path, Path, dict[str, A
     Only a run's own directory is gone on with.
     """
     from lightning_ppo.support.checkpoint_files import read_checkpoint, read_newest, versions
+    from lightning_ppo.support.distributed import print_once
 
     checkpoint = Path(resume)
     if resume in ("last", "auto"):
@@ -98,6 +109,8 @@ def _find_checkpoint(resume: str, run_dir: Any) -> tuple[Path, Path, dict[str, A
 
 def _check_resumable(saved: Config, config: Config) -> None:
     """Refuse to go on with another task or network, and print which settings changed."""
+    from lightning_ppo.support.distributed import print_once
+
     old, new = (flat(to_container(c)) for c in (saved, config))
     for key in sorted(set(old) | set(new)):
         if old.get(key) == new.get(key) or key in ("resume", "run_dir"):

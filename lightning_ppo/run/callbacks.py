@@ -1,4 +1,4 @@
-"""What Lightning lacks for reinforcement learning: progress in environment steps, stopping without losses."""
+"""Callbacks that show progress in environment steps and add up where the time of training goes."""
 
 import logging
 import sys

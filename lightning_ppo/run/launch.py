@@ -1,4 +1,4 @@
-"""Check what the Trainer is told before it starts processes."""
+"""Check the settings of the Trainer before it starts processes."""
 
 import inspect
 import os

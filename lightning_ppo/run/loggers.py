@@ -1,4 +1,4 @@
-"""Loggers of a run directory: their x-axis is environment steps whoever logs, and they survive resuming."""
+"""Loggers of a run directory: their x-axis is environment steps, and a resumed run goes on in their files."""
 
 import csv
 import os

@@ -23,8 +23,8 @@ class RecordVideo(Callback):
         episodes: Episodes per video.
         deterministic: Play the mode of the action distribution instead of sampling; None does what the data module's
             evaluations do.
-        directory: Where the files go; None takes `videos` in the Trainer's `default_root_dir`, the run directory of
-            train.py. They are named after the environment steps trained on.
+        directory: Where the files go; None takes `videos` in the Trainer's `default_root_dir`, the run directory
+            of `lightning_ppo.train`. They are named after the environment steps trained on.
 
     Raises:
         ConfigError: If a number is out of range, or the environment was built in Python and cannot be built again.

@@ -1,4 +1,4 @@
-"""The directory of a run: its name, and who may write to it."""
+"""The run directory: choose its name, and refuse one that holds another run."""
 
 import os
 import re

@@ -5,10 +5,11 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_ppo.run.arguments import as_config
 from lightning_ppo.run.run_directory import RUN_DIR_VARIABLE, choose_run_dir, claim
 from lightning_ppo.run.trainer import build_trainer
 from lightning_ppo.settings.environment import EnvConfig
@@ -16,13 +17,22 @@ from lightning_ppo.settings.loading import to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.distributed import print_once
 from lightning_ppo.support.packages import package_versions
+from lightning_ppo.support.program import program
 
 
-def train(config: Config, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Train as `config` says and return the contents of summary.json.
+def train(config: Config | str | Path | Mapping[str, Any], callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Train an agent, as the command `lightning-ppo train` does, and return the contents of summary.json.
+
+    Everything is written to the run directory, `run_dir`: settings, metrics, checkpoints, and the summary.
+
+    Example:
+        >>> train("halfcheetah")
+        >>> train({"env.id": "Acrobot-v1", "total_env_steps": 300_000, "policy": {"hidden_sizes": [64, 64]}})
+        >>> train({"run_dir": "runs/mine", "resume": "last"}, callbacks=[MyCallback()])
 
     Args:
-        config: The settings.
+        config: The name of a config, such as `halfcheetah`; the path of a YAML file; a mapping of settings, nested or
+            with dotted keys, which means what `key=value` means on the command line; or a `Config`.
         callbacks: Lightning callbacks besides those that the settings name.
 
     Raises:
@@ -31,7 +41,7 @@ def train(config: Config, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """
     named = RUN_DIR_VARIABLE in os.environ
     try:
-        return _train(config, callbacks)
+        return _train(as_config(config), callbacks)
     finally:
         if not named:  # the next training in this process gets a run directory of its own
             os.environ.pop(RUN_DIR_VARIABLE, None)
@@ -195,6 +205,6 @@ def _table(summary: dict[str, Any], metrics: dict[str, Any], run_dir: Path) -> s
         ("curves", f"tensorboard --logdir {run_dir}"),
     ]
     if (run_dir / "checkpoints" / "last.ckpt").exists():
-        rows.append(("play it", f"python -m lightning_ppo evaluate {run_dir}/checkpoints/last.ckpt"))
+        rows.append(("play it", f"{program()} evaluate {run_dir}/checkpoints/last.ckpt"))
     width = max(len(name) for name, _ in rows)
     return "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lightning_ppo.settings.moved import new_path
 from lightning_ppo.support.errors import ConfigError, UnsupportedSpaceError, nearest, one_line
 
 
@@ -86,7 +87,9 @@ def load_class(path: Any, key: str, base: type) -> type:
     if str(path).startswith("lightning."):
         ours = str(path).replace("lightning.pytorch.", "pytorch_lightning.", 1)
         raise ConfigError(f"{key}: {path}: classes of `lightning` and `pytorch_lightning` do not mix; name {ours}")
-    cls = path
+    cls, moved = path, new_path(str(path))
+    if moved is not None:
+        raise ConfigError(f"{key}: {path} has moved; name {moved}")
     if not isinstance(path, type):
         module_name, _, name = str(path).rpartition(".")
         try:

@@ -1,4 +1,4 @@
-"""Settings whose effect depends on others, on the environment or on the kind of policy: what they need, who says so."""
+"""Settings whose effect depends on others, on the environment or on the kind of policy: what each needs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,6 +28,8 @@ OBJECTS = (
 
 
 T = TypeVar("T")
+Overrides = Sequence[str | Mapping[str, Any]]
+"""`key=value` texts, or nested mappings of settings."""
 
 
 def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) -> T:
@@ -104,8 +107,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
-    """Merge the defaults, YAML files in order, and `key=value` overrides; later ones win.
+def load(files: Sequence[str | Path] = (), overrides: Overrides = ()) -> Config:
+    """Merge the defaults, YAML files in order, and overrides, `key=value` or nested mappings; later ones win.
 
     Raises:
         ConfigError: Naming the key, what is wrong, and the nearest valid key.
@@ -113,7 +116,7 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
     return _load_over(OmegaConf.structured(Config), files, overrides)
 
 
-def _load_over(merged: Any, files: Sequence[str | Path], overrides: Sequence[str]) -> Config:
+def _load_over(merged: Any, files: Sequence[str | Path], overrides: Overrides) -> Config:
     for file in files:
         merged = _merge(merged, _read_yaml(Path(file)), Config, "")
     for override in overrides:
@@ -121,7 +124,18 @@ def _load_over(merged: Any, files: Sequence[str | Path], overrides: Sequence[str
     return _to_object(merged)
 
 
-def _read_override(override: str) -> DictConfig:
+def one_by_one(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a nested mapping for each entry of one whose keys may be dotted."""
+    keys = [(str(key).split("."), value) for key, value in settings.items()]
+    return [reduce(lambda inner, name: {name: inner}, reversed(names), value) for names, value in keys]
+
+
+def _read_override(override: str | Mapping[str, Any]) -> DictConfig:
+    if isinstance(override, Mapping):
+        try:
+            return _literal(override)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{error.full_key}: expected plain data: {_one_line(error)}") from None
     key, separator, _ = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{override!r}: expected key=value or the path of a .yaml file")
@@ -136,7 +150,7 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
 
 
-def peek(files: Sequence[str | Path], overrides: Sequence[str], key: str) -> Any:
+def peek(files: Sequence[str | Path], overrides: Overrides, key: str) -> Any:
     """Return the value of one top-level setting before anything else is read or checked."""
     value = None
     for source in (*(_read_yaml(Path(file)) for file in files), *(_read_override(o) for o in overrides)):
@@ -144,13 +158,13 @@ def peek(files: Sequence[str | Path], overrides: Sequence[str], key: str) -> Any
     return value
 
 
-def given_keys(files: Sequence[str | Path], overrides: Sequence[str]) -> set[str]:
+def given_keys(files: Sequence[str | Path], overrides: Overrides) -> set[str]:
     """Return the dotted names of the settings that files and overrides set."""
     sources = [*(_read_yaml(Path(file)) for file in files), *(_read_override(override) for override in overrides)]
     return {key for source in sources for key in flat(cast(dict, OmegaConf.to_container(source)))}
 
 
-def load_over(settings: Mapping[str, Any], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+def load_over(settings: Mapping[str, Any], files: Sequence[str | Path] = (), overrides: Overrides = ()) -> Config:
     """Return settings saved by `to_container`, with files and overrides merged over them."""
     merged = _merge(OmegaConf.structured(Config), _literal(settings), Config, "")
     return _load_over(merged, files, overrides)

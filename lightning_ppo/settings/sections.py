@@ -38,7 +38,7 @@ class CheckpointConfig:
 
 @dataclass
 class Config:
-    """Everything `train.py` reads."""
+    """All settings of a training run."""
 
     seed: int = 1
     """Seeds weights, environments and sampling."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.moved import with_new_paths
 from lightning_ppo.support.errors import CheckpointError, EnvironmentFault
 from lightning_ppo.support.signature import is_own, sign
 
@@ -91,7 +92,7 @@ class Reference(NamedTuple):
 
 def check_names(
     content: Mapping[str, Any], source: object, trust: Sequence[str] = (), given: Collection[str] = ()
-) -> None:
+) -> dict[str, Any]:
     """Refuse a checkpoint that names anything which a file must not decide; nothing of it has run by then.
 
     Args:
@@ -100,15 +101,17 @@ def check_names(
         trust: Packages, classes, environment ids or settings that the user trusts.
         given: Settings, or sections, that the user has given himself, which replace those of the file.
 
+    Returns:
+        The checkpoint, in whose settings classes of this package have the import paths of today.
+
     Raises:
         CheckpointError: Naming the first setting that needs trust, and how to give it.
     """
     trust = [trust] if isinstance(trust, str) else trust
     try:
-        references = list(_references(content))
-        if is_own(_message(references), content.get("ppo", {}).get("signature")):
-            return
-        for reference in references:
+        own = is_own(_message(list(_references(content))), content.get("ppo", {}).get("signature"))
+        content = {**content, **{name: with_new_paths(content[name]) for name in SECTIONS if name in content}}
+        for reference in () if own else _references(content):
             if _is_below(reference.key, given) or f"{reference.key}.class_path" in given:
                 continue
             reason = _objection(reference, trust)
@@ -116,6 +119,7 @@ def check_names(
                 # a terminal obeys control characters
                 shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in reason)
                 raise CheckpointError(f"{source}: {shown}")
+        return content
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{source}: its settings are none of lightning_ppo ({type(error).__name__})") from None
 

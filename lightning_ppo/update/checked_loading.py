@@ -49,9 +49,12 @@ def checked_loading(base: Any) -> Any:
             content = load_plain(checkpoint_path)
             if hasattr(checkpoint_path, "seek"):
                 checkpoint_path.seek(0)
-        check_names(content, checkpoint_path, trust, kwargs)
+        saved, section = content, base.CHECKPOINT_HYPER_PARAMS_KEY
+        content = check_names(saved, checkpoint_path, trust, kwargs)
+        settings = content.get(section) or {}
+        moved = {name: value for name, value in settings.items() if value is not saved[section][name]}
         # constructors of subclasses may need spaces as spaces
-        arguments = spaces_among(content.get(base.CHECKPOINT_HYPER_PARAMS_KEY, {})) | kwargs | {"weights_only": True}
+        arguments = moved | spaces_among(settings) | kwargs | {"weights_only": True}
         load = vars(base)["load_from_checkpoint"].__get__(None, cls)
         return load(checkpoint_path, map_location, **arguments)
 
