@@ -14,7 +14,7 @@ from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.run import training
 from lightning_ppo.run.loggers import MetricsCSV
 from lightning_ppo.settings.loading import load
-from lightning_ppo.update import ppo as module
+from lightning_ppo.speed import shortcuts as module
 from tests.test_cli import SMALL
 from tests.test_module import Recording, make_pair, make_trainer
 
