@@ -73,6 +73,9 @@ WORKLOADS = {
     "pictures": Workload("Pong, 8 envs x 128, 2 cores", 8, PONG, 2),
 }
 
+SMALL = ("env.num_envs=2", "rollout.num_steps=32", "update.minibatch_size=32", "update.epochs=1")
+"""Settings that let a training end at once, where nothing is measured."""
+
 
 class Variant(NamedTuple):
     """A training in which one shortcut is off."""
@@ -150,7 +153,7 @@ VARIANTS = {
 }
 
 
-def train(workload: str, without: str, iterations: int) -> None:
+def train(workload: str, without: str, iterations: int, more: Sequence[str]) -> None:
     """Train, as one rank of a run, and print on rank 0 the environment steps per second after the warm-up."""
     import pytorch_lightning as pl
     import torch
@@ -168,14 +171,14 @@ def train(workload: str, without: str, iterations: int) -> None:
 
     settings = ["total_env_steps=100000000", "evaluation.episodes=0", "evaluation.final_episodes=0", "seed=1"]
     settings += ["trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false"]
-    settings += [f"run_dir={tempfile.mkdtemp()}", f"plain={without == PLAIN}", *WORKLOADS[workload].settings]
+    settings += [f"run_dir={tempfile.mkdtemp()}", f"plain={without == PLAIN}", *WORKLOADS[workload].settings, *more]
     run(load([ROOT / "configs" / "atari.yaml"] if workload == "pictures" else [], settings), [Laps()])
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         rates = [(steps - before) / (end - start) for (start, before), (end, steps) in pairwise(ends[WARM_UP - 1 :])]
         print("RESULT " + json.dumps({"rate": statistics.median(rates), "torch": torch.__version__}), flush=True)
 
 
-def measure(workload: str, without: str, run: int, iterations: int) -> dict[str, Any]:
+def measure(workload: str, without: str, run: int, iterations: int, more: Sequence[str] = ()) -> dict[str, Any]:
     """Return the row of one run.
 
     Raises:
@@ -186,7 +189,7 @@ def measure(workload: str, without: str, run: int, iterations: int) -> dict[str,
     pin = ["taskset", "-c", cores] if cores else []
     threads = str(count) if workload == "pictures" else "1"
     finished = subprocess.run(
-        [*pin, sys.executable, __file__, "--train", workload, without, str(iterations)],
+        [*pin, sys.executable, __file__, "--train", workload, without, str(iterations), *more],
         env={**os.environ, "OMP_NUM_THREADS": threads},
         capture_output=True,
         text=True,
@@ -211,8 +214,9 @@ def measure(workload: str, without: str, run: int, iterations: int) -> dict[str,
     }
 
 
-def measure_all(results: Path, workloads: Sequence[str], runs: int, iterations: int | None = None) -> None:
+def measure_all(results: Path, workloads: Sequence[str], runs: int, smoke: bool = False) -> None:
     """Measure interleaved, and write a row as each run ends; runs that have a row are over."""
+    more = SMALL if smoke else ()
     new = not results.exists()
     done = set() if new else {(row["workload"], row["without"], int(row["run"])) for row in read_rows(results)}
     with open(results, "a", newline="") as file:
@@ -224,7 +228,8 @@ def measure_all(results: Path, workloads: Sequence[str], runs: int, iterations: 
                 for without, variant in VARIANTS.items():
                     if workload not in variant.workloads or (workload, without, run) in done:
                         continue
-                    row = measure(workload, without, run, iterations or WORKLOADS[workload].iterations)
+                    iterations = WARM_UP + 1 if smoke else WORKLOADS[workload].iterations
+                    row = measure(workload, without, run, iterations, more)
                     writer.writerow(row)
                     file.flush()
                     rate = f"{row['env_steps_per_second']:,.0f} steps/s"
@@ -277,15 +282,15 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "speed.md")
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--train", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        workload, without, iterations = options.train
-        train(workload, without, int(iterations))
+        workload, without, iterations, *more = options.train
+        train(workload, without, int(iterations), more)
         return
     if options.smoke:
         with tempfile.TemporaryDirectory() as folder:
-            measure_all(Path(folder) / "rows.csv", options.workloads, 1, WARM_UP + 1)
+            measure_all(Path(folder) / "rows.csv", options.workloads, 1, smoke=True)
             print("\n".join(table(read_rows(Path(folder) / "rows.csv"))))
         return
     results = RESULTS / "shortcuts.csv"
