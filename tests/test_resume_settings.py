@@ -64,8 +64,8 @@ class Nearby:
     def state_dict(self):
         return self.collector.state_dict()
 
-    def load_state_dict(self, state) -> None:
-        self.collector.load_state_dict(state)
+    def load_state_dict(self, state) -> str:
+        return self.collector.load_state_dict(state)
 
     def close(self) -> None:
         self.collector.close()
