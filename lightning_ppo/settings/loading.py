@@ -135,7 +135,7 @@ def _read_override(override: str | Mapping[str, Any]) -> DictConfig:
         try:
             return _literal(override)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key}: expected plain data: {_one_line(error)}") from None
+            raise ConfigError(f"{error.full_key}: expected plain data: {_first_line(error)}") from None
     key, separator, _ = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{override!r}: expected key=value or the path of a .yaml file")
