@@ -103,7 +103,7 @@ def _instead(target: str, replacement: Any) -> Callable[[], Any]:
 def _torch_adam() -> None:
     import torch
 
-    patch("lightning_ppo.update.ppo.FlatAdam", torch.optim.Adam).start()
+    patch("lightning_ppo.speed.flat.FlatAdam", torch.optim.Adam).start()
 
 
 def _pictures_as_they_come() -> None:
