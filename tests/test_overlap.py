@@ -141,7 +141,7 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
 
     class Interrupt(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            if module.iterations == 3:
+            if module.iterations == 4:
                 signal.raise_signal(signal.SIGINT)
 
     build_trainer = training.build_trainer
