@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lightning_ppo.policy.actor_critic
+import lightning_ppo.policy.scoring
 from lightning_ppo.collection.collector import Collector
 from lightning_ppo.collection.stream import RolloutStream
 from lightning_ppo.envs.vector_stepper import VectorStepper
@@ -702,7 +702,7 @@ def test_scoring_in_pieces_changes_nothing(monkeypatch, limit, size):
         return collector(env, linear_policy(env, 0.5), 12).collect()
 
     whole = collect()
-    monkeypatch.setattr(lightning_ppo.policy.actor_critic, f"EVALUATION_{limit}", size)
+    monkeypatch.setattr(lightning_ppo.policy.scoring, f"EVALUATION_{limit}", size)
     pieces = collect()
     for name in ("distribution", "log_probs", "values", "next_values"):
         torch.testing.assert_close(getattr(pieces, name), getattr(whole, name), rtol=0.0, atol=1e-6)
