@@ -23,7 +23,7 @@ from lightning_ppo.collection.collector import Collector
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.support import distributed
 from lightning_ppo.update import minibatch_update as optimization
-from lightning_ppo.update import ppo as module
+from lightning_ppo.update import shuffle
 
 ENVS, STEPS, MINIBATCHES = 8, 16, 4
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -76,7 +76,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
     pl.seed_everything(5, verbose=False)
     compiled, trpo, lstm = control == "compiled", control == "trpo", control == "lstm"
     if control not in ("apart", "overlap", "groups"):
-        module.shuffled_indices = shared_minibatches()
+        shuffle.shuffled_indices = shared_minibatches()
     if control == "own advantages":
         stream.sum_over_ranks = lambda tensor: tensor
     if control == "own statistics":
@@ -85,8 +85,8 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
     if control == "gradient sum":
         optimization.mean_over_ranks = distributed.sum_over_ranks
     if control == "own rows":
-        mean = module.mean_over_ranks
-        module.mean_over_ranks = lambda tensor: tensor if len(tensor) == MINIBATCHES else mean(tensor)
+        mean = shuffle.mean_over_ranks
+        shuffle.mean_over_ranks = lambda tensor: tensor if len(tensor) == MINIBATCHES else mean(tensor)
     source: str | VectorEnv = env
     if control in (
         "filler rows",
