@@ -30,9 +30,10 @@ from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lightning_ppo.config import load
 from lightning_ppo.envs import make_vector_env
-from train import train
+from lightning_ppo.run.training import train
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.settings.loading import load
 
 WARM_UP = 3
 """Iterations before the clock starts; the first one compiles."""
@@ -155,7 +156,7 @@ class Agent(nn.Module):
 def loop(workload: Workload, device: str, seed: int) -> list[float]:
     """Train with an eager loop in the manner of CleanRL and return when each iteration ended."""
     torch.manual_seed(seed)
-    envs = make_vector_env(workload.env_id, workload.num_envs)
+    envs = make_vector_env(EnvConfig(workload.env_id, workload.num_envs, stagger=False))
     observation, _ = envs.reset(seed=seed)
     assert isinstance(envs.single_observation_space, spaces.Box)
     agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,12 +32,14 @@ def time_collectives(out: str) -> None:
     Through the process group and, where ranks share memory, through that.
     """
     sys.path.insert(0, str(ROOT))
-    from lightning_ppo import distributed
+    from lightning_ppo.speed import shared_sums
+    from lightning_ppo.support import distributed
 
     torch.set_num_threads(1)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
-    distributed.join_ranks(device, int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"]))
+    nodes = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+    distributed.join_ranks(partial(shared_sums.connect, device, nodes))
     found: dict[int, list[float]] = {}
     for size in SIZES:
         tensor, found[size] = torch.ones(size, device=device), []
@@ -60,7 +63,8 @@ def count_collectives(out: str) -> None:
     import pytorch_lightning as pl
 
     sys.path.insert(0, str(ROOT))
-    from lightning_ppo import PPO, RolloutDataModule, distributed
+    from lightning_ppo import PPO, RolloutDataModule
+    from lightning_ppo.support import distributed
 
     calls: list[int] = []
 

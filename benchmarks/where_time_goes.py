@@ -28,11 +28,12 @@ import torch
 from benchmarks.learning import cpu_name
 from benchmarks.peers.stopwatch import Race
 from benchmarks.speed import WARM_UP, WORKLOADS
-from lightning_ppo import acting, collector, module, stream
-from lightning_ppo.config import load
-from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.flat import FlatAdam
-from train import train
+from lightning_ppo.collection import acting, collector, stream
+from lightning_ppo.envs.vector_stepper import VectorStepper
+from lightning_ppo.run.training import train
+from lightning_ppo.settings.loading import load
+from lightning_ppo.speed.flat import FlatAdam
+from lightning_ppo.update import ppo as module
 
 BEGIN, END = "<!-- profile: begin -->", "<!-- profile: end -->"
 TIMED = {
@@ -47,7 +48,7 @@ TIMED = {
     "backward": (torch.Tensor, "backward"),
     "clipping": (module.PPO, "on_before_optimizer_step"),
     "adam": (FlatAdam, "bare_step"),
-    "finish": (module.PPO, "_finish"),
+    "finish": (module, "finish_iteration"),
 }
 """Methods by what their time is called."""
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import lightning_ppo
-from lightning_ppo.config_reference import to_markdown
+from lightning_ppo.settings.reference import to_markdown
 
 project = "lightning_ppo"
 version = release = lightning_ppo.__version__

@@ -10,7 +10,7 @@ it (`rollout.processes`, `rollout.overlap`). Evaluation has environments of its 
 
 On the command line, from the root of the repository:
 
-    python train.py env.id=examples.curriculum:Corridor 'callbacks=[examples.curriculum.Curriculum]'
+    lightning-ppo train env.id=examples.curriculum:Corridor 'callbacks=[examples.curriculum.Curriculum]'
 """
 
 import argparse

@@ -6,7 +6,7 @@
     python examples/deployment.py --act agent.pt2               # act only; lightning_ppo need not be installed
 
 The file holds normaliser, network and action head: observations go in as the environment gives them, and actions come
-out as it takes them. `--format onnx` of `python -m lightning_ppo export` writes it for ONNX Runtime instead.
+out as it takes them. `--format onnx` of `lightning-ppo export` writes it for ONNX Runtime instead.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def train(checkpoint: Path, total_env_steps: int) -> None:
 
 
 def export(checkpoint: Path, agent: Path) -> None:
-    """Write what `python -m lightning_ppo export CHECKPOINT --format torch --output AGENT` writes."""
+    """Write what `lightning-ppo export CHECKPOINT --format torch --output AGENT` writes."""
     from lightning_ppo import cli
 
     code = cli.main(["export", str(checkpoint), "--format", "torch", "--output", str(agent)])

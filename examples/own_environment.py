@@ -6,7 +6,7 @@
 An environment is named by its import path, `module:Class`. The same works on the command line, from the root of the
 repository:
 
-    python train.py env.id=examples.own_environment:Docking total_env_steps=50000
+    lightning-ppo train env.id=examples.own_environment:Docking total_env_steps=50000
 """
 
 import argparse

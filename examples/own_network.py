@@ -6,7 +6,7 @@
 
 Networks are named by class path, so that a checkpoint can say what it needs. On the command line, from this folder:
 
-    python ../train.py policy.encoder=own_network.FourierEncoder
+    lightning-ppo train policy.encoder=own_network.FourierEncoder
 """
 
 import argparse

@@ -14,8 +14,8 @@ from pytorch_lightning.callbacks import Callback
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lightning_ppo.config import load
-from train import train
+from lightning_ppo.run.training import train
+from lightning_ppo.settings.loading import load
 
 
 class Pruning(Callback):

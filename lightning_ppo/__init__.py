@@ -3,25 +3,27 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_ppo.config import Config
-    from lightning_ppo.datamodule import RolloutDataModule
-    from lightning_ppo.module import PPO
-    from lightning_ppo.rollout import Episodes, Minibatch, Rollout
-    from lightning_ppo.schedules import Schedule
+    from lightning_ppo.collection.datamodule import RolloutDataModule
+    from lightning_ppo.rollout.shapes import Episodes, Minibatch, Rollout
+    from lightning_ppo.run.training import train
+    from lightning_ppo.settings.schedules import Schedule
+    from lightning_ppo.settings.sections import Config
+    from lightning_ppo.update.ppo import PPO
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "PPO": "module",
-    "RolloutDataModule": "datamodule",
-    "Config": "config",
-    "Schedule": "schedules",
-    "Rollout": "rollout",
-    "Minibatch": "rollout",
-    "Episodes": "rollout",
+    "PPO": "update.ppo",
+    "RolloutDataModule": "collection.datamodule",
+    "Config": "settings.sections",
+    "Schedule": "settings.schedules",
+    "Rollout": "rollout.shapes",
+    "Minibatch": "rollout.shapes",
+    "Episodes": "rollout.shapes",
+    "train": "run.training",
 }
 
-__all__ = ["PPO", "Config", "Episodes", "Minibatch", "Rollout", "RolloutDataModule", "Schedule"]
+__all__ = ["PPO", "Config", "Episodes", "Minibatch", "Rollout", "RolloutDataModule", "Schedule", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m lightning_ppo COMMAND`: what there is to do besides training."""
+"""`python -m lightning_ppo COMMAND`, the same as `lightning-ppo COMMAND`."""
 
 import sys
 

@@ -2,12 +2,17 @@
 
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
 
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # the key that signs checkpoints is not the developer's
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 import torch
+
+from lightning_ppo.support import notices
 
 torch.set_num_threads(1)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -21,3 +26,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _forgetful() -> None:
+    notices.forget()
+
+
+@pytest.fixture(autouse=True)
+def _unlaunched() -> Iterator[None]:
+    """Take back what launching ranks in this process leaves in the environment."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL_SEED")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

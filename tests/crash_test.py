@@ -1,7 +1,8 @@
 """Kill the training process with SIGKILL, resume, and end where a run ends that was never killed.
 
-`python tests/crash_test.py --kills 20` kills at random moments and at points where it would hurt most, for CartPole and
-HalfCheetah, and prints a table. pytest runs a short version.
+`python tests/crash_test.py --kills 20` kills at random moments and at points where it would hurt most, for CartPole,
+HalfCheetah and an environment of linked objects with a growing history, and prints a table. pytest runs a short
+version.
 """
 
 import argparse
@@ -35,7 +36,10 @@ def kill_self() -> None:
 
 def arm(point: str, count: int) -> None:
     """Make this process kill itself when it comes to a point for the `count`-th time."""
-    from lightning_ppo import collector, files, loggers, module
+    from lightning_ppo.collection import collector
+    from lightning_ppo.run import loggers
+    from lightning_ppo.support import files
+    from lightning_ppo.update import ppo as module
 
     left = iter(range(count - 1, -1, -1))
 
@@ -200,8 +204,12 @@ def crash(settings: list[str], folder: Path, kills: list[str], seed: int = 0) ->
 
 @pytest.mark.parametrize(
     ("settings", "kills"),
-    [([], ["minibatch", "between renames", "random"]), (["policy.core=lstm", "env.backend=async"], ["minibatch"])],
-    ids=["plain", "memory and processes"],
+    [
+        ([], ["minibatch", "between renames", "random"]),
+        (["policy.core=lstm", "env.backend=async"], ["minibatch"]),
+        (["env.id=tests.helpers:Village"], ["minibatch", "random"]),
+    ],
+    ids=["plain", "memory and processes", "linked objects"],
 )
 def test_killed_runs_end_like_undisturbed_ones(settings, kills, tmp_path):
     found, _ = crash(["env.id=CartPole-v1", *SETTINGS, *settings], tmp_path, kills)
@@ -211,7 +219,7 @@ def test_killed_runs_end_like_undisturbed_ones(settings, kills, tmp_path):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="kills per environment, half of them at named points")
-    parser.add_argument("--envs", nargs="+", default=["CartPole-v1", "HalfCheetah-v5"])
+    parser.add_argument("--envs", nargs="+", default=["CartPole-v1", "HalfCheetah-v5", "tests.helpers:Village"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     failed = False
@@ -227,7 +235,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        import train
+        from lightning_ppo.cli import train
 
         # under torchrun the rank named by VICTIM kills itself, in its first life
         first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"

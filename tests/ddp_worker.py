@@ -17,9 +17,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lightning_ppo import PPO, RolloutDataModule, distributed, module, optimization, stream
-from lightning_ppo.collector import Collector
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.collection import stream
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.support import distributed
+from lightning_ppo.update import minibatch_update as optimization
+from lightning_ppo.update import shuffle
 
 ENVS, STEPS, MINIBATCHES = 8, 16, 4
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -72,7 +76,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
     pl.seed_everything(5, verbose=False)
     compiled, trpo, lstm = control == "compiled", control == "trpo", control == "lstm"
     if control not in ("apart", "overlap", "groups"):
-        module.shuffled_indices = shared_minibatches()
+        shuffle.shuffled_indices = shared_minibatches()
     if control == "own advantages":
         stream.sum_over_ranks = lambda tensor: tensor
     if control == "own statistics":
@@ -81,8 +85,8 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
     if control == "gradient sum":
         optimization.mean_over_ranks = distributed.sum_over_ranks
     if control == "own rows":
-        mean = module.mean_over_ranks
-        module.mean_over_ranks = lambda tensor: tensor if len(tensor) == MINIBATCHES else mean(tensor)
+        mean = shuffle.mean_over_ranks
+        shuffle.mean_over_ranks = lambda tensor: tensor if len(tensor) == MINIBATCHES else mean(tensor)
     source: str | VectorEnv = env
     if control in (
         "filler rows",
@@ -104,8 +108,8 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
     )
     mirror = {"observation_indices": [0, 1, 2, 3], "observation_signs": [-1] * 4, "action_indices": [1, 0]}
     terms = {
-        "CartPole-v1": {"class_path": "lightning_ppo.loss_terms.MirrorSymmetry", "init_args": mirror},
-        "Pendulum-v1": {"class_path": "lightning_ppo.loss_terms.DualClip", "init_args": {"bound": 1.001}},
+        "CartPole-v1": {"class_path": "lightning_ppo.update.loss_terms.MirrorSymmetry", "init_args": mirror},
+        "Pendulum-v1": {"class_path": "lightning_ppo.update.loss_terms.DualClip", "init_args": {"bound": 1.001}},
     }
     model = PPO(
         data.observation_space,
@@ -121,6 +125,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
         optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
         policy={"core": "lstm"} if lstm else None,
         compile=compiled,
+        plain=control == "plain",
         loss_terms=[] if trpo or lstm else [terms[env]],
     )
     states, metrics, actions = [], [], []

@@ -1,5 +1,6 @@
 """Small environments whose right answers are known."""
 
+import random
 import time
 from typing import Any
 
@@ -9,7 +10,18 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from lightning_ppo.rollout import Minibatch
+from lightning_ppo import envs
+from lightning_ppo.rollout.shapes import Minibatch
+from lightning_ppo.settings.environment import EnvConfig
+
+
+def make_vector_env(
+    env_id: str, num_envs: int, *, stagger: bool = False, render_mode: str | None = None, **settings: Any
+) -> VectorEnv:
+    """Return what `envs.make_vector_env` builds of settings; `max_restarts` asks for restarts."""
+    if settings.get("max_restarts"):
+        settings["on_error"] = "restart"
+    return envs.make_vector_env(EnvConfig(env_id, num_envs, stagger=stagger, **settings), render_mode)
 
 
 def transitions(observations: Any, actions: torch.Tensor, **fields: Any) -> Minibatch:
@@ -95,6 +107,48 @@ class Identity(gymnasium.Env):
         self.t += 1
         hit = action == self.state if self.discrete else np.all(np.abs(action - self.state) <= self.epsilon)
         return self._next_observation(), float(hit), False, self.t >= 100, {}
+
+
+class Villager:
+    """Knows its neighbours, and the village it lives in."""
+
+    def __init__(self, village: gymnasium.Env, number: int) -> None:
+        self.village, self.number, self.visits = village, number, 0
+        self.next: Villager = self
+
+    def visit(self) -> int:
+        self.visits += 1
+        return self.number + self.visits
+
+
+class Village(Count):
+    """Objects that know each other in a ring, a table that never changes, and a history that grows over all episodes.
+
+    The reward depends on all of them.
+    """
+
+    def __init__(self, size: int = 3, length: int = 20) -> None:
+        super().__init__(length, "trunc")
+        self.table = np.random.default_rng(0).normal(size=(2000, 8))
+        self.history: list[dict[str, Any]] = []
+        self.dice = random.Random(7)
+        self.villagers = [Villager(self, i) for i in range(size)]
+        for i, one in enumerate(self.villagers):
+            one.next = self.villagers[(i + 1) % size]
+        self.player = self.villagers[0]
+        self.move = self.player.visit
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        observation, _, *ends, info = super().step(action)
+        record = {"t": self.t, "action": int(action), "luck": self.dice.random()}
+        self.history.append(record)
+        self.last = record
+        score = self.move() + len(self.history) % 7 + self.history[-len(self.history) // 2]["luck"]
+        self.last["luck"] += 1.0  # the record in the history, too
+        self.player = self.player.next
+        self.move = self.player.visit
+        known = all(one.village is self for one in self.villagers) and any(one is self.player for one in self.villagers)
+        return observation, score + self.table[self.t, 0] + 100.0 * known, *ends, info
 
 
 class Bad(Count):

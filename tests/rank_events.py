@@ -17,8 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.callbacks import GracefulStop, Interrupted
-from lightning_ppo.errors import UserError
+from lightning_ppo.run.stopping import GracefulStop, Interrupted
+from lightning_ppo.support.errors import UserError
 from tests.helpers import Count
 
 RANK = int(os.environ["RANK"])
@@ -71,8 +71,8 @@ class Different(PPO):
 
     event = ""
 
-    def _divergence(self, batch):
-        divergence = super()._divergence(batch)
+    def divergence(self, batch):
+        divergence = super().divergence(batch)
         return divergence + 1000.0 * (self.event == "divergence on rank 0" and RANK == 0)
 
     def policy_loss(self, terms):

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lightning_ppo import distributed
-from lightning_ppo.errors import RankLostError
+from lightning_ppo.speed import shared_sums
+from lightning_ppo.support import distributed
+from lightning_ppo.support.errors import RankLostError
 
 REDUCE = {"sum": distributed.sum_over_ranks, "max": distributed.max_over_ranks}
 OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
@@ -26,8 +28,9 @@ OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 def main(out: str, rank: int, world: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{out}.store", rank=rank, world_size=world)
-    distributed.join_ranks(torch.device("cpu"), 1)
-    distributed.join_ranks(torch.device("cpu"), 1)  # as a second fit does
+    connect = partial(shared_sums.connect, torch.device("cpu"), 1)
+    distributed.join_ranks(connect)
+    distributed.join_ranks(connect)  # as a second fit does
     found = {"shared": distributed._shared is not None, "different": [], "changed": 0}
     numbers, pauses = torch.Generator().manual_seed(rank), random.Random(rank)
     for turn in range(300):

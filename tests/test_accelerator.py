@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-import train
-from lightning_ppo.accelerator import choose_accelerator
-from lightning_ppo.config import load
+from lightning_ppo.run import training
+from lightning_ppo.settings.loading import load
+from lightning_ppo.speed.hardware import choose_accelerator
 
 SMALL, LARGE, IMAGES = nn.Linear(64, 64), nn.Linear(1024, 1024), nn.Conv2d(4, 32, 8)
 HOST, DEVICE = SimpleNamespace(), SimpleNamespace(device=torch.device("cuda:1"))
@@ -36,9 +36,9 @@ def test_a_gpu_is_for_large_networks_images_and_environments_on_it(monkeypatch, 
     [([], "chosen"), (["trainer.accelerator=auto"], "chosen"), (["trainer.accelerator=gpu"], "gpu")],
 )
 def test_settings_win_over_what_is_chosen(monkeypatch, tmp_path, settings, expected):
-    monkeypatch.setattr("lightning_ppo.accelerator.choose_accelerator", lambda *_: "chosen")
-    monkeypatch.setattr("lightning_ppo.checks.check_trainer_settings", lambda _: None)
+    monkeypatch.setattr("lightning_ppo.speed.hardware.choose_accelerator", lambda *_: "chosen")
+    monkeypatch.setattr("lightning_ppo.run.launch.check_trainer_settings", lambda _: None)
     monkeypatch.setattr("pytorch_lightning.Trainer", lambda **given: given["accelerator"])
     config = load([], settings)
     model = SimpleNamespace(policy=SMALL, env_steps=0, objective=SimpleNamespace(trust_region=False))
-    assert train.build_trainer(config, tmp_path, None, model, None) == expected
+    assert training.build_trainer(config, tmp_path, None, model, None) == expected

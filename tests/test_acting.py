@@ -5,9 +5,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from lightning_ppo.acting import NumpyActor, TorchActor, make_actor
-from lightning_ppo.config import NormalizeConfig, PolicyConfig
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.collection.acting import TorchActor, make_actor
+from lightning_ppo.collection.numpy_acting import NumpyActor
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import NormalizeConfig
+from lightning_ppo.settings.networks import PolicyConfig
 
 STEPS, ENVS = 50, 5
 NO_STARTS = np.zeros(ENVS, np.bool_)

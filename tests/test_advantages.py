@@ -9,7 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ppo.advantages import discounted_sums, generalized_advantages, normalize_advantages
+from lightning_ppo.rollout.advantages import (
+    discounted_sums,
+    generalized_advantages,
+    normalize_advantages,
+    recursive_advantages,
+    recursive_sums,
+)
+from lightning_ppo.speed import scan
+
+
+@pytest.fixture(params=["recursion", "scan"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute everything in both forms, whatever the length."""
+    monkeypatch.setattr(scan, "pays", lambda steps: request.param == "scan")
+
 
 NAMES = ("rewards", "values", "next_values", "terminations", "truncations")
 
@@ -295,6 +309,17 @@ def test_discounted_sums_of_environments_are_independent() -> None:
             running = 0.0 if ended[t, n] else expected[-1]
         np.testing.assert_allclose(sums[:, n].numpy(), expected, rtol=1e-12)
         assert after[n].item() == pytest.approx(running, rel=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "envs"), [(1, 1), (2, 3), (64, 64), (2048, 1)])
+def test_the_scan_equals_the_recursion(steps: int, envs: int) -> None:
+    data = random_data(steps, envs)
+    terms, ended = data["rewards"], data["truncations"]
+    expected = recursive_advantages(terms, ended, 0.9405)
+    torch.testing.assert_close(scan.sums_of_the_future(terms, ended, 0.9405), expected, rtol=1e-10, atol=1e-10)
+    expected = recursive_sums(terms, ended, data["values"][0], 0.99)
+    actual = scan.sums_of_the_past(terms, ended, data["values"][0], 0.99)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("gamma", [-1.0, -1e-9, 1.01, 2.0, 99.0, float("nan")])

@@ -1,15 +1,33 @@
-"""The import law of docs/architecture.md, and that the algorithm stays short enough to read."""
+"""The laws of docs/architecture.md: who may import whom, what is private, and how long a file gets."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_ppo"
-PURE = ("tree", "rollout", "advantages", "objectives", "normalization", "gru", "recurrence", "networks")
-ALGORITHM = ("rollout", "advantages", "objectives", "collector", "stream", "module")
+ROOMS = (
+    *("support", "settings", "speed", "rollout", "envs", "policy", "update", "evaluation", "collection"),
+    *("run", "interop", "report", "cli"),
+)
+"""From the bottom to the top; a room imports from those before it."""
+
+LIGHTNING = ("pytorch_lightning", "lightning_fabric")
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAXIMUM_LINES = 330
+TABLES = ("settings/environment.py", "settings/algorithm.py")
+"""Files that are lists of settings, which are read entry by entry."""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0]
 
 
 def imports(path: Path) -> set[str]:
@@ -19,69 +37,104 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} uses a relative import"
+            assert node.level == 0, f"{name_of(path)} uses a relative import"
             found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def files(room: str) -> list[Path]:
-    return sorted((PACKAGE / room).glob("*.py")) if (PACKAGE / room).is_dir() else [PACKAGE / f"{room}.py"]
+def test_the_rooms_are_those_of_the_list():
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
-def uses(room: str, *modules: str) -> set[str]:
-    return {
-        name
-        for file in files(room)
-        for name in imports(file)
-        for module in modules
-        if name == module or name.startswith(f"{module}.")
-    }
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_from_those_below_them(room):
+    below = {*ROOMS[: ROOMS.index(room)], room}
+    for path in (PACKAGE / room).rglob("*.py"):
+        others = {name.split(".")[1] for name in imports(path) if name.startswith("lightning_ppo.")}
+        assert others & set(ROOMS) <= below, f"{name_of(path)} imports from {others & set(ROOMS) - below}"
 
 
-@pytest.mark.parametrize("room", PURE)
-def test_pure_rooms_import_torch_and_the_standard_library_only(room):
-    allowed = {"torch", "lightning_ppo"} | sys.stdlib_module_names | ({"numpy"} if room == "gru" else set())
-    third_party = {name for file in files(room) for name in imports(file) if name.split(".")[0] not in allowed}
-    assert third_party == set()
-    others = {f"lightning_ppo.{other}" for other in PURE} | {"lightning_ppo.errors"}
-    ours = {n for f in files(room) for n in imports(f) if n.startswith("lightning_ppo.")}
-    assert all(any(name == other or name.startswith(f"{other}.") for other in others) for name in ours)
+def test_the_update_knows_nothing_of_how_data_is_made():
+    for path in (PACKAGE / "update").rglob("*.py"):
+        assert not any(name.startswith(("lightning_ppo.envs", "lightning_ppo.collection")) for name in imports(path))
 
 
-@pytest.mark.parametrize(
-    "room", ["envs", "collector", "stream", "policy", "distributions", "evaluation", "video", "report", "config"]
-)
-def test_rooms_below_the_trainer_do_not_know_lightning(room):
-    assert (
-        uses(room, "pytorch_lightning", "lightning_fabric", "lightning_ppo.module", "lightning_ppo.callbacks") == set()
-    )
+@pytest.mark.parametrize("part", ["envs", "rollout", "policy", "settings", "report", "collection/collector.py"])
+def test_what_is_below_the_trainer_does_not_know_lightning(part):
+    for path in [PACKAGE / part] if part.endswith(".py") else (PACKAGE / part).rglob("*.py"):
+        known = {name for name in imports(path) if name.split(".")[0] in LIGHTNING}
+        assert not known - {"pytorch_lightning.utilities.rank_zero", *RANK_ZERO}, f"{name_of(path)} imports {known}"
 
 
-def test_the_module_knows_nothing_of_how_data_is_made():
-    assert uses("module", "lightning_ppo.collector", "lightning_ppo.stream", "lightning_ppo.datamodule") == set()
-    assert uses("module", "lightning_ppo.envs") == set()
-    assert uses("stream", "lightning_ppo.module") == set()
+RANK_ZERO = {f"pytorch_lightning.utilities.rank_zero.{name}" for name in ("rank_zero_warn", "rank_zero_only")}
+"""Telling something once is not knowing the Trainer."""
 
 
 def test_only_one_lightning():
-    for path in [*PACKAGE.rglob("*.py"), PACKAGE.parent / "train.py"]:
+    for path in [*FILES, PACKAGE.parent / "train.py"]:
         assert not any(name == "lightning" or name.startswith("lightning.") for name in imports(path)), path
 
 
-def test_the_algorithm_is_short():
-    code = sum(_code_lines(path) for room in ALGORITHM for path in files(room))
-    assert code < 700
+def own_private_names() -> set[str]:
+    """Return the private names that the package itself defines."""
+    found = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
+                found.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+    return found
 
 
-def _code_lines(path: Path) -> int:
-    """Count lines that are neither blank, comment nor docstring."""
-    text = path.read_text()
-    documented = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            documented |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    lines = enumerate(text.splitlines(), start=1)
-    return sum(bool(line.strip()) and not line.strip().startswith("#") and n not in documented for n, line in lines)
+def is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_private_names_of_other_projects_are_used_in_speed_alone():
+    own = own_private_names() | {"_replace", "_asdict", "_fields"}
+    for path in FILES:
+        if room_of(path) == "speed":
+            continue
+        foreign = {
+            name
+            for name in imports(path)
+            if not name.startswith("lightning_ppo") and any(is_private(part) for part in name.split("."))
+        }
+        foreign |= {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own
+        }
+        assert foreign == set(), f"{name_of(path)} uses {foreign}"
+
+
+def test_private_names_stay_in_their_file():
+    for path in FILES:
+        taken = {n for n in imports(path) if n.startswith("lightning_ppo.") and is_private(n.rpartition(".")[2])}
+        assert taken == set(), f"{name_of(path)} imports {taken}"
+
+
+def test_files_have_one_idea_each():
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in FILES if name_of(path) not in TABLES}
+    assert {name: length for name, length in lengths.items() if length > MAXIMUM_LINES} == {}
+
+
+def test_the_package_list_is_complete():
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    root = PACKAGE.parent
+    rooms = {".".join(path.parent.relative_to(root).parts) for path in PACKAGE.rglob("__init__.py")}
+    folders = {path.parent.relative_to(root).as_posix() for path in (root / "configs").rglob("*.yaml")}
+    configs = {f"lightning_ppo.{folder.replace('/', '.')}": folder for folder in folders}
+    assert set(settings["packages"]) == rooms | set(configs)
+    assert settings["package-dir"] == configs
 
 
 def test_importing_the_package_is_quick_and_light():

@@ -10,13 +10,15 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.config import AtariConfig, EnvConfig, as_section, load, to_yaml
-from lightning_ppo.envs import get_env_state, make_vector_env, set_env_state
+from lightning_ppo.envs import get_env_state, set_env_state
 from lightning_ppo.envs.atari import AtariLessons, with_lessons
-from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.evaluation import play
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.envs.vector_stepper import VectorStepper
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.environment import AtariConfig, EnvConfig
+from lightning_ppo.settings.loading import as_section, load, to_yaml
+from lightning_ppo.support.errors import ConfigError
+from tests.helpers import make_vector_env
 from tests.test_collector import linear_policy, stream
 
 

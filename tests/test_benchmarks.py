@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from dataclasses import fields, replace
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -11,19 +12,12 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablations, gpu, learning, recurrent, speed, table1, where_time_goes
-from lightning_ppo.config import (
-    NormalizeConfig,
-    OptimizerConfig,
-    PolicyConfig,
-    RolloutConfig,
-    UpdateConfig,
-    flat,
-    load,
-    to_container,
-)
-from lightning_ppo.distributions.continuous import GaussianHead
-from lightning_ppo.policy import ActorCritic
+from benchmarks import ablations, gpu, learning, recurrent, shortcuts, speed, table1, where_time_goes
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.distributions.continuous import GaussianHead
+from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, RolloutConfig, UpdateConfig
+from lightning_ppo.settings.loading import flat, load, to_container
+from lightning_ppo.settings.networks import PolicyConfig
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
@@ -426,6 +420,7 @@ def test_a_reproduction_leaves_nothing_to_the_defaults(name):
     given = yaml.safe_load((learning.ROOT / "configs" / name).read_text())
     without_effect = {
         "update": {"sequence_length"},
+        "optimizer": {"init_args"},  # Adam has settings of its own
         "policy": {"core_size", "critic_observation_keys"},
         "normalize": set(),
     }
@@ -471,3 +466,33 @@ def test_everything_that_is_timed_on_a_gpu_runs_on_the_cpu(monkeypatch, capsys):
         *("lightning_ppo, eager", "lightning_ppo, compile=true"),
     ]
     assert all("x of 1,000" in row for row in rows[1:4])
+
+
+def test_what_a_shortcut_brings_is_compared_round_by_round(tmp_path):
+    about = {"workload": "gru", "cpu": "a cpu", "cores": 2, "torch": "2", "date": "today", "commit": "abc"}
+    speeds = {"nothing": (100.0, 300.0, 130.0), "scan": (50.0, 200.0, 100.0), "adam": (100.0,)}
+    rows = [
+        about | {"without": without, "run": run, "env_steps_per_second": rate}
+        for without, rates in speeds.items()
+        for run, rate in enumerate(rates, 1)
+    ]
+    assert shortcuts.gains(rows, "gru", "scan") == pytest.approx([1.0, 0.5, 0.3])
+    (tmp_path / "page.md").write_text(f"before\n{shortcuts.BEGIN}\nold\n{shortcuts.END}\nafter")
+    shortcuts.report(tmp_path / "page.md", rows)
+    page = (tmp_path / "page.md").read_text()
+    assert "| advantages by a scan | +50.0% (+30.0% to +100.0%) |" in page
+    assert "| Adam in one call | +0.0% (+0.0% to +0.0%) |" in page
+    assert page.startswith("before\n") and page.endswith("\nafter") and "old" not in page and "3 rounds, a cpu" in page
+
+
+@pytest.mark.parametrize("without", [name for name in shortcuts.VARIANTS if name != "nothing"])
+def test_what_a_variant_leaves_out_is_there(without, monkeypatch):
+    """A name that has moved would be measured as a shortcut that brings nothing."""
+    patched = []
+    with monkeypatch.context() as patches:
+        patches.setattr(shortcuts, "patch", lambda *given: patched.append(mock.patch(*given)) or patched[-1])
+        try:
+            shortcuts.VARIANTS[without].turn_off()
+            assert bool(patched) == (without != "all")
+        finally:
+            mock.patch.stopall()

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.checkpoint import AtomicCheckpointIO, read_checkpoint, read_newest, versions
-from lightning_ppo.envs.state import read_layer, write_layer
-from lightning_ppo.errors import CheckpointError
-from lightning_ppo.packing import pack, unpack
+from lightning_ppo.envs.state import get_env_state, set_env_state
+from lightning_ppo.support.checkpoint_files import AtomicCheckpointIO, read_checkpoint, read_newest, versions
+from lightning_ppo.support.errors import CheckpointError
+from lightning_ppo.support.packing import pack, unpack
 from tests.crash_test import same
 from tests.test_module import make_trainer
 
@@ -369,6 +369,6 @@ def test_mujoco_state_that_is_restored_is_saved_alike():
     other.reset(seed=2)
     for _ in range(60):  # feet on and off the ground: the number of constraints changes
         one.step(one.action_space.sample())
-        state, _ = read_layer(one)
-        write_layer(other, state)
-        assert same(read_layer(other)[0], state)
+        state, _ = get_env_state(one)
+        set_env_state(other, state)
+        assert same(get_env_state(other)[0], state)

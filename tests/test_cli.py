@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pytorch_lightning.callbacks import Callback
 
-import train
+import lightning_ppo
 from lightning_ppo.__main__ import main as command
-from lightning_ppo.callbacks import Interrupted
-from lightning_ppo.config import load
+from lightning_ppo.cli import train
+from lightning_ppo.run import training
+from lightning_ppo.run.stopping import Interrupted
+from lightning_ppo.settings.loading import load, to_container, to_yaml
+from lightning_ppo.support.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -190,9 +194,9 @@ def test_resuming_another_task_is_refused(finished, override, message, capsys):
         (["callbacks=[json.JSONDecoder]"], 2, "callbacks: json.JSONDecoder is no pytorch_lightning.Callback"),
         (["seed=5000000000"], 2, "seed: must lie in"),
         (["callbacks=[no.such.Callback]"], 2, "callbacks: cannot import 'no.such.Callback'"),
-        (["configs/cartpol.yaml"], 2, "configs/cartpol.yaml: no such config file; did you mean configs/cartpole.yaml?"),
+        (["configs/cartpol.yaml"], 2, "cartpol.yaml: there is no such config; did you mean configs/cartpole.yaml?"),
         (["--verbose"], 2, "--verbose: unknown option"),
-        (["nonsense"], 2, "expected a .yaml file or key=value"),
+        (["nonsense"], 2, "nonsense: there is no such config; did you mean"),
         (["resume=last"], 2, "needs run_dir"),
         (["resume=/nowhere/last.ckpt"], 2, "there is no checkpoint"),
         (["total_env_steps=10"], 2, "less than one rollout"),
@@ -248,13 +252,42 @@ def test_trainings_of_one_process_get_a_directory_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load([], [*SMALL, "total_env_steps=64"])
     for _ in range(2):
-        train.train(config)
+        training.train(config)
     assert len(list((tmp_path / "runs" / "CartPole-v1").iterdir())) == 2
 
 
 def test_train_returns_its_metrics(tmp_path):
     config = load([], [*SMALL, "total_env_steps=64", f"run_dir={tmp_path / 'run'}"])
-    assert train.train(config)["iterations"] == 1
+    assert training.train(config)["iterations"] == 1
+
+
+class Epochs(Callback):
+    """Counts epochs."""
+
+    count = 0
+
+    def on_train_epoch_end(self, trainer, module):
+        self.count += 1
+
+
+def test_train_takes_a_config_in_every_form(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = dict(item.split("=") for item in SMALL) | {"total_env_steps": 64}
+    numbers = {key: yaml.safe_load(str(value)) for key, value in settings.items()}
+    expected = load([], [*SMALL, "total_env_steps=64"])
+    (tmp_path / "mine.yaml").write_text(to_yaml(expected))
+    nested = {"env": {"num_envs": numbers["env.num_envs"]}} | numbers
+    for config in ("mine", tmp_path / "mine.yaml", nested, {"run_dir": "runs/last", **to_container(expected)}):
+        epochs = Epochs()
+        assert lightning_ppo.train(config, callbacks=[epochs])["iterations"] == 1
+        assert epochs.count == 1
+    config = {"run_dir": "runs/CartPole-v1", "resume": "last"}
+    with pytest.raises(ConfigError, match="there is no checkpoint"):
+        lightning_ppo.train(config)
+    with pytest.raises(ConfigError, match=r"env\.num_env: unknown setting; did you mean env\.num_envs\?"):
+        lightning_ppo.train({"env.num_env": 2})
+    with pytest.raises(ConfigError, match="expected plain data"):
+        lightning_ppo.train({"env.kwargs": {"thing": object()}})
 
 
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--episodes", "0"]])
@@ -272,7 +305,7 @@ def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
 
     run_dir = tmp_path / "run"
     config = load([], [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=300"])
-    build = train.build_trainer
+    build = training.build_trainer
 
     def with_interrupt(*args):
         trainer = build(*args)
@@ -280,9 +313,9 @@ def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build_trainer", with_interrupt)
+        patch.setattr(training, "build_trainer", with_interrupt)
         with pytest.raises(Interrupted) as error:
-            train.train(config)
+            training.train(config)
     assert error.value.exit_code == 143
     assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["env_steps"] == 256
     assert not (run_dir / "summary.json").exists()
@@ -385,7 +418,7 @@ def test_checkpoints_are_written_every_so_many_steps(tmp_path):
         [],
         [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=768", "checkpoint.every_env_steps=200"],
     )
-    build = train.build_trainer
+    build = training.build_trainer
 
     def with_look(*args):
         trainer = build(*args)
@@ -393,8 +426,8 @@ def test_checkpoints_are_written_every_so_many_steps(tmp_path):
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build_trainer", with_look)
-        train.train(config)
+        patch.setattr(training, "build_trainer", with_look)
+        training.train(config)
     assert written == [0, 0, 256, 256, 512, 512]  # epochs have 128 steps
 
 
@@ -409,8 +442,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_run_resumable(tmp_path):
         "checkpoint.save_best=false",
     ]
     code = (
-        "import resource, train\n"
-        "from lightning_ppo.callbacks import LastCheckpoint\n"
+        "import resource\n"
+        "from lightning_ppo.cli import train\n"
+        "from lightning_ppo.run.checkpointing import LastCheckpoint\n"
         "save = LastCheckpoint.on_train_epoch_end\n"
         "def fill(self, *args):\n"
         "    save(self, *args)\n"

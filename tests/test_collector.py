@@ -11,16 +11,16 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lightning_ppo.policy
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import NormalizeConfig, PolicyConfig, RolloutConfig
-from lightning_ppo.envs import make_vector_env
-from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.seeding import derive_seeds
-from lightning_ppo.stream import RolloutStream
-from tests.helpers import Bad, Count, Loop4, transitions, vector
+import lightning_ppo.policy.scoring
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.stream import RolloutStream
+from lightning_ppo.envs.vector_stepper import VectorStepper
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import EnvironmentFault
+from lightning_ppo.support.randomness import derive_seeds
+from tests.helpers import Bad, Count, Loop4, make_vector_env, transitions, vector
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 MODES = [NEXT_STEP, SAME_STEP, DISABLED]
@@ -702,7 +702,7 @@ def test_scoring_in_pieces_changes_nothing(monkeypatch, limit, size):
         return collector(env, linear_policy(env, 0.5), 12).collect()
 
     whole = collect()
-    monkeypatch.setattr(lightning_ppo.policy, f"EVALUATION_{limit}", size)
+    monkeypatch.setattr(lightning_ppo.policy.scoring, f"EVALUATION_{limit}", size)
     pieces = collect()
     for name in ("distribution", "log_probs", "values", "next_values"):
         torch.testing.assert_close(getattr(pieces, name), getattr(whole, name), rtol=0.0, atol=1e-6)

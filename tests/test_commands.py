@@ -1,4 +1,4 @@
-"""`python -m lightning_ppo`: help that a person can read, and the doctor's findings."""
+"""`lightning-ppo`: help that a person can read, and the doctor's findings."""
 
 import re
 import subprocess
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_ppo import doctor
-from lightning_ppo.cli import COMMANDS, main, make_parser
+from lightning_ppo.cli import COMMANDS, doctor, main, make_parser, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,9 +20,9 @@ def test_the_overview_names_every_command_and_where_the_configs_are(arguments, c
     except SystemExit as ended:
         assert ended.code == 0
     text = capsys.readouterr().out
-    for command in COMMANDS:
+    for command in (train, *COMMANDS):
         assert re.search(rf"^    {command.NAME}\b", text, re.MULTILINE), command.NAME
-    assert "python train.py" in text and "configs/" in text and "--print-config" in text
+    assert "python -m lightning_ppo train pendulum" not in text and "train --print-config" in text
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -31,9 +30,36 @@ def test_the_overview_names_every_command_and_where_the_configs_are(arguments, c
 def test_every_example_is_one_that_its_parser_takes(command):
     parser = make_parser()
     for example, _ in command.EXAMPLES:
-        prefix, _, rest = example.partition(f" {command.NAME}")
-        assert prefix == "python -m lightning_ppo"
-        assert parser.parse_args([command.NAME, *rest.split()]).run is command.run
+        name, *rest = example.split()
+        assert name == command.NAME
+        assert parser.parse_args([name, *rest]).run is command.run
+
+
+def test_every_example_of_train_is_one_that_it_takes(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("seed: 2\n")
+    for example, _ in train.EXAMPLES:
+        if "resume" not in example:
+            assert main([*example.split(), "--print-config"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("called", "name", "train_name"),
+    [
+        ("/usr/bin/lightning-ppo", "lightning-ppo", "lightning-ppo train"),
+        ("/x/lightning_ppo/__main__.py", "python -m lightning_ppo", "python -m lightning_ppo train"),
+        ("train.py", "python -m lightning_ppo", "python train.py"),
+    ],
+)
+def test_help_and_hints_name_the_command_as_it_was_called(called, name, train_name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [called])
+    assert make_parser().prog == name
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {train_name} [CONFIG") and f"  {train_name} pendulum seed=3 " in text
+    assert f"  {name} evaluate RUN_DIR" in text
+    assert main(["evaluate"]) == 2
+    assert f"see {name} evaluate --help" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -57,8 +83,11 @@ def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
     assert "none.ckpt: no such checkpoint" in error and error.count("\n") == 1
 
 
-def test_help_imports_nothing_heavy():
-    code = "import sys; from lightning_ppo.cli import main; main([]); print({'torch', 'gymnasium'} & set(sys.modules))"
+@pytest.mark.parametrize("arguments", [[], ["train", "--help"], ["train", "sed=3"], ["train", "cartpol"], ["configs"]])
+def test_help_lists_and_mistakes_import_nothing_heavy(arguments):
+    """A typo is refused at once, not after the seconds in which torch is imported."""
+    heavy = "{'torch', 'gymnasium', 'pytorch_lightning'}"
+    code = f"import sys; from lightning_ppo.cli import main; main({arguments}); print({heavy} & set(sys.modules))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert finished.stdout.splitlines()[-1] == "set()"
 
@@ -74,7 +103,7 @@ def test_doctor_knows_the_extras_of_the_package():
         if name != "dev"
     }
     assert doctor.EXTRAS.keys() == declared.keys()
-    for name, (packages, _) in doctor.EXTRAS.items():
+    for name, (packages, *_) in doctor.EXTRAS.items():
         # what Gymnasium's own extras bring has other names
         brought = {"mujoco", "imageio", "pygame-ce"} if "gymnasium" in declared[name] else set()
         assert set(packages) - brought <= declared[name], name

@@ -6,23 +6,18 @@ from typing import Any
 
 import pytest
 
-from lightning_ppo.config import (
-    Config,
-    EnvConfig,
-    EvaluationConfig,
+from lightning_ppo.settings.algorithm import (
     NormalizeConfig,
     OptimizerConfig,
     RolloutConfig,
     UpdateConfig,
-    as_section,
     check_rollout_size,
-    load,
-    nearest,
-    to_container,
-    to_yaml,
 )
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.schedules import Schedule
+from lightning_ppo.settings.environment import EnvConfig, EvaluationConfig
+from lightning_ppo.settings.loading import as_section, load, to_container, to_yaml
+from lightning_ppo.settings.schedules import Schedule
+from lightning_ppo.settings.sections import Config
+from lightning_ppo.support.errors import ConfigError, nearest
 
 
 def write(path: Path, text: str) -> Path:

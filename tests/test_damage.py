@@ -13,9 +13,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import train
 from lightning_ppo.cli import main as command
-from lightning_ppo.config import Config, to_container
+from lightning_ppo.cli import train
+from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.sections import Config
 from tests.crash_test import same
 from tests.test_checkpoint import Planted
 from tests.test_cli import SMALL

@@ -11,17 +11,18 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lightning_ppo.storage
+import lightning_ppo.collection.storage
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import NormalizeConfig, PolicyConfig, RolloutConfig
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.stream import RolloutStream
 from lightning_ppo.envs.simulators import TensorVectorEnv
 from lightning_ppo.envs.torch_envs import TorchCartPole
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.evaluation import play
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.stream import RolloutStream
-from lightning_ppo.tree import tree_leaves, tree_map
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.tree import tree_leaves, tree_map
 from tests.helpers import Count, vector
 from tests.test_module import make_trainer
 
@@ -178,7 +179,7 @@ def test_minibatches_do_not_wait_for_the_device(monkeypatch):
 def test_a_policy_elsewhere_gets_observations_as_they_come(monkeypatch):
     """With copies on another device, here forced onto the CPU, rollouts are the same."""
     expected = collect(counters(SAME_STEP, True), 10, action_mask="observation:mask", core="gru", core_size=4)
-    monkeypatch.setattr(lightning_ppo.storage, "resides_elsewhere", lambda device: True)
+    monkeypatch.setattr(lightning_ppo.collection.collector, "resides_elsewhere", lambda device: True)
     there = collect(counters(SAME_STEP, True), 10, action_mask="observation:mask", core="gru", core_size=4)
     for ours, theirs in zip(there, expected, strict=True):
         assert torch.equal(ours.observations["t"], theirs.observations["t"])
@@ -316,7 +317,7 @@ class Late(Masked):
 def test_masks_that_come_late_are_not_ignored():
     env = Late(4)
     policy = ActorCritic(env.single_observation_space, env.single_action_space)
-    with pytest.raises(EnvironmentFault, match="gave action masks at step 1, but none before"):
+    with pytest.raises(EnvironmentFault, match=r"gave info\['action_mask'\] at step 1, but none before"):
         Collector(env, policy, 2, torch.Generator(), [0]).collect()
     assert Collector(env, policy, 2, torch.Generator(), [0], "none").collect().action_masks is None
 

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
 
-from lightning_ppo.distributions import ActionHead, make_action_head
-from lightning_ppo.errors import UnsupportedSpaceError
+from lightning_ppo.policy.distributions import ActionHead, make_action_head
+from lightning_ppo.support.errors import UnsupportedSpaceError
 
 SAMPLES = 200_000
 

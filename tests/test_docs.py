@@ -1,7 +1,7 @@
 """The documentation: its code blocks run, its site builds without a warning, its settings are those of the source.
 
 Each page is run in a directory of its own, its blocks in order, so that later blocks find what earlier ones made.
-`python train.py` and `python -m lightning_ppo` are called in this process with a budget of a few steps. CONTRIBUTING.md
+`lightning-ppo` is called in this process with a budget of a few steps. CONTRIBUTING.md
 states the conventions.
 """
 
@@ -18,9 +18,12 @@ from typing import NamedTuple
 
 import pytest
 
-import train
-from lightning_ppo import cli, config
-from lightning_ppo.config_reference import sections, settings, to_markdown
+from lightning_ppo import cli
+from lightning_ppo.cli import train
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.settings.loading import load, valid_keys
+from lightning_ppo.settings.reference import sections, settings, to_markdown
+from lightning_ppo.settings.sections import Config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,19 +74,19 @@ def commands_of(block: Block) -> list[list[str]]:
 
 
 def run_command(words: list[str]) -> None:
-    if words[:2] == ["python", "train.py"]:
+    if words[:2] in (["lightning-ppo", "train"], ["python", "train.py"]):
         arguments = words[2:]
         if any(word.startswith(ONLY_CHECKED) for word in arguments):
             assert train.main([word for word in arguments if word != "--print-config"] + ["--print-config"]) == 0
         else:
             resumed = any(word.startswith("resume=") for word in arguments)
             assert train.main([*arguments, *([] if resumed else TINY), BUDGET]) == 0
-    elif words[:3] == ["python", "-m", "lightning_ppo"]:
-        cli.make_parser().parse_args(words[3:])
-        if "--render" in words or words[3] == "doctor":
+    elif words[0] == "lightning-ppo":
+        cli.make_parser().parse_args(words[1:])
+        if "--render" in words or words[1] == "doctor":
             return  # a window cannot be opened everywhere; tests/test_commands.py runs the doctor
-        episodes = ["--episodes", "1"] if words[3] == "evaluate" else []
-        assert cli.main([*words[3:], *episodes]) == 0
+        episodes = ["--episodes", "1"] if words[1] == "evaluate" else []
+        assert cli.main([*words[1:], *episodes]) == 0
     else:
         assert words[0] in ELSEWHERE, f"do not know how to check: {' '.join(words)}"
 
@@ -107,7 +110,7 @@ def run_block(block: Block) -> None:
     if block.language == "yaml":
         path = Path(name or f"block_{block.line}.yaml")
         path.write_text(block.text)
-        config.load([path])
+        load([path])
     elif block.language == "python":
         run_python(block)
     elif block.language in ("bash", "sh"):
@@ -164,10 +167,10 @@ def test_a_block_that_is_wrong_would_be_noticed(tmp_path):
 def test_every_setting_of_the_source_is_in_the_reference():
     keys = [setting.key for setting in settings()]
     assert keys == list(dict.fromkeys(keys))
-    assert set(keys) == set(config._valid_keys(config.Config, ""))
+    assert set(keys) == set(valid_keys(Config, ""))
     assert all(setting.meaning for setting in settings()), "a setting without an explanation"
     by_key = {setting.key: setting for setting in settings()}
-    assert by_key["env.num_envs"].default == config.EnvConfig().num_envs
+    assert by_key["env.num_envs"].default == EnvConfig().num_envs
     assert by_key["update.clip_range"].meaning.startswith("Epsilon of the clipped surrogate")
     assert {section.key for section in sections()} >= {"", "env", "update", "policy"}
     assert all(dataclasses.is_dataclass(section) for section in sections())

@@ -6,10 +6,11 @@ import torch
 from gymnasium import spaces
 
 from lightning_ppo import PPO
-from lightning_ppo.acting import NumpyActor, TorchActor
-from lightning_ppo.config import PolicyConfig
-from lightning_ppo.objectives import kl_k3, masked_log_ratios
-from lightning_ppo.policy import ActorCritic, eval_mode
+from lightning_ppo.collection.acting import TorchActor
+from lightning_ppo.collection.numpy_acting import NumpyActor
+from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.update.objectives import kl_k3, masked_log_ratios
 from tests.test_module import Recording, make_pair, make_trainer, sharpen
 from tests.test_policy_objectives import FIRST_ORDER
 from tests.test_trust_region import train
@@ -71,7 +72,7 @@ class Compared(Recording):
             with eval_mode(self.policy), torch.no_grad():
                 now = self.policy.evaluate(batch)
             self.whole = masked_log_ratios(now.log_probs, batch.log_probs, batch.weights)
-            self.first_kl = self._divergence(batch) / batch.weights.sum()
+            self.first_kl = self.divergence(batch) / batch.weights.sum()
         return super()._backward(batch, rows, scale)
 
 

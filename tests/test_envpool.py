@@ -10,9 +10,10 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.envs import autoreset_mode, make_vector_env
-from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.errors import ConfigError, EnvironmentFault
+from lightning_ppo.envs import autoreset_mode
+from lightning_ppo.envs.vector_stepper import VectorStepper
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from tests.helpers import make_vector_env
 from tests.test_collector import linear_policy, stream
 
 

@@ -13,13 +13,13 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from lightning_ppo.envs import autoreset_mode, get_env_state, make_vector_env, set_env_state
+from lightning_ppo.envs import autoreset_mode, get_env_state, set_env_state
 from lightning_ppo.envs.processes import ProcessVectorEnv
 from lightning_ppo.envs.stagger import FirstEpisodeLimit, is_staggered
-from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.seeding import PURPOSES, derive_seeds
-from tests.helpers import Count, vector
+from lightning_ppo.envs.vector_stepper import VectorStepper
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.randomness import PURPOSES, derive_seeds
+from tests.helpers import Count, make_vector_env, vector
 
 
 class Renderer(gymnasium.Env):

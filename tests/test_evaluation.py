@@ -8,12 +8,12 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from lightning_ppo.config import NormalizeConfig, PolicyConfig
-from lightning_ppo.envs import make_vector_env
-from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.evaluation import play
-from lightning_ppo.policy import ActorCritic
-from tests.helpers import Bad, Count, vector
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import NormalizeConfig
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import EnvironmentFault
+from tests.helpers import Bad, Count, make_vector_env, vector
 
 MODES = list(AutoresetMode)
 
@@ -186,7 +186,7 @@ def test_fault_names_environment_and_step(kind):
 
 
 def test_an_endless_episode_is_an_error_that_names_the_remedy(monkeypatch):
-    monkeypatch.setattr("lightning_ppo.evaluation.MAX_EPISODE_STEPS", 50)
+    monkeypatch.setattr("lightning_ppo.evaluation.play.MAX_EPISODE_STEPS", 50)
     env = vector([lambda: Count(10), lambda: Count(10**9)])
     policy = ActorCritic(env.single_observation_space, env.single_action_space)
     with pytest.raises(EnvironmentFault, match=r"not ended after 50 steps.*evaluation.episodes=0"):

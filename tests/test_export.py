@@ -13,10 +13,11 @@ from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.cli import main as command
-from lightning_ppo.config import NormalizeConfig, PolicyConfig
-from lightning_ppo.errors import UserError
-from lightning_ppo.export import FORMATS, Deployed, export, greatest_difference
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.interop.export import EXPORTERS, Deployed, export, greatest_difference
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import NormalizeConfig
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import UserError
 from tests.test_spaces import ACTIONS, OBSERVATIONS, agent_of, choices_of, random_masks
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -46,7 +47,7 @@ def test_a_thousand_observations(case, kind, tmp_path):
         pytest.importorskip("onnxruntime", reason="needs the extra export")
         pytest.importorskip("onnxscript", reason="needs the extra export")
     deployed = make(case)
-    function = export(deployed, tmp_path / f"agent{FORMATS[kind]}", kind)
+    function = export(deployed, tmp_path / f"agent{EXPORTERS.load(kind).ending}", kind)
     # 100 steps of 10 environments, memory carried along
     assert greatest_difference(deployed, function) <= 1e-5
     # and another agent would be told apart
@@ -73,7 +74,7 @@ def check(observation: str, action: str, core: str | None, masked: bool, kind: s
     observation_space, (action_space, name) = OBSERVATIONS[observation], ACTIONS[action]
     policy = agent_of(observation_space, action_space, name, gain=30.0, core=core, core_size=4)
     deployed = Deployed(policy, observation_space, action_space, masked)
-    function = export(deployed, folder / f"agent{FORMATS[kind]}", kind)
+    function = export(deployed, folder / f"agent{EXPORTERS.load(kind).ending}", kind)
     rng = np.random.default_rng(0)
     inputs = deployed.sample(9, rng)
     if masked:

@@ -12,12 +12,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-import train
-from lightning_ppo.envs import make_vector_env
+from lightning_ppo.cli import train
 from lightning_ppo.envs.faults import GuardedEnv, interrupted_after
-from lightning_ppo.envs.stepper import VectorStepper
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from tests.helpers import Count
+from lightning_ppo.envs.vector_stepper import VectorStepper
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from tests.helpers import Count, make_vector_env
 from tests.test_cli import SMALL, rows
 from tests.test_collector import collector, linear_policy
 

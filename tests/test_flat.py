@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.flat import ALIGNMENT, FlatAdam, FlatParameters
+from lightning_ppo.speed.flat import ALIGNMENT, FlatAdam, FlatParameters
 from tests.test_module import make_trainer
 
 

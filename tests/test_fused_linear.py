@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._inductor.utils import run_and_get_code
 
-from lightning_ppo.fused_linear import NARROW, cpu_compiler
+from lightning_ppo.speed.fused_linear import NARROW, cpu_compiler
 
 
 def compiled(function, *inputs):

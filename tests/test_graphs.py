@@ -8,15 +8,17 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_ppo import PPO, RolloutDataModule, collector, graphs, optimization
-from lightning_ppo.acting import RecordedActing
-from lightning_ppo.collector import Collector
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.collection import collector
+from lightning_ppo.collection.acting import RecordedActing
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.device_storage import DeviceStorage
 from lightning_ppo.envs import torch_envs
-from lightning_ppo.envs.state import read_layer
+from lightning_ppo.envs.state import get_env_state
 from lightning_ppo.envs.torch_envs import TorchCartPole
-from lightning_ppo.graphs import Recorded
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.storage import DeviceStorage
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.speed import compiled_gradients, graphs
+from lightning_ppo.speed.graphs import Recorded
 from tests.test_device_envs import Looks
 from tests.test_module import Heavier, Weighted, make_trainer
 
@@ -47,7 +49,7 @@ def imitation(monkeypatch):
         return SimpleNamespace(replay=replay), outputs
 
     monkeypatch.setattr(graphs, "record", record)
-    for room in (collector, optimization):
+    for room in (collector, compiled_gradients):
         monkeypatch.setattr(room, "can_record", lambda device: True)
     return recordings
 
@@ -166,7 +168,7 @@ def test_steps_of_environments_in_torch_are_recorded(imitation, monkeypatch):
             actions.copy_(torch.arange(6) % 2 if step % 3 else torch.arange(6) % 3 == 0)  # in place
             observations, *ends, infos = env.step(actions)
             seen += [observations, *ends, infos["final_obs"]]
-        return torch.cat([x.double().flatten() for x in seen]), read_layer(env)
+        return torch.cat([x.double().flatten() for x in seen]), get_env_state(env)
 
     expected, (state, _) = play(TorchCartPole(6, max_episode_steps=25))
     monkeypatch.setattr(torch_envs, "can_record", lambda device: True)

@@ -7,23 +7,26 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-import train
 from lightning_ppo import RolloutDataModule
-from lightning_ppo.config import EnvConfig, RolloutConfig
-from lightning_ppo.envs import make_vector_env
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.groups import make_groups
-from lightning_ppo.packing import unpack
-from lightning_ppo.remote import make_collector
-from lightning_ppo.stream import RolloutStream
-from lightning_ppo.tree import tree_leaves
-from tests.helpers import Count
+from lightning_ppo.cli import train
+from lightning_ppo.collection import processes
+from lightning_ppo.collection.groups import make_groups
+from lightning_ppo.collection.processes import make_collector
+from lightning_ppo.collection.stream import RolloutStream
+from lightning_ppo.policy.scoring import evaluate_rollout
+from lightning_ppo.settings.algorithm import RolloutConfig
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.packing import unpack
+from lightning_ppo.support.tree import tree_leaves
+from tests.helpers import Count, make_vector_env
 from tests.test_cli import SMALL
 from tests.test_masks import Forbidden
 from tests.test_module import Recording, make_trainer
@@ -77,7 +80,7 @@ def boundaries_of(rollout):
     ids=["pendulum", "lstm", "masks", "dict gru"],
 )
 def test_each_group_is_as_if_it_were_alone(env_id, core, mask):
-    settings = EnvConfig(id=env_id, action_mask=mask, backend="sync")
+    settings = EnvConfig(id=env_id, action_mask=mask, backend="sync", stagger=False)
     env = make_vector_env(env_id, 1, backend="sync")
     spaces = env.single_observation_space, env.single_action_space
     env.close()
@@ -86,9 +89,7 @@ def test_each_group_is_as_if_it_were_alone(env_id, core, mask):
     def makes(policy):
         seeds = [[11, 12, 13], [14, 15]]
         return [
-            partial(
-                make_collector, partial(make_vector_env, env_id, size, backend="sync"), settings, policy, 40, g, own
-            )
+            partial(make_collector, replace(settings, num_envs=size), policy, 40, g, own)
             for g, (size, own) in enumerate(zip(SIZES, seeds, strict=True))
         ]
 
@@ -119,18 +120,17 @@ def test_each_group_is_as_if_it_were_alone(env_id, core, mask):
 
 
 def test_groups_are_one_collector_that_draws_their_noise():
-    settings = EnvConfig(id="Pendulum-v1", backend="sync", kwargs={"max_episode_steps": 25})
-    make_env = partial(make_vector_env, "Pendulum-v1", backend="sync", kwargs=settings.kwargs)
-    env = make_env(num_envs=1)
+    settings = EnvConfig("Pendulum-v1", sum(SIZES), backend="sync", max_episode_steps=25, stagger=False)
+    env = make_vector_env("Pendulum-v1", 1)
     policies = [agent_of(env.single_observation_space, env.single_action_space, "gaussian").float() for _ in range(2)]
     env.close()
     seeds, rollout_settings = [11, 12, 13, 14, 15], RolloutConfig(num_steps=40)
     firsts = [sum(SIZES[:group]) for group in range(len(SIZES))]
     makes = [
-        partial(make_collector, partial(make_env, size), settings, policies[0], 40, group, seeds[first:][:size])
+        partial(make_collector, replace(settings, num_envs=size), policies[0], 40, group, seeds[first:][:size])
         for group, (size, first) in enumerate(zip(SIZES, firsts, strict=True))
     ]
-    whole = make_collector(partial(make_env, 5), settings, policies[1], 40, 0, seeds)
+    whole = make_collector(settings, policies[1], 40, 0, seeds)
     head, generators = policies[1].head, [torch.Generator().manual_seed(group) for group in range(len(SIZES))]
     draw = head.noise
     head.noise = lambda shape, _: torch.cat([draw((40, n), g) for n, g in zip(SIZES, generators, strict=True)], 1)
@@ -157,7 +157,7 @@ def test_every_rollout_is_of_the_policy_that_learns_from_it():
     make_trainer(max_epochs=2, limit_val_batches=1.0, callbacks=[seen]).fit(model, data)
     assert seen.lags == [0.0] * 4
     for policy, rollout in zip(seen.policies, model.rollouts, strict=False):
-        now, _ = policy.evaluate_rollout(rollout)
+        now, _ = evaluate_rollout(policy, rollout)
         torch.testing.assert_close(now.log_probs, rollout.log_probs, atol=1e-5, rtol=1e-5)
     # the environments are those of one process, and every one is acted for with noise of its own
     alone, data = build("Pendulum-v1", Recording, overlap=False)
@@ -176,23 +176,36 @@ def test_another_number_of_processes_is_said_on_resuming(tmp_path):
         assert train.main([f"run_dir={tmp_path}", "resume=last", "total_env_steps=256", "rollout.processes=1"]) == 0
 
 
+def test_processes_that_were_started_end_if_another_cannot_be(monkeypatch):
+    started, killed = [], []
+
+    class Remote:
+        def __init__(self, make, policy, precision, threads):
+            if started:
+                raise ConfigError("no second one")
+            started.append(self)
+
+        def kill(self):
+            killed.append(self)
+
+    monkeypatch.setattr(processes, "RemoteCollector", Remote)
+    settings, rollout = EnvConfig("Pendulum-v1", 3, backend="sync"), RolloutConfig(8, processes=3)
+    env = make_vector_env("Pendulum-v1", 1)
+    policy = agent_of(env.single_observation_space, env.single_action_space, "gaussian").float()
+    shares = processes.shares_of(3, 3, seed=1, rank=0)
+    assert [share.num_envs for share in shares] == [1, 1, 1]
+    assert len({seed for share in shares for seed in (share.noise_seed, *share.seeds)}) == 6
+    with pytest.raises(ConfigError, match="no second one"):
+        processes.start_collecting(env, policy, settings, rollout, shares, torch.device("cpu"), nullcontext, False)
+    assert len(started) == 1 and killed == started
+
+
 def test_a_fault_of_one_group_waits_for_the_others():
-    settings = EnvConfig(id="tests.test_masks:Forbidden", backend="sync")
+    settings = EnvConfig("tests.test_masks:Forbidden", 1, backend="sync", stagger=False)
     kwargs = [{}, {"blocked_at": 3}]
     env = Forbidden()
     policy = agent_of(env.observation_space, env.action_space, "gaussian").float()
-    makes = [
-        partial(
-            make_collector,
-            partial(make_vector_env, settings.id, 1, backend="sync", kwargs=k),
-            settings,
-            policy,
-            8,
-            0,
-            [1],
-        )
-        for k in kwargs
-    ]
+    makes = [partial(make_collector, replace(settings, kwargs=k), policy, 8, 0, [1]) for k in kwargs]
     for number, order in enumerate((makes, makes[::-1])):
         grouped = make_groups(order, 2)
         try:
@@ -230,7 +243,7 @@ def test_nobody_outlives_the_trainer(tmp_path):
     """Killed while environments hang in a process that it started, and in one that this one started."""
     arguments = ["env.id=tests.test_groups:Hangs", "env.num_envs=2", "rollout.num_steps=8", "update.minibatch_size=16"]
     arguments += ["evaluation.episodes=0", "rollout.processes=2", "rollout.overlap=true", f"run_dir={tmp_path / 'run'}"]
-    code = f"import train; train.main({arguments})"
+    code = f"from lightning_ppo.cli import train; train.main({arguments})"
     script = tmp_path / "script.py"
     script.write_text(f"if __name__ == '__main__':\n    {code}\n")
     paths = {"PYTHONPATH": str(ROOT), "HANGS": str(tmp_path)}

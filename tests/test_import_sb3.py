@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from lightning_ppo import PPO
-from lightning_ppo.checkpoint import read_checkpoint
 from lightning_ppo.cli import main as command
-from lightning_ppo.config import load_over
-from lightning_ppo.sb3 import read_zip, to_settings
+from lightning_ppo.cli import train
+from lightning_ppo.interop.sb3 import read_zip, to_settings
+from lightning_ppo.settings.loading import load_over
+from lightning_ppo.support.checkpoint_files import read_checkpoint
 from tests.data.images import OBSERVATIONS, weights
 
 DATA = Path(__file__).parent / "data"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-import train
-from lightning_ppo.callbacks import requeue
+from lightning_ppo.cli import train
+from lightning_ppo.run.stopping import requeue
 from tests.crash_test import differences
 from tests.test_cli import SMALL, rows
 

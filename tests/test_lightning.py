@@ -10,10 +10,11 @@ from pytorch_lightning.callbacks import DeviceStatsMonitor, EarlyStopping, Learn
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-import train
-from lightning_ppo import PPO, RolloutDataModule, module
-from lightning_ppo.config import load
-from lightning_ppo.loggers import MetricsCSV
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.run import training
+from lightning_ppo.run.loggers import MetricsCSV
+from lightning_ppo.settings.loading import load
+from lightning_ppo.speed import shortcuts as module
 from tests.test_cli import SMALL
 from tests.test_module import Recording, make_pair, make_trainer
 
@@ -248,7 +249,7 @@ trainer:
   max_epochs: 1
 """
     )
-    train.train(load([path], [*SMALL, f"run_dir={tmp_path / 'run'}"]))
+    training.train(load([path], [*SMALL, f"run_dir={tmp_path / 'run'}"]))
     assert [c.count for c in CountingCallback.instances] == [2, 12]
     assert (tmp_path / "extra" / "metrics.csv").exists()
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
-import train
-from lightning_ppo.config import load
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.loggers import make_loggers
+from lightning_ppo.run import training
+from lightning_ppo.run.loggers import make_loggers
+from lightning_ppo.settings.loading import load
+from lightning_ppo.support.errors import ConfigError
 
 TINY = [
     *("env.num_envs=4", "rollout.num_steps=32", "update.epochs=1", "rollouts_per_epoch=1", "total_env_steps=300"),
@@ -20,7 +20,7 @@ TINY = [
 
 
 def fit(tmp_path: Path, *overrides: str) -> None:
-    train.train(load([], [*TINY, f"run_dir={tmp_path / 'run'}", *overrides]))
+    training.train(load([], [*TINY, f"run_dir={tmp_path / 'run'}", *overrides]))
 
 
 def test_csv_and_tensorboard_are_there_without_asking():
@@ -60,7 +60,7 @@ def test_what_is_no_logger_is_explained(entry, message):
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_names_the_extra(name, monkeypatch):
-    monkeypatch.setattr("lightning_ppo.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_ppo.run.loggers.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"{name} needs the package {name}: pip install 'lightning-ppo\[{name}\]'"):
         make_loggers([name], Path("run"))
 

@@ -7,17 +7,18 @@ from gymnasium import spaces
 from torch import nn
 
 from lightning_ppo import PPO
-from lightning_ppo.config import NormalizeConfig, PolicyConfig
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.loss_terms import ActionSmoothness, DualClip, LossTerm, MirrorSymmetry, make_loss_terms
-from lightning_ppo.objectives import clipped_surrogate_loss
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.rollout import Minibatch
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.rollout.shapes import Minibatch
+from lightning_ppo.settings.algorithm import NormalizeConfig
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.update.loss_terms import ActionSmoothness, DualClip, LossTerm, MirrorSymmetry, make_loss_terms
+from lightning_ppo.update.objectives import clipped_surrogate_loss
 from tests.test_module import make_pair, make_trainer
 from tests.test_policy_objectives import FIRST_ORDER
 from tests.test_trust_region import Watched
 
-PATH = "lightning_ppo.loss_terms."
+PATH = "lightning_ppo.update.loss_terms."
 CARTPOLE_MIRROR = {
     "observation_indices": [0, 1, 2, 3],
     "observation_signs": [-1, -1, -1, -1],
@@ -302,9 +303,12 @@ def test_a_term_of_the_users_own_with_parameters(compiled, tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (["lightning_ppo.loss_terms.Nothing"], "loss_terms: cannot import"),
-        ([{"class_path": "lightning_ppo.loss_terms.Nothing", "weight": 0}], "loss_terms: cannot import"),
-        (["lightning_ppo.policy.ActorCritic"], "loss_terms: lightning_ppo.policy.ActorCritic is no"),
+        (["lightning_ppo.update.loss_terms.Nothing"], "loss_terms: cannot import"),
+        ([{"class_path": "lightning_ppo.update.loss_terms.Nothing", "weight": 0}], "loss_terms: cannot import"),
+        (
+            ["lightning_ppo.policy.actor_critic.ActorCritic"],
+            "loss_terms: lightning_ppo.policy.actor_critic.ActorCritic is no",
+        ),
         ([entry("dual_clip", -1)], "values must be finite and not negative"),
         ([{**entry("dual_clip", 1), "wieght": 2}], "got 'wieght'"),
         ([entry("dual_clip", 1), entry("dual_clip", 2)], "the name dual_clip is taken"),

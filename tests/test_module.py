@@ -11,9 +11,9 @@ import torch
 from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
-from lightning_ppo.iteration import MinibatchReport
-from lightning_ppo.rollout import Rollout
+from lightning_ppo.rollout.shapes import Rollout
+from lightning_ppo.support.errors import ConfigError, NonFiniteError, UnsupportedSpaceError
+from lightning_ppo.update.reports import MinibatchReport
 from tests.crash_test import same
 from tests.helpers import Count, transitions
 
@@ -250,7 +250,7 @@ def test_schedules_follow_env_steps():
 
     class Spy(PPO):
         def minibatch_loss(self, minibatch):
-            seen.append((float(self._current["clip_range"]), self.trainer.optimizers[0].param_groups[0]["lr"]))
+            seen.append((float(self.coefficients.now["clip_range"]), self.trainer.optimizers[0].param_groups[0]["lr"]))
             return super().minibatch_loss(minibatch)
 
     linear = {"kind": "linear", "start": 0.4, "end": 0.0}
@@ -555,14 +555,20 @@ def test_without_a_c_compiler_training_goes_on_uncompiled_with_one_line(monkeypa
     assert torch.equal(weights, weights_after_training())
 
 
+def test_what_a_ppo_holds_is_in_its_own_constructor():
+    assert PPO.__bases__ == (pl.LightningModule,)
+    model, _ = make_pair()
+    assert (model.env_steps, model.iterations, list(model.recent_returns)) == (0, 0, [])
+    assert not any(key.startswith("evaluation") for key in model.state_dict())  # files of before load
+
+
 def test_compiling_draws_no_random_numbers():
     """Else a resumed run, which compiles again, would go on with other numbers than one that was never stopped."""
 
     class Prepared(PPO):
         def training_step(self, rollout, batch_idx):
-            self._apply_schedules()
-            update, state = self._update(), torch.get_rng_state()
-            update.prepare(rollout.flatten(), 16)
+            state = torch.get_rng_state()
+            update, _ = self._prepare(rollout.flatten())
             assert update.latest_compile_seconds > 0.0
             self.unchanged = torch.equal(torch.get_rng_state(), state)
             update.backward(rollout.flatten(), torch.arange(16), torch.ones(()))

@@ -10,12 +10,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import PolicyConfig
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.export import Deployed, export
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.rollout import select
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.interop.export import Deployed, export
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.rollout.shapes import select
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import ConfigError
 from tests.test_module import make_trainer
 from tests.test_spaces import ARM, MIXED, Anything, agent_of, collected, flattened, observed
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_ppo.normalization import ObservationNormalizer, RewardScaler, RunningMoments
+from lightning_ppo.policy.normalization import ObservationNormalizer, RewardScaler, RunningMoments
 
 
 def moments(*batches: Tensor, shape: tuple[int, ...] = ()) -> RunningMoments:

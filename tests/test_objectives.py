@@ -9,8 +9,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from lightning_ppo.distributions import make_action_head
-from lightning_ppo.objectives import (
+from lightning_ppo.policy.distributions import make_action_head
+from lightning_ppo.update.objectives import (
     clipped_surrogate_loss,
     explained_variance,
     kl_k1,

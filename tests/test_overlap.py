@@ -9,10 +9,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import train
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.packing import unpack
+from lightning_ppo.cli import train
+from lightning_ppo.policy.scoring import evaluate_rollout
+from lightning_ppo.run import training
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.packing import unpack
 from tests.helpers import Count, vector
 from tests.test_checkpoint import SETTINGS, MidEpoch, assert_same_agent
 from tests.test_cli import SMALL, rows
@@ -74,8 +76,8 @@ def test_every_rollout_is_of_the_policy_one_update_before(env, policy, precision
     for iteration, rollout in enumerate(model.rollouts):
         behaviour = seen.policies[rollout.policy_version]
         with context:
-            then, _ = behaviour.evaluate_rollout(rollout)
-            now, _ = seen.policies[iteration].evaluate_rollout(rollout)
+            then, _ = evaluate_rollout(behaviour, rollout)
+            now, _ = evaluate_rollout(seen.policies[iteration], rollout)
         torch.testing.assert_close(then.log_probs, rollout.log_probs, **tolerance)
         torch.testing.assert_close(then.values, rollout.values, **tolerance)
         torch.testing.assert_close(then.distribution, rollout.distribution, **tolerance)
@@ -139,15 +141,15 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
 
     class Interrupt(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            if module.iterations == 3:
+            if module.iterations == 4:
                 signal.raise_signal(signal.SIGINT)
 
-    build_trainer = train.build_trainer
+    build_trainer = training.build_trainer
     monkeypatch.setattr(
-        train, "build_trainer", lambda *given: build_trainer(*given[:5], [*given[5], Interrupt()], *given[6:])
+        training, "build_trainer", lambda *given: build_trainer(*given[:5], [*given[5], Interrupt()], *given[6:])
     )
     assert train.main([*arguments, f"run_dir={tmp_path / 'stopped'}"]) == 130
-    monkeypatch.setattr(train, "build_trainer", build_trainer)
+    monkeypatch.setattr(training, "build_trainer", build_trainer)
     saved = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
     ahead = unpack(saved["RolloutDataModule"]["ranks"][0])["collector"]["ahead"]
     assert ahead["policy_version"] == saved["ppo"]["iterations"] - 1 == 3

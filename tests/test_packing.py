@@ -5,7 +5,7 @@ import io
 import torch
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.packing import pack, unpack
+from lightning_ppo.support.packing import pack, unpack
 from tests.test_module import make_trainer
 
 

@@ -15,18 +15,20 @@ import torch
 from gymnasium import spaces
 
 from lightning_ppo import PPO
-from lightning_ppo.callbacks import Timing
-from lightning_ppo.config import PolicyConfig, load
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.evaluation import play
-from lightning_ppo.hardware import fastest_precision, keep_freed_memory, limit_threads, use_cores
-from lightning_ppo.networks import ImpalaCNN, NatureCNN
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.rollout import Minibatch
-from lightning_ppo.tree import take_rows
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.images import ImpalaCNN, NatureCNN
+from lightning_ppo.rollout.shapes import Minibatch
+from lightning_ppo.run.callbacks import Timing
+from lightning_ppo.run.trainer import build_trainer
+from lightning_ppo.settings.loading import load
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.speed.freed_memory import keep_freed_memory
+from lightning_ppo.speed.hardware import fastest_precision, limit_threads, use_cores
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.tree import take_rows
 from tests.helpers import transitions, vector
 from tests.test_learning import learn
-from train import build_trainer
 
 IMAGE = spaces.Box(0, 255, (4, 40, 44), np.uint8)
 
@@ -159,7 +161,7 @@ def test_impala_is_a_name_in_the_settings():
     # 16, 32 and 32 channels of 3 x 3 after 4, and four convolutions more in each of the three sections
     convolutions = [m for m in cnn.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [c.out_channels for c in convolutions] == [16] * 5 + [32] * 10
-    with pytest.raises(ConfigError, match=r"policy.encoder: expected null, impala or a class path, got 'resnet'"):
+    with pytest.raises(ConfigError, match=r"policy.encoder: expected a class path or one of impala, got 'resnet'"):
         PolicyConfig(encoder="resnet")
 
 
@@ -223,7 +225,7 @@ def test_freed_memory_is_used_again_unless_the_person_says_how():
     """In processes of their own, since the setting stays; other C libraries go their own way in both."""
     script = """
 import resource, torch
-from lightning_ppo.hardware import keep_freed_memory
+from lightning_ppo.speed.freed_memory import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -8,10 +8,11 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from lightning_ppo.config import NormalizeConfig, PolicyConfig
-from lightning_ppo.errors import UnsupportedSpaceError
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.spaces import space_from_spec, space_leaves, space_to_spec
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import NormalizeConfig
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import UnsupportedSpaceError
+from lightning_ppo.support.spaces import space_from_spec, space_leaves, space_to_spec
 from tests.helpers import transitions
 
 BATCH = 31

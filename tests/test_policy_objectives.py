@@ -8,11 +8,11 @@ import pytorch_lightning as pl
 import torch
 from gymnasium import spaces
 
-from lightning_ppo.config import UpdateConfig
-from lightning_ppo.distributions import make_action_head
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.objectives import adapted_coefficient
-from lightning_ppo.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms, make_objective
+from lightning_ppo.policy.distributions import make_action_head
+from lightning_ppo.settings.algorithm import UpdateConfig
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.update.objectives import adapted_coefficient
+from lightning_ppo.update.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms, make_objective
 from tests.test_module import make_pair, make_trainer
 from tests.test_trust_region import Watched
 

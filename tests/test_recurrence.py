@@ -10,19 +10,20 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import NormalizeConfig, PolicyConfig, RolloutConfig, UpdateConfig, resolve_sequence_length
-from lightning_ppo.envs import make_vector_env
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.evaluation import play
-from lightning_ppo.networks import CustomNetwork
-from lightning_ppo.objectives import kl_k3
-from lightning_ppo.packing import unpack
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.recurrence import RecurrentCore, run_core, run_cores
-from lightning_ppo.rollout import Episodes, Rollout, select, shuffled_indices
-from lightning_ppo.stream import RolloutStream
-from tests.helpers import Count, vector
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.stream import RolloutStream
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.policy.networks import CustomNetwork
+from lightning_ppo.policy.recurrence import RecurrentCore, run_core, run_cores
+from lightning_ppo.policy.scoring import divergences, rollout_values
+from lightning_ppo.rollout.shapes import Episodes, Rollout, select, shuffled_indices
+from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig, UpdateConfig, resolve_sequence_length
+from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.packing import unpack
+from lightning_ppo.update.objectives import kl_k3
+from tests.helpers import Count, make_vector_env, vector
 from tests.test_checkpoint import assert_same_agent
 from tests.test_module import Recording, make_trainer
 
@@ -335,7 +336,7 @@ def test_values_and_bootstrap_values_are_those_of_the_whole_episode(mode, shared
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("at_once", [8192, 10])
 def test_sequence_evaluation_equals_acting(mode, kind, at_once, monkeypatch):
-    monkeypatch.setattr("lightning_ppo.policy.EVALUATION_ROWS", at_once)
+    monkeypatch.setattr("lightning_ppo.policy.scoring.EVALUATION_ROWS", at_once)
     env = counters(mode)
     policy = make_policy(env, kind)
     collecting = make_collector(env, policy, 12)
@@ -348,8 +349,8 @@ def test_sequence_evaluation_equals_acting(mode, kind, at_once, monkeypatch):
             for name in ("distribution", "log_probs", "values"):
                 one, other = rollout.unflatten(getattr(now, name), length), getattr(rollout, name)
                 assert torch.allclose(one[rollout.valid], other[rollout.valid], atol=1e-5), name
-            assert policy.divergences(rollout.flatten(length)).abs().max() < 1e-5
-            values, boundary = policy.rollout_values(rollout, length)
+            assert divergences(policy, rollout.flatten(length)).abs().max() < 1e-5
+            values, boundary = rollout_values(policy, rollout, length)
             assert torch.allclose(values, rollout.values, atol=1e-5)
             assert torch.allclose(boundary[:3], rollout.next_values[-1], atol=1e-5)
     assert rollout.starts[0].logical_not().any() and rollout.states[0].abs().min() > 0.0  # memory crosses rollouts
@@ -458,10 +459,10 @@ def test_the_first_ratio_is_one(env, policy, precision, tolerance):
         {"objective": "adaptive_kl"},
         {"objective": "policy_gradient"},
         {"objective": "trpo"},
-        {"loss_terms": ["lightning_ppo.loss_terms.ActionSmoothness"]},
+        {"loss_terms": ["lightning_ppo.update.loss_terms.ActionSmoothness"]},
         {"policy": {"dropout": 0.5}},
         {"update": {"recompute_advantages": True, "target_kl": 1.0}},
-        {"compile": True},
+        {"compile": True, "model": PPO},
     ],
     ids=str,
 )
@@ -469,11 +470,7 @@ def test_everything_trains_with_memory(settings):
     epochs = 1 if settings.get("objective") == "policy_gradient" else 2
     model, data = make_pair("Guided-v0", epochs, **settings)
     before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
-    if settings.get("compile"):
-        with pytest.warns(UserWarning, match=r"^compile: .*training goes on uncompiled$"):
-            make_trainer().fit(model, data)
-    else:
-        make_trainer().fit(model, data)
+    make_trainer().fit(model, data)
     for name, parameter in model.policy.named_parameters():
         assert parameter.isfinite().all() and not torch.equal(parameter, before[name]), name
 
@@ -643,7 +640,7 @@ class Shapeless(LastOnly):
             "network gives states of shape (2, 4), expected (2, 6)",
         ),
         ({"core": "lstm", "network": "tests.test_recurrence.Forgetful"}, "policy.core: a network of your own"),
-        ({"core": "rnn"}, "policy.core: expected null, lstm, gru or a class path, got 'rnn'"),
+        ({"core": "rnn"}, "policy.core: expected a class path or one of lstm, gru, got 'rnn'"),
     ],
 )
 def test_cores_that_cannot_work(settings, message):

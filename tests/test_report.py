@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from lightning_ppo.cli import main as command
-from lightning_ppo.config import load, to_yaml
 from lightning_ppo.report import make_page, read_run
 from lightning_ppo.report.charts import nice_ticks, short, tick_labels
 from lightning_ppo.report.runs import POINTS, changed_settings, group_runs
+from lightning_ppo.settings.loading import load, to_yaml
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ppo.objectives import clipped_surrogate_loss, kl_k3, masked_log_ratios, value_loss, weighted_sum
-from lightning_ppo.rollout import Episodes, Rollout, select, shuffled_indices
-from lightning_ppo.tree import tree_map
+from lightning_ppo.rollout.shapes import Episodes, Rollout, select, shuffled_indices
+from lightning_ppo.support.tree import tree_map
+from lightning_ppo.update.objectives import clipped_surrogate_loss, kl_k3, masked_log_ratios, value_loss, weighted_sum
 
 STEPS, ENVS = 8, 6
 SIZE = STEPS * ENVS

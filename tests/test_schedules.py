@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.schedules import Schedule
+from lightning_ppo.settings.schedules import Schedule
+from lightning_ppo.support.errors import ConfigError
 
 LINEAR = {"kind": "linear", "start": 1.0, "end": 0.0}
 COSINE = {"kind": "cosine", "start": 1.0, "end": 0.0}

@@ -11,8 +11,8 @@ from gymnasium import Space, spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from lightning_ppo import PPO, RolloutDataModule
-from lightning_ppo.evaluation import play
-from lightning_ppo.policy import ActorCritic
+from lightning_ppo.evaluation.play import play
+from lightning_ppo.policy.actor_critic import ActorCritic
 from tests.test_module import make_trainer
 from tests.test_spaces import ARM, BOXES, GRID, MIXED
 

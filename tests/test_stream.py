@@ -11,12 +11,12 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from lightning_ppo.collector import Collector
-from lightning_ppo.config import NormalizeConfig, PolicyConfig, RolloutConfig
-from lightning_ppo.envs import make_vector_env
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.stream import RolloutStream
-from tests.helpers import Count, transitions, vector
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.collection.stream import RolloutStream
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig
+from lightning_ppo.settings.networks import PolicyConfig
+from tests.helpers import Count, make_vector_env, transitions, vector
 
 NEXT_STEP = AutoresetMode.NEXT_STEP
 MODES = list(AutoresetMode)
@@ -234,7 +234,7 @@ def test_collecting_does_not_touch_the_observation_normaliser(mode):
     assert policy.training
     make_stream(env, policy, 16).next_rollout()
     after = dict(policy.inputs.normalizers[""].named_buffers())
-    assert before.keys() == after.keys() == {"mean", "variance", "count", "scale", "shift"}
+    assert before.keys() == after.keys() == {"mean", "variance", "count", "scale", "shift", "offset"}
     for name, x in after.items():
         assert torch.equal(x, before[name]), name
 
@@ -259,11 +259,11 @@ def test_state_round_trip(env_id, num_steps, rollouts):
         stream = make_stream(envs[0], policy, num_steps)
         for _ in range(rollouts):
             stream.next_rollout()
-        state, saved_policy = stream.state_dict(), copy.deepcopy(policy)
+        state, saved_policy = stream.get_state(), copy.deepcopy(policy)
         expected = [stream.next_rollout() for _ in range(2)]
         resumed = make_stream(envs[1], saved_policy, num_steps, seed=99)
         # serialised only now: the saved state must not have moved with the stream
-        resumed.load_state_dict(reloaded(state))
+        resumed.set_state(reloaded(state))
         assert sum(len(r.episodes.returns) for r in expected) > 0
         for rollout in expected:
             assert_equal(resumed.next_rollout(), rollout)
@@ -282,7 +282,7 @@ def test_state_round_trip_with_ends_on_the_edge(mode, num_steps):
     stream = make_stream(env, policy, num_steps)
     stream.next_rollout()
     resumed = make_stream(make_env(), copy.deepcopy(policy), num_steps, seed=99)
-    resumed.load_state_dict(reloaded(stream.state_dict()))
+    resumed.set_state(reloaded(stream.get_state()))
     for _ in range(4):
         assert_equal(resumed.next_rollout(), stream.next_rollout())
 
@@ -302,12 +302,12 @@ def test_where_the_state_cannot_be_had_episodes_start_anew(backend):
             policy.network.actor_output.weight.zero_()
         stream = make_stream(env, policy, 8, gamma=0.5)
         stream.next_rollout()
-        state, saved_policy = reloaded(stream.state_dict()), copy.deepcopy(policy)
+        state, saved_policy = reloaded(stream.get_state()), copy.deepcopy(policy)
         assert state["collector"]["stepper"]["env"] is None
         assert state["collector"]["stepper"]["reason"]
         expected = stream.next_rollout()
         resumed = make_stream(make_env(), saved_policy, 8, gamma=0.5, seed=99)
-        resumed.load_state_dict(state)
+        resumed.set_state(state)
         rollout = resumed.next_rollout()
     # the second rollout of the first stream is in the midst of an episode
     assert expected.observations[:, 0, 0].tolist() == [3, 4, 0, 1, 2, 3, 4, 0]

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_ppo.envs import get_env_state, make_vector_env, set_env_state
+from lightning_ppo.envs import get_env_state, set_env_state
 from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.envs.torch_envs import TorchCartPole, TorchPendulum
-from lightning_ppo.errors import ConfigError
+from lightning_ppo.support.errors import ConfigError
+from tests.helpers import make_vector_env
 
 CASES = [("CartPole-v1", TorchCartPole), ("Pendulum-v1", TorchPendulum)]
 

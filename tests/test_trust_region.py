@@ -9,12 +9,12 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo import PPO
-from lightning_ppo.config import TrustRegionConfig
-from lightning_ppo.distributed import mean_over_ranks
-from lightning_ppo.distributions import make_action_head
-from lightning_ppo.errors import ConfigError
-from lightning_ppo.networks import MLP
-from lightning_ppo.trust_region import FisherProduct, TrustRegion, conjugate_gradients, flatten, set_gradients
+from lightning_ppo.policy.distributions import make_action_head
+from lightning_ppo.policy.layers import MLP
+from lightning_ppo.settings.algorithm import TrustRegionConfig
+from lightning_ppo.support.distributed import mean_over_ranks
+from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.update.trust_region import FisherProduct, TrustRegion, conjugate_gradients, flatten, set_gradients
 from tests.test_module import make_pair, make_trainer
 
 ROWS = 64
@@ -388,7 +388,7 @@ class Normalised(TwoTrunks):
 
 
 def test_a_network_that_shares_nothing_and_a_term_of_weight_0_are_taken():
-    term = {"class_path": "lightning_ppo.loss_terms.DualClip", "weight": 0}
+    term = {"class_path": "lightning_ppo.update.loss_terms.DualClip", "weight": 0}
     model = train(rollouts=2, policy={"network": "tests.test_trust_region.TwoTrunks"}, loss_terms=[term])
     assert len(model.logged) == 2
 

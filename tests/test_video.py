@@ -18,11 +18,12 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.cli import main as command
-from lightning_ppo.config import EnvConfig, as_section
-from lightning_ppo.errors import ConfigError, EnvironmentFault, UserError
-from lightning_ppo.policy import ActorCritic
-from lightning_ppo.recording import RecordVideo
-from lightning_ppo.video import PREVIEW_FRAMES, PREVIEW_WIDTH, Preview, Stage, VideoFile
+from lightning_ppo.evaluation.video import PREVIEW_FRAMES, PREVIEW_WIDTH, Preview, Stage, VideoFile
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.run.recording import RecordVideo
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.settings.loading import as_section
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError
 from tests.helpers import Count
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="needs the extra video")
@@ -190,7 +191,7 @@ def test_the_agent_is_played_as_the_run_evaluated_it_unless_told_otherwise(deter
 @pytest.mark.parametrize(("given", "played"), [(None, False), (True, True)])
 def test_videos_show_what_is_evaluated_unless_told_otherwise(given, played, tmp_path, monkeypatch):
     modes = []
-    monkeypatch.setattr("lightning_ppo.recording.VideoFile", lambda path, fps: nullcontext())
+    monkeypatch.setattr("lightning_ppo.run.recording.VideoFile", lambda path, fps: nullcontext())
     monkeypatch.setattr(Stage, "play", lambda self, policy, episodes, seed, mode, sinks: modes.append(mode))
     fit(tmp_path, RecordVideo(1, deterministic=given), evaluation={"deterministic": False})
     assert modes == [played]
@@ -221,7 +222,7 @@ def test_video_must_be_an_mp4(checkpoint, capsys):
 def test_mujoco_is_drawn_without_a_display():
     pytest.importorskip("mujoco", reason="needs the extra mujoco")
     code = (
-        "from lightning_ppo.config import EnvConfig; from lightning_ppo.video import Stage\n"
+        "from lightning_ppo.settings.sections import EnvConfig; from lightning_ppo.evaluation.video import Stage\n"
         "with Stage(EnvConfig('HalfCheetah-v5')) as stage: print(stage.picture().std())"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")}

@@ -155,6 +155,61 @@ def test_a_config_in_the_current_folder_wins(installed, tmp_path):
     assert "id: Pendulum-v1" in installed("train", "cartpole", "--print-config", folder=tmp_path).stdout
 
 
+MY_ENV = """
+import gymnasium
+from gymnasium import spaces
+
+class MyEnv(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample() * 0, {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample() * 0, float(action), self.steps == 5, False, {}
+"""
+
+
+@pytest.mark.parametrize("called", [["lightning-ppo"], ["python", "-m", "lightning_ppo"]], ids=["command", "module"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["env.backend=async", "env.num_envs=2"],
+        ["rollout.processes=2"],
+        ["rollout.overlap=true", "rollout.processes=2"],
+        ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"],
+    ],
+    ids=["async", "processes", "overlap", "ranks"],
+)
+def test_an_environment_in_the_current_folder_is_found_in_every_process(called, settings, installed, tmp_path):
+    (tmp_path / "my_env.py").write_text(MY_ENV)
+    arguments = ["train", *TINY, "env.id=my_env:MyEnv", "total_env_steps=256", "run_dir=run", *settings]
+    installed.run(*called, *arguments, folder=tmp_path)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["env_id"] == "my_env:MyEnv"
+    assert summary["world_size"] == (2 if "trainer.devices=2" in settings else 1)
+    assert 0.0 <= summary["eval_return_mean"] <= 5.0
+    if "rollout.processes=2" in settings:
+        return
+    result = json.loads(installed.run(*called, "evaluate", "run/checkpoints/last.ckpt", folder=tmp_path).stdout)
+    assert result["length_mean"] == 5.0
+
+
+def test_training_from_python(installed, tmp_path):
+    settings = dict(item.split("=") for item in TINY)
+    code = f"""
+import yaml, lightning_ppo
+settings = {{key: yaml.safe_load(value) for key, value in {settings!r}.items()}}
+summary = lightning_ppo.train({{"env.id": "Pendulum-v1", "total_env_steps": 64, "run_dir": "run", **settings}})
+assert summary["iterations"] == 1 and summary["env_id"] == "Pendulum-v1"
+"""
+    installed.run("python", "-c", code, folder=tmp_path)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_a_run_is_resumed(installed, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     before = json.loads((trained / "summary.json").read_text())

@@ -7,8 +7,8 @@ from pathlib import Path
 from lightning_laps import race, stopwatch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lightning_ppo.config import load
-from train import train
+from lightning_ppo.run.training import train
+from lightning_ppo.settings.loading import load
 
 if __name__ == "__main__":  # a second process imports this file
     summary = train(

@@ -21,5 +21,5 @@
 source .venv/bin/activate
 
 # resume=auto starts the run the first time, and goes on with it after each requeueing
-srun python train.py configs/halfcheetah.yaml trainer.num_nodes=2 trainer.devices=8 trainer.accelerator=gpu \
+srun lightning-ppo train halfcheetah trainer.num_nodes=2 trainer.devices=8 trainer.accelerator=gpu \
   trainer.strategy=ddp run_dir=runs/cheetah resume=auto

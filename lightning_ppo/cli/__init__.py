@@ -1,26 +1,26 @@
-"""The commands of `python -m lightning_ppo`, one module each; torch and the like are imported when one runs."""
+"""The command `lightning-ppo`, one module for each subcommand; torch and the like are imported when one runs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lightning_ppo import errors
-from lightning_ppo.cli import doctor, evaluate, export, import_sb3, report
-from lightning_ppo.config import nearest
-from lightning_ppo.errors import ConfigError
+from lightning_ppo.cli import configs, doctor, evaluate, export, import_sb3, report, train
+from lightning_ppo.support import errors
+from lightning_ppo.support.errors import ConfigError, nearest
+from lightning_ppo.support.program import program
 
-COMMANDS = (evaluate, report, export, import_sb3, doctor)
-"""Modules with NAME, HELP and EXAMPLES, `add_arguments(parser)` and `run(options)`, which returns the exit code."""
+COMMANDS = (evaluate, report, export, import_sb3, configs, doctor)
+"""Modules with NAME, HELP and EXAMPLES, `add_arguments(parser)` and `run(options)`, which returns the exit code.
+
+The command `train` takes settings instead of options, so it reads its arguments itself."""
 
 OVERVIEW = """\
-Train with train.py; these commands are for what comes after.
-
 examples:
 {examples}
 
-Training: python train.py [CONFIG.yaml ...] [key=value ...], see python train.py --help.
-Configs are YAML files in configs/; every setting and its default: python train.py --print-config.
+Every setting of `train` and its default: {program} train --print-config.
 """
 
 
@@ -30,21 +30,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _block(examples: Sequence[tuple[str, str]]) -> str:
-    width = max(len(command) for command, _ in examples)
-    return "\n".join(f"  {command:<{width}}  {meaning}".rstrip() for command, meaning in examples)
+    lines = [(f"{program()} {command}", meaning) for command, meaning in examples]
+    width = max(len(line) for line, _ in lines)
+    return "\n".join(f"  {line:<{width}}  {meaning}".rstrip() for line, meaning in lines)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; parsing raises ConfigError instead of exiting."""
     layout = argparse.RawDescriptionHelpFormatter
-    epilog = OVERVIEW.format(examples=_block([example for command in COMMANDS for example in command.EXAMPLES[:1]]))
+    first = [example for command in (train, *COMMANDS) for example in command.EXAMPLES[:1]]
     parser = _Parser(
-        prog="python -m lightning_ppo",
-        description="Commands of lightning_ppo, Proximal Policy Optimization on PyTorch Lightning.",
-        epilog=epilog,
+        prog=program(),
+        description="Proximal Policy Optimization on PyTorch Lightning.",
+        epilog=OVERVIEW.format(examples=_block(first), program=program()),
         formatter_class=layout,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    subparsers.add_parser(train.NAME, help=train.HELP, add_help=False)
     for command in COMMANDS:
         subparser = subparsers.add_parser(
             command.NAME,
@@ -62,12 +64,16 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 1 if it failed, 2 for a mistake on the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # classes of the user's own lie there; an installed package is never replaced
+    if arguments[:1] == [train.NAME]:
+        return train.main(arguments[1:])
     debug = "--debug" in arguments
     parser = make_parser()
     if not arguments:
         parser.print_help()
         return 0
-    names = [command.NAME for command in COMMANDS]
+    names = [command.NAME for command in (train, *COMMANDS)]
     try:
         if not arguments[0].startswith("-") and arguments[0] not in names:
             raise ConfigError(f"{arguments[0]}: unknown command; did you mean {nearest(arguments[0], names)}?")

@@ -5,8 +5,8 @@ import argparse
 NAME = "import-sb3"
 HELP = "turn an agent that PPO of Stable-Baselines3 has saved into a checkpoint"
 EXAMPLES = (
-    ("python -m lightning_ppo import-sb3 model.zip agent.ckpt --env CartPole-v1", "same actions, same values"),
-    ("python -m lightning_ppo import-sb3 model.zip agent.ckpt --env Hopper-v5 --statistics vecnormalize.npz", ""),
+    ("import-sb3 model.zip agent.ckpt --env CartPole-v1", "acts as the original"),
+    ("import-sb3 model.zip agent.ckpt --env Hopper-v5 --statistics vecnormalize.npz", ""),
 )
 
 
@@ -22,11 +22,12 @@ def run(options: argparse.Namespace) -> int:
     """Convert, and say how to go on."""
     import logging
 
-    from lightning_ppo.sb3 import convert
+    from lightning_ppo.interop.sb3 import convert
+    from lightning_ppo.support.program import program
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for note in convert(options.source, options.target, options.env, options.statistics):
         print(f"note: {note}")
-    print(f"play it      python -m lightning_ppo evaluate {options.target}")
-    print(f"train it on  python train.py resume={options.target} run_dir=RUN_DIR total_env_steps=N")
+    print(f"play it      {program()} evaluate {options.target}")
+    print(f"train it on  {program()} train resume={options.target} run_dir=RUN_DIR total_env_steps=N")
     return 0

@@ -5,14 +5,14 @@ import argparse
 NAME = "report"
 HELP = "write one HTML page about one or more runs: results, curves, settings, versions"
 EXAMPLES = (
-    ("python -m lightning_ppo report runs/mine", "writes runs/mine/report.html"),
-    ("python -m lightning_ppo report runs/a runs/b --output report.html", "overlaid; seeds of one config in a band"),
+    ("report runs/mine", "writes runs/mine/report.html"),
+    ("report runs/a runs/b --output report.html", "overlaid; seeds of one config in a band"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a run directory of train.py")
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a run directory of `train`")
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first run directory)")
 
 

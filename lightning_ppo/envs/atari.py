@@ -1,6 +1,7 @@
-"""Atari games under one protocol whoever steps them, and what is learnt from where that is not the score."""
+"""Atari games under one protocol on every backend, and the clipped rewards and lost lives that are learnt from."""
 
 import copy
+import logging
 from typing import Any
 
 import gymnasium
@@ -8,13 +9,17 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from lightning_ppo.config import AtariConfig, EnvConfig
-from lightning_ppo.envs.lessons import REWARDS, TERMINATIONS
-from lightning_ppo.errors import ConfigError
+from lightning_ppo.envs.training_signal import REWARDS, TERMINATIONS
+from lightning_ppo.settings.environment import AtariConfig, EnvConfig
+from lightning_ppo.support.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 NAMESPACE = "ALE/"
 EMULATOR_FPS = 60.0
 """Frames per second of the console."""
+NOT_STAGGERED = "Atari games end at different times by themselves"
+"""Why `env.stagger` cuts none off."""
 OURS = {
     "noop_max": "noop_max",
     "fire_reset": "fire_reset",
@@ -93,8 +98,10 @@ def copy_settings(atari: AtariConfig) -> tuple[dict[str, Any], list[Any]]:
 
 def pool_settings(atari: AtariConfig) -> dict[str, Any]:
     """Return EnvPool's settings for the protocol."""
+    if atari.noop_max == 0:
+        _log.warning("env.atari.noop_max=0: EnvPool draws from 1 idle frame on, so games begin with one")
     return {
-        "noop_max": max(1, atari.noop_max),  # EnvPool draws from 1 on, and crashes at 0
+        "noop_max": max(1, atari.noop_max),  # EnvPool crashes at 0
         "use_fire_reset": atari.fire_reset,
         "frame_skip": atari.frame_skip,
         "stack_num": atari.frame_stack,

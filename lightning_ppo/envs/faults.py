@@ -1,7 +1,7 @@
 """One copy of an environment, watched: what goes wrong in it is named, and the copy can be replaced."""
 
 import copy
-import io
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +10,18 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
-from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
+from lightning_ppo.envs.built import built_of
+from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, outside
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
-from lightning_ppo.envs.state import read_layer, write_layer
-from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.tree import tree_leaves
+from lightning_ppo.envs.scores import notices_of
+from lightning_ppo.envs.state import from_bytes, get_env_state, set_env_state, to_bytes
+from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.tree import tree_leaves
+
+_log = logging.getLogger(__name__)
 
 MakeEnv = Callable[[], gymnasium.Env]
 
@@ -56,6 +60,9 @@ class GuardedEnv(gymnasium.Wrapper):
         self._raises = lambda: raises
         self._seed = 0
         self._fault = ""
+        self._notices = notices_of(self.env)
+        self._noted = False
+        self.refusal = ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode, in a new copy if the former one has failed."""
@@ -95,24 +102,32 @@ class GuardedEnv(gymnasium.Wrapper):
 
     @property
     def exact_state(self) -> tuple[bytes, str]:
-        """The state of the environment as `torch.save` writes it, empty where it cannot be had, and why not."""
-        state, reason = read_layer(self)
-        if state is None:
-            return b"", reason
-        file = io.BytesIO()
-        torch.save(state, file)
-        return file.getvalue(), ""
+        """The state of the environment as bytes, empty where it cannot be had, and why not."""
+        state, reason = get_env_state(self)
+        return (b"" if state is None else to_bytes(state)), reason
 
     @exact_state.setter
     def exact_state(self, state: bytes) -> None:
-        write_layer(self, torch.load(io.BytesIO(state), weights_only=True))
+        self.refusal = set_env_state(self, from_bytes(state))
+
+    @property
+    def built_facts(self) -> dict[str, str]:
+        """What the environment was built with."""
+        return built_of(self).facts()
+
+    def close(self) -> None:
+        """Close the environment; should it raise, it is left as it is, and a warning says so."""
+        try:
+            super().close()
+        except Exception as error:
+            _warn_of_close(f"env {self.index}", error)
 
     def _replaced(self, fault: str) -> tuple[Any, dict[str, Any]]:
         """Start an episode in a new copy, seeded by how many came before."""
         try:
             self.env = self._make()
         except Exception as error:
-            raise EnvironmentFault(f"{fault}; and could not be built again: {_one_line(error)}") from error
+            raise EnvironmentFault(f"{fault}; and could not be built again: {one_line(error)}") from error
         seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
         observation, info = self._checked("reset", lambda: self.env.reset(seed=seed))
         return observation, {**info, FAULT: fault, REPLACED: True}
@@ -126,64 +141,73 @@ class GuardedEnv(gymnasium.Wrapper):
             with self._time_limit():
                 result = call()
             problem = self._problem(result, 5 if what == "step" else 2)
+            if problem is None:
+                result, problem = self._as_declared(result, f"{what} {self.steps}")
         except _TimedOut as limit:
             raise EnvironmentFault(
                 f"env {self.index} did not return from {what} {self.steps} within {limit} (env.timeout)"
             ) from None
         except Exception as error:
-            reason = f"{type(error).__name__}: {_one_line(error)}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise EnvironmentFault(f"env {self.index} raised in {what} after {self.steps} steps: {reason}") from error
         if problem is not None:
             raise EnvironmentFault(f"env {self.index} returned {problem[0]} from {what} {self.steps}, {problem[1]}")
         return result
 
-    def _problem(self, result: Any, length: int) -> tuple[str, str] | None:
+    def _problem(self, result: Any, length: int) -> Problem:
         """Return what is wrong with the result of a step (5 items) or reset (2), and what was expected."""
         if not isinstance(result, tuple) or len(result) != length:
             items = f"a {type(result).__name__}" + (f" of {len(result)}" if hasattr(result, "__len__") else "")
             return items, f"expected a tuple of {length}"
         if not isinstance(result[-1], dict):
             return f"the info {result[-1]!r}", "expected a dict"
-        misfit = _misfit(self.env.observation_space, result[0])
-        if misfit is None and self._mendable():  # of others the rollout is looked at as a whole
-            misfit = _not_finite(result[0])
-        if misfit is not None or length == 2:
-            return misfit
+        problem = misfit(self.env.observation_space, result[0])
+        if problem is not None or length == 2:
+            return problem
         _, reward, terminated, truncated, _ = result
         if not isinstance(reward, float | int | np.number) and not (np.ndim(reward) == 0 and _is_number(reward)):
-            return f"the reward {' '.join(repr(reward).split())[:60]}", "expected a number"
+            return f"the reward {one_line(repr(reward), 60)}", "expected a number"
         if self._mendable() and not np.isfinite(float(reward)):
             return f"the reward {float(reward)}", "expected a finite number"
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, bool | np.bool_):
-                return f"{name}={' '.join(repr(flag).split())[:60]}", "expected a bool"
+                return f"{name}={one_line(repr(flag), 60)}", "expected a bool"
         return None
 
+    def _as_declared(self, result: Any, where: str) -> tuple[Any, Problem]:
+        """Return the result of a step or reset with an observation of the declared dtypes, and what is wrong with it.
 
-def _misfit(space: gymnasium.Space, observation: Any, path: str = "") -> tuple[str, str] | None:
-    """Return what of an observation does not have the structure and shapes of its space, and what they are."""
-    entry = f" in the entry {path}" if path else ""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        kind = dict if isinstance(space, spaces.Dict) else tuple
-        if not isinstance(observation, kind):
-            found = f"an observation of type {type(observation).__name__}{entry}"
-            return found, f"but its observation space is a {kind.__name__}"
-        children = dict(space.spaces if isinstance(space, spaces.Dict) else enumerate(space.spaces))
-        parts = observation if isinstance(observation, dict) else dict(enumerate(observation))
-        for key, child in children.items():
-            below = f"{path}/{key}" if path else str(key)
-            if key not in parts:
-                return f"an observation without the entry {below}", "but its observation space has one"
-            misfit = _misfit(child, parts[key], below)
-            if misfit is not None:
-                return misfit
-    elif space.shape is not None and np.shape(observation) != space.shape:
-        wanted = f"but its observation space has shape {space.shape}"
-        return f"an observation of shape {np.shape(observation)}{entry}", wanted
-    return None
+        That of a copy that cannot be replaced is looked at with the others, as are whole rollouts.
+        """
+        space = self.env.observation_space
+        observation, problem, note = as_declared(space, result[0])
+        if problem is None and self._mendable():
+            problem = _not_finite(observation) or outside(space, observation)
+        if note and not self._noted:
+            self._noted = True
+            self._notices.append(f"returned observations in {where} of {note}")
+        info = result[-1]
+        goes_on = len(result) == 2 or not (result[2] or result[3])
+        if self._notices and goes_on and NOTICE not in info:
+            info = {**info, NOTICE: self._notices.pop(0)}
+        elif observation is result[0]:
+            return result, problem
+        return (observation, *result[1:-1], info), problem
 
 
-def _not_finite(observation: Any) -> tuple[str, str] | None:
+def close_env(env: VectorEnv) -> None:
+    """Close a vector environment; should it raise, it is left as it is, and a warning says so."""
+    try:
+        env.close()
+    except Exception as error:
+        _warn_of_close(type(env.unwrapped).__name__, error)
+
+
+def _warn_of_close(name: str, error: Exception) -> None:
+    _log.warning("%s raised in close: %s: %s; it is left as it is", name, type(error).__name__, one_line(error))
+
+
+def _not_finite(observation: Any) -> Problem:
     """Return the first number of an observation that is none, or infinite."""
     for leaf in tree_leaves(observation):
         values = np.asarray(leaf)
@@ -194,10 +218,6 @@ def _not_finite(observation: Any) -> tuple[str, str] | None:
 
 def _is_number(value: Any) -> bool:
     return np.issubdtype(np.asarray(value).dtype, np.number)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """Build vector environments: Gymnasium ids, a user's class by import path, any backend."""
 
-import difflib
-import importlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,136 +9,169 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from lightning_ppo.class_path import instantiate
-from lightning_ppo.config import BACKENDS, AtariConfig
+from lightning_ppo.envs import arguments
 from lightning_ppo.envs import atari as ale
+from lightning_ppo.envs.built import remember
 from lightning_ppo.envs.faults import GuardedEnv
 from lightning_ppo.envs.processes import ProcessVectorEnv
-from lightning_ppo.envs.stagger import FirstEpisodeLimit
-from lightning_ppo.errors import ConfigError, EnvironmentFault
+from lightning_ppo.envs.scores import innermost_score
+from lightning_ppo.envs.stagger import NO_TIME_LIMIT, FirstEpisodeLimit, mark, prepare, time_limit
+from lightning_ppo.settings.class_path import instantiate
+from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.support.env_specs import explain, find_spec
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 
 _log = logging.getLogger(__name__)
 
-EXTRAS = {"mujoco": "mujoco", "imageio": "mujoco", "ale_py": "atari", "opencv": "atari", "envpool": "envpool"}
-"""Extra of this package that provides a module."""
 
-
-def make_vector_env(
-    env_id: str,
-    num_envs: int,
-    *,
-    backend: str = "auto",
-    kwargs: dict[str, Any] | None = None,
-    wrappers: Sequence[Any] = (),
-    timeout: float | None = None,
-    max_restarts: int = 0,
-    stagger: bool = False,
-    atari: AtariConfig | None = None,
-) -> VectorEnv:
-    """Return a vector environment of `num_envs` copies.
+def make_vector_env(settings: EnvConfig, render_mode: str | None = None) -> VectorEnv:
+    """Return a vector environment of `settings.num_envs` copies.
 
     `vector` is the environment's own vectorised implementation, `sync` steps the copies one after the other in this
     process, `async` in one process each, `envpool` takes EnvPool's implementation of the task of that name. `auto` is
     the native implementation where there is one, else `sync`.
 
     Args:
-        env_id: A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment.
-        num_envs: Number of copies.
-        backend: `auto`, `vector`, `sync`, `async` or `envpool`.
-        kwargs: Arguments of the environment's constructor.
-        wrappers: Class paths of wrappers of each copy, the innermost first, or mappings of class_path and init_args.
-        timeout: Seconds that a step or reset of a copy may take; None waits for ever.
-        max_restarts: How often a copy that fails is replaced.
-        stagger: Cut the first episode of each copy off at another time; see `FirstEpisodeLimit`. Vector environments of
-            their own kind do so if they have an attribute `stagger` to set.
-        atari: How games of the Arcade Learning Environment are shown.
+        settings: Which environment, how many copies, and how they are stepped and watched.
+        render_mode: How single copies are shown; None leaves that to `settings.kwargs`.
 
     Raises:
-        ConfigError: If the backend is unknown, or cannot watch over copies as it is told to.
+        ConfigError: If the backend cannot do what it is told to.
         EnvironmentFault: If there is no such environment, a package is missing, or the constructor fails.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"env.backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    kwargs = dict(kwargs or {})
-    if backend in ("vector", "envpool") and wrappers:
+    _check(settings)
+    stagger, why_not = settings.stagger, ""
+    if stagger and ale.is_atari(settings.id):
+        stagger, why_not = False, ale.NOT_STAGGERED
+    try:
+        if settings.backend == "envpool":
+            return prepare(_make_pool(settings), stagger, why_not)
+        spec = find_spec(settings.id)
+        if _steps_all_at_once(spec, settings):
+            env = prepare(_make_native(spec, settings), stagger, why_not)
+            remember(env)
+            return env
+        env = _make_copies(spec, settings, stagger, render_mode)
+        if not stagger:
+            return mark(env, "", why_not)
+        limited = env.get_attr("stagger_limit")[0] is not None
+        return mark(env, "copies" if limited else "", NO_TIME_LIMIT)
+    except (ConfigError, EnvironmentFault):
+        raise
+    except Exception as error:
+        raise explain(settings.id, error) from error
+
+
+def _max_restarts(settings: EnvConfig) -> int:
+    return settings.max_restarts if settings.on_error == "restart" else 0
+
+
+def _watched(settings: EnvConfig) -> bool:
+    return settings.timeout is not None or _max_restarts(settings) > 0
+
+
+def _check(settings: EnvConfig) -> None:
+    """Raise ConfigError for what does not go together, whatever the environment turns out to be."""
+    backend = settings.backend
+    if backend in ("vector", "envpool") and settings.wrappers:
         raise ConfigError(f"env.wrappers: {backend} has no single copies to wrap; set env.backend to sync or async")
-    watched = timeout is not None or max_restarts > 0
-    if backend in ("vector", "envpool") and watched:
+    if backend in ("vector", "envpool") and _watched(settings):
         raise ConfigError(
             f"env.timeout, env.on_error: {backend} steps all copies at once; set env.backend to sync or async"
         )
-    atari = atari or AtariConfig()
-    if ale.is_atari(env_id):
-        ale.check_kwargs(kwargs)
-    if backend == "envpool":
-        if ale.is_atari(env_id):
-            env_id, kwargs = env_id.removeprefix(ale.NAMESPACE), ale.pool_settings(atari) | kwargs
-        return _make_pool(env_id, num_envs, kwargs)
-    spec = find_spec(env_id)
+    if ale.is_atari(settings.id):
+        ale.check_kwargs(settings.kwargs)
+        if settings.max_episode_steps is not None:
+            raise ConfigError("env.max_episode_steps: set env.atari.max_frames, which holds for every backend")
+
+
+def _steps_all_at_once(spec: EnvSpec, settings: EnvConfig) -> bool:
+    """Return whether the environment's own vectorised implementation is taken."""
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
-    if backend == "auto":
-        backend = "vector" if native and not watched and not wrappers else "sync"
-    if backend != "vector" and spec.entry_point is None:
+    chosen = settings.backend == "vector"
+    if settings.backend == "auto":
+        chosen = native and not _watched(settings) and not settings.wrappers
+    if not chosen and spec.entry_point is None:
         raise ConfigError(
-            f"env.backend: {env_id} is a vector environment and steps its copies itself; set env.backend=vector, and "
-            "no env.wrappers, env.timeout or env.on_error"
+            f"env.backend: {settings.id} is a vector environment and steps its copies itself; set env.backend=vector, "
+            "and no env.wrappers, env.timeout or env.on_error"
         )
-    if ale.is_atari(env_id):
-        if backend == "vector":
-            spec = ale.native_spec(spec, atari)
-        else:
-            protocol, preprocessing = ale.copy_settings(atari)
-            kwargs, wrappers = protocol | kwargs, [*preprocessing, *wrappers]
-    try:
-        if backend == "vector":
-            if not native:
-                raise EnvironmentFault(f"env.backend: {env_id} has no native vector implementation; use sync or async")
-            env = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
-            if hasattr(env.unwrapped, "stagger"):
-                env.unwrapped.stagger = stagger
-            return env
-        make = _maker(spec, kwargs, wrappers, stagger)
-        guards = [partial(GuardedEnv, make, index, timeout, max_restarts) for index in range(num_envs)]
-        if backend == "async":
-            copies = [partial(guard, raises=False) for guard in guards]
-            env = ProcessVectorEnv(copies, timeout, max_restarts)
-        else:
-            env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-        env.metadata = {**env.metadata, "staggered": stagger and _time_limit(spec, kwargs) is not None}
-        return env
-    except (ConfigError, EnvironmentFault):
-        raise
-    except Exception as error:
-        raise _explain(env_id, error) from error
+    if chosen and not native:
+        raise EnvironmentFault(f"env.backend: {settings.id} has no native vector implementation; use sync or async")
+    return chosen
 
 
-def _time_limit(spec: EnvSpec, kwargs: dict[str, Any]) -> int | None:
-    return kwargs.get("max_episode_steps", spec.max_episode_steps)
-
-
-def _make_pool(task_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv:
+def _make_pool(settings: EnvConfig) -> VectorEnv:
     from lightning_ppo.envs.pool import EnvPoolVectorEnv
 
-    try:
-        return EnvPoolVectorEnv(task_id, num_envs, kwargs)
-    except (ConfigError, EnvironmentFault):
-        raise
-    except Exception as error:
-        raise _explain(task_id, error) from error
+    task_id, kwargs = settings.id, _own(settings.kwargs)
+    if ale.is_atari(task_id):
+        task_id, kwargs = task_id.removeprefix(ale.NAMESPACE), ale.pool_settings(settings.atari) | kwargs
+    if settings.max_episode_steps is not None:
+        kwargs = arguments.with_own_limit(kwargs, settings.max_episode_steps)
+    return EnvPoolVectorEnv(task_id, settings.num_envs, kwargs)
+
+
+def _make_native(spec: EnvSpec, settings: EnvConfig) -> VectorEnv:
+    if ale.is_atari(settings.id):
+        spec = ale.native_spec(spec, settings.atari)
+    entry_point, kwargs = spec.vector_entry_point, _own(settings.kwargs)
+    kwargs = arguments.with_time_limit(settings.id, entry_point, kwargs, settings.max_episode_steps)
+    arguments.check_time_limit(settings.id, entry_point, kwargs)
+    return arguments.make_vec(spec, settings.num_envs, kwargs)
+
+
+def _make_copies(
+    spec: EnvSpec, settings: EnvConfig, stagger: bool, render_mode: str | None
+) -> SyncVectorEnv | ProcessVectorEnv:
+    kwargs, wrappers = _own(settings.kwargs), settings.wrappers
+    if ale.is_atari(settings.id):
+        protocol, preprocessing = ale.copy_settings(settings.atari)
+        kwargs, wrappers = protocol | kwargs, [*preprocessing, *wrappers]
+    arguments.check_time_limit(settings.id, spec.entry_point, kwargs)
+
+    def build() -> gymnasium.Env:
+        return arguments.make(spec, _own(kwargs), settings.max_episode_steps, render_mode)
+
+    make, restarts = _maker(spec, build, wrappers, stagger, settings.scores == "innermost"), _max_restarts(settings)
+    guards = [partial(GuardedEnv, make, index, settings.timeout, restarts) for index in range(settings.num_envs)]
+    if settings.backend == "async":
+        copies = [partial(_remembered, partial(guard, raises=False)) for guard in guards]
+        return ProcessVectorEnv(copies, settings.timeout, restarts)
+    env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    remember(env)
+    return env
+
+
+def _own(settings: Any) -> Any:
+    """Return settings for one copy of an environment, which may write into their dicts and lists."""
+    if isinstance(settings, dict):
+        return {key: _own(value) for key, value in settings.items()}
+    return [_own(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def _remembered(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    env = make()
+    remember(env)
+    return env
 
 
 def _maker(
-    spec: EnvSpec, kwargs: dict[str, Any], wrappers: Sequence[Any], stagger: bool
+    spec: EnvSpec, build: Callable[[], gymnasium.Env], wrappers: Sequence[Any], stagger: bool, scored: bool
 ) -> Callable[[], gymnasium.Env]:
     def make() -> gymnasium.Env:
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
             _log_mujoco_warnings()
-        env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
-        if stagger:
+        env = build()
+        # within the wrappers, which may repeat actions, unless one of them sets the limit
+        within = stagger and time_limit(env) is not None
+        if within:
             env = FirstEpisodeLimit(env)
         for entry in wrappers:
-            env = instantiate(entry, "env.wrappers", gymnasium.Wrapper, env)
-        return env
+            env = instantiate(_own(entry), "env.wrappers", gymnasium.Wrapper, env)
+        if stagger and not within:
+            env = FirstEpisodeLimit(env)
+        return innermost_score(env) if scored else env
 
     return make
 
@@ -154,88 +185,3 @@ def _log_mujoco_warnings() -> None:
             _log.warning("MuJoCo: %s", message)
 
     mujoco.set_mju_user_warning(receive)
-
-
-def find_spec(env_id: str) -> EnvSpec:
-    """Return the spec of a registered id, or one of a class named by its import path.
-
-    Raises:
-        EnvironmentFault: If there is no such environment, or a package is missing.
-    """
-    module_name, separator, attribute = env_id.partition(":")
-    if separator:
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:
-            extra = _missing_extra(error)
-            if extra is not None:
-                raise _needs(env_id, *extra) from None
-            text = " ".join(str(error).split())
-            raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {type(error).__name__}: {text}") from None
-        entry_point: Any = getattr(module, attribute, None)
-        if VectorEnv in getattr(entry_point, "__mro__", ()):
-            return EnvSpec(id=f"{attribute}-v0", vector_entry_point=entry_point, kwargs={})
-        if callable(entry_point):
-            return EnvSpec(id=f"{attribute}-v0", entry_point=entry_point, kwargs={})
-        if attribute not in gymnasium.registry:
-            raise EnvironmentFault(f"env.id: {module_name!r} neither defines nor registers {attribute!r}")
-        env_id = attribute
-    _register_optional(env_id)
-    try:
-        return gymnasium.spec(env_id)
-    except gymnasium.error.Error as error:
-        near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=1, cutoff=0.0)
-        reason = str(error).strip().splitlines()[0].split(" Did you mean")[0].rstrip(".")
-        raise EnvironmentFault(f"env.id: no environment {env_id!r} ({reason}); did you mean {near[0]}?") from None
-
-
-def _register_optional(env_id: str) -> None:
-    """Import the package that registers a namespace of ids, such as ale_py for `ALE/`."""
-    if env_id.startswith("ALE/"):
-        try:
-            ale_py = importlib.import_module("ale_py")
-            ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-            gymnasium.register_envs(ale_py)
-        except ImportError:
-            raise _needs(env_id, "ale_py", EXTRAS["ale_py"]) from None
-
-
-def _explain(env_id: str, error: Exception) -> EnvironmentFault:
-    extra = _missing_extra(error)
-    if extra is not None:
-        return _needs(env_id, *extra)
-    text = " ".join(str(error).split())
-    return EnvironmentFault(f"env.id: {env_id} could not be built: {type(error).__name__}: {text}")
-
-
-def _needs(env_id: str, module: str, extra: str) -> EnvironmentFault:
-    return EnvironmentFault(f"env.id: {env_id} needs the package {module}: pip install 'lightning-ppo[{extra}]'")
-
-
-def _missing_extra(error: BaseException | None) -> tuple[str, str] | None:
-    """Return the missing module and the extra that brings it, if that is what an error or its causes say."""
-    while error is not None:
-        for module, extra in EXTRAS.items():
-            absent = isinstance(error, ModuleNotFoundError) and module in (error.name or str(error))
-            undeclared = isinstance(error, gymnasium.error.DependencyNotInstalled) and module in str(error).lower()
-            if absent or undeclared:
-                return module, extra
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def autoreset_mode(env: VectorEnv) -> AutoresetMode:
-    """Return how a vector environment starts the next episode.
-
-    Raises:
-        EnvironmentFault: If its metadata does not say, or says something unknown.
-    """
-    mode = (env.metadata or {}).get("autoreset_mode")
-    try:
-        return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
-    except ValueError:
-        known = ", ".join(m.value for m in AutoresetMode)
-        raise EnvironmentFault(
-            f"the vector environment {type(env).__name__} declares the autoreset mode {mode!r}; set "
-            f"metadata['autoreset_mode'] to one of {known}, or episode ends cannot be told from resets"
-        ) from None

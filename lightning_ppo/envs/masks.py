@@ -7,8 +7,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.spaces import space_leaves
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, one_line
+from lightning_ppo.support.spaces import space_leaves
 
 
 def _choices(space: gymnasium.Space) -> list[int]:
@@ -22,20 +22,6 @@ def _choices(space: gymnasium.Space) -> list[int]:
         elif isinstance(leaf, spaces.MultiBinary):
             found += [2] * int(np.prod(leaf.shape))
     return found
-
-
-def masked_choices(env: VectorEnv, source: str) -> list[int]:
-    """Return the number of choices of each discrete component of an environment's actions.
-
-    Raises:
-        ConfigError: If there are none, although `source` says where to find masks (see `EnvConfig.action_mask`).
-    """
-    sizes = _choices(env.single_action_space)
-    if source not in ("auto", "none") and not sizes:
-        raise ConfigError(
-            f"env.action_mask: {source} needs discrete actions, the action space is {env.single_action_space}"
-        )
-    return sizes
 
 
 def observed_space(space: gymnasium.Space, source: str) -> gymnasium.Space:
@@ -52,8 +38,59 @@ def observed_space(space: gymnasium.Space, source: str) -> gymnasium.Space:
     return spaces.Dict([(name, child) for name, child in space.spaces.items() if name != key])
 
 
+class MaskSource:
+    """Where a vector environment tells which actions are legal, for arrays and tensors alike.
+
+    Attributes:
+        kind: `none`, `info`, `observation` or `method`; `auto` until the first infos are known.
+        key: Of the entry of observations, or the name of the method.
+        sizes: Number of choices of each discrete component of an action.
+
+    Args:
+        env: The vector environment.
+        source: `auto` (infos, if the first ones have masks), `none`, `info`, `observation:KEY` or `method:NAME`.
+
+    Raises:
+        ConfigError: If the action space has nothing to mask, although `source` says where masks are.
+    """
+
+    def __init__(self, env: VectorEnv, source: str) -> None:
+        self.env, self.space = env, env.single_action_space
+        self.kind, _, self.key = source.partition(":")
+        self.sizes = _choices(self.space)
+        self._asked = source != "auto"
+        if source not in ("auto", "none") and not self.sizes:
+            raise ConfigError(f"env.action_mask: {source} needs discrete actions, the action space is {self.space}")
+
+    def told(self, infos: dict[str, Any], step: int) -> bool:
+        """Return whether there are masks.
+
+        Args:
+            infos: Infos of the vector environment.
+            step: Steps made so far, for error messages.
+
+        Raises:
+            EnvironmentFault: If infos have masks although the first ones had none, or although no action is discrete.
+        """
+        if self.kind == "auto":
+            self.kind = "info" if "action_mask" in infos else "none"
+        if not self._asked and "action_mask" in infos and not (self.kind == "info" and self.sizes):
+            why = "but none before" if self.sizes else f"but the actions are continuous: {self.space}"
+            raise EnvironmentFault(
+                f"the environment gave info['action_mask'] at step {step}, {why}; give it with every reset and step, "
+                "or set env.action_mask=none"
+            )
+        return self.kind != "none"
+
+    def strip(self, observations: Any) -> Any:
+        """Return observations of one or all environments without the mask."""
+        if self.kind != "observation":
+            return observations
+        return {key: value for key, value in observations.items() if key != self.key}
+
+
 class ActionMasks:
-    """Reads action masks off a vector environment.
+    """Reads action masks of NumPy off a vector environment.
 
     A mask is what `action_space.sample(mask)` takes, or one array of M choices laid end to end, two for each bit of a
     MultiBinary space.
@@ -62,23 +99,20 @@ class ActionMasks:
         current: (N, M) bool, what is legal now; None where the environment has no masks.
 
     Args:
-        env: The vector environment.
-        source: `auto` (infos, if the first ones have masks), `none`, `info`, `observation:KEY` or `method:NAME`.
+        source: Where the environment tells them.
 
     Raises:
-        ConfigError: If the action space has nothing to mask, or there is no method to call.
+        ConfigError: If there is no method to call.
     """
 
-    def __init__(self, env: VectorEnv, source: str) -> None:
-        self.env = env
-        self.kind, _, self.key = source.partition(":")
-        self.space = env.single_action_space
-        self._sizes = masked_choices(env, source)
-        self.size = sum(self._sizes)
-        self._unasked = False
+    def __init__(self, source: MaskSource) -> None:
+        self.source = source
+        self.size = sum(source.sizes)
         self.current: np.ndarray | None = None
-        if self.kind == "method" and not hasattr(env, "call"):
-            raise ConfigError(f"env.action_mask: {source} needs copies to call; set env.backend to sync or async")
+        if source.kind == "method" and not hasattr(source.env, "call"):
+            raise ConfigError(
+                f"env.action_mask: method:{source.key} needs copies to call; set env.backend to sync or async"
+            )
 
     def read(self, observations: Any, infos: dict[str, Any], rows: np.ndarray, step: int) -> Any:
         """Take in the masks of the current step, and return the observations without them.
@@ -92,34 +126,21 @@ class ActionMasks:
         Raises:
             EnvironmentFault: If a mask is missing, comes unexpected, has the wrong size, or leaves no action.
         """
-        if self.kind == "auto":
-            self.kind, self._unasked = ("info" if "action_mask" in infos else "none"), True
-        if self._unasked and "action_mask" in infos and not (self.kind == "info" and self.size):
-            why = "but none before" if self.size else f"but the actions are continuous: {self.space}"
-            raise EnvironmentFault(
-                f"the environment gave info['action_mask'] at step {step}, {why}; give it with every reset and step, "
-                "or set env.action_mask=none"
-            )
-        if self.kind == "none":
+        source = self.source
+        if not source.told(infos, step):
             return observations
         if not rows.any():
-            return self.strip(observations)
-        if self.kind == "info":
+            return source.strip(observations)
+        if source.kind == "info":
             masks = self._of_infos(infos, rows, step)
-        elif self.kind == "method":
+        elif source.kind == "method":
             masks = self._of_method(step)
         else:
-            masks = observations[self.key]
-        flat = self._flat(masks, rows, step)
-        self.current = flat if self.current is None else np.where(rows[:, None], flat, self.current)
+            masks = observations[source.key]
+        joined = self._joined(masks, rows, step)
+        self.current = joined if self.current is None else np.where(rows[:, None], joined, self.current)
         self._check(self.current, step)
-        return self.strip(observations)
-
-    def strip(self, observations: Any) -> Any:
-        """Return observations of one or all environments without the mask."""
-        if self.kind != "observation":
-            return observations
-        return {key: value for key, value in observations.items() if key != self.key}
+        return source.strip(observations)
 
     def _of_infos(self, infos: dict[str, Any], rows: np.ndarray, step: int) -> Any:
         masks = infos.get("action_mask")
@@ -132,43 +153,48 @@ class ActionMasks:
 
     def _of_method(self, step: int) -> list[Any]:
         try:
-            return list(cast("SyncVectorEnv", self.env).call(self.key))
+            return list(cast("SyncVectorEnv", self.source.env).call(self.source.key))
         except Exception as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise EnvironmentFault(f"env.action_mask: calling {self.key} failed at step {step}: {text}") from error
+            text = f"{type(error).__name__}: {one_line(error)}"
+            raise EnvironmentFault(
+                f"env.action_mask: calling {self.source.key} failed at step {step}: {text}"
+            ) from error
 
-    def _flat(self, masks: Any, rows: np.ndarray, step: int) -> np.ndarray:
+    def _joined(self, masks: Any, rows: np.ndarray, step: int) -> np.ndarray:
         """Return masks of N environments, those of `rows`, as one array (N, M)."""
-        if isinstance(masks, np.ndarray) and self._is_flat(masks[0]):
+        if isinstance(masks, np.ndarray) and self._is_joined(masks[0]):
             return masks.reshape(len(masks), -1).astype(np.bool_)
-        flat = np.ones((len(rows), self.size), np.bool_)
+        joined = np.ones((len(rows), self.size), np.bool_)
         for index in np.flatnonzero(rows).tolist():
             mask = _one(masks, index)
-            if self._is_flat(mask):
-                flat[index] = mask.ravel()
+            if self._is_joined(mask):
+                joined[index] = mask.ravel()
                 continue
             try:
-                flat[index] = np.concatenate(_legal(self.space, mask))
+                joined[index] = np.concatenate(_legal(self.source.space, mask))
             except (ValueError, KeyError, TypeError) as error:
                 raise EnvironmentFault(
-                    f"env {index} gave an action mask that does not fit {self.space} at step {step}: {error}"
+                    f"env {index} gave an action mask that does not fit {self.source.space} at step {step}: {error}"
                 ) from None
-        return flat
+        return joined
 
-    def _is_flat(self, mask: Any) -> bool:
+    def _is_joined(self, mask: Any) -> bool:
         """Return whether one environment's mask is an array of all choices, laid end to end."""
         return isinstance(mask, np.ndarray) and mask.dtype != object and mask.size == self.size
 
     def _check(self, masks: np.ndarray, step: int) -> None:
         """Raise EnvironmentFault where a part of the action has no legal choice."""
         first = 0
-        for size in self._sizes:
+        for size in self.source.sizes:
             illegal = np.flatnonzero(~masks[:, first : first + size].any(1))
             if illegal.size:
-                raise EnvironmentFault(
-                    f"env {illegal[0]} masks every choice of an action at step {step}; at least one must be legal"
-                )
+                raise nothing_legal(illegal[0], step)
             first += size
+
+
+def nothing_legal(env: int, step: int) -> EnvironmentFault:
+    """Return the fault of an environment whose mask leaves no action."""
+    return EnvironmentFault(f"env {env} masks every choice of an action at step {step}; at least one must be legal")
 
 
 def _one(masks: Any, index: int) -> Any:

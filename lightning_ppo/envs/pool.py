@@ -13,7 +13,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from lightning_ppo.errors import ConfigError, EnvironmentFault
+from lightning_ppo.envs.stagger import first_lengths
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.packages import install
+from lightning_ppo.support.tree import tree_store
 
 OURS = ("num_envs", "batch_size", "seed", "env_seed")
 """Settings of EnvPool that are not the user's."""
@@ -26,6 +29,10 @@ class EnvPoolVectorEnv(VectorEnv):
     the end of an episode comes its final observation, and the next step only resets. Where an episode ends by itself in
     the very step that reaches the time limit, EnvPool reports the truncation alone.
 
+    Attributes:
+        stagger: Cut the first episode of each copy off at another time (see `envs.stagger`).
+        max_episode_steps: The task's time limit.
+
     Args:
         task_id: A name of `envpool.list_all_envs()`.
         num_envs: N.
@@ -37,6 +44,7 @@ class EnvPoolVectorEnv(VectorEnv):
     """
 
     seeded_by_copy = True
+    stagger = False
 
     def __init__(self, task_id: str, num_envs: int, kwargs: dict[str, Any]) -> None:
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -46,9 +54,7 @@ class EnvPoolVectorEnv(VectorEnv):
         try:
             self._envpool: Any = importlib.import_module("envpool")
         except ImportError:
-            raise EnvironmentFault(
-                "env.backend: envpool needs the package envpool: pip install 'lightning-ppo[envpool]'"
-            ) from None
+            raise EnvironmentFault(f"env.backend: envpool needs the package envpool: {install('envpool')}") from None
         known = self._envpool.list_all_envs()
         if task_id not in known:
             near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)[0]
@@ -62,7 +68,10 @@ class EnvPoolVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._action_dtype = spec.gymnasium_action_space.dtype
+        self.max_episode_steps = int(getattr(spec.config, "max_episode_steps", 0))
         self._pool: Any = None
+        self._limits, self._steps = np.zeros(num_envs, dtype=np.int64), 0
+        self._cut = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Start all episodes anew, copy i from `seed[i]`, or from `seed + i` where it is one number."""
@@ -72,12 +81,29 @@ class EnvPoolVectorEnv(VectorEnv):
             seeds = {} if first is None else {"env_seed": [int(value) % 2**31 for value in first]}
             self.close_extras()
             self._pool = self._envpool.make_gymnasium(**self._task, **seeds)
+            if self.stagger:
+                self._limits, self._steps = first_lengths(first, self.max_episode_steps, self.num_envs), 0
+                self._cut = np.zeros(self.num_envs, dtype=np.bool_)
         with _quiet():
             return self._pool.reset()
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Step all copies with actions (N, ...)."""
-        return self._pool.step(np.asarray(actions, self._action_dtype))
+        observations, rewards, terminations, truncations, infos = self._pool.step(
+            np.asarray(actions, self._action_dtype)
+        )
+        if self._steps > self._limits.max():  # every first episode is over
+            return observations, rewards, terminations, truncations, infos
+        over = self._cut
+        if over.any():  # EnvPool has stepped these once more, where its mode says that a step only resets
+            fresh, shown = self._pool.reset(np.flatnonzero(over).astype(np.int32))
+            tree_store(observations, shown["env_id"], fresh)
+            rewards[over], terminations[over], truncations[over] = 0.0, False, False
+        ended = terminations | truncations
+        self._steps += 1
+        self._cut = (self._limits == self._steps) & ~ended
+        self._limits[ended] = 0
+        return observations, rewards, terminations, truncations | self._cut, infos
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the threads."""

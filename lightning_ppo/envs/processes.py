@@ -14,8 +14,13 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
-from lightning_ppo.errors import EnvironmentFault
-from lightning_ppo.random_state import seed_global_generators
+from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.randomness import (
+    derive_seeds,
+    random_state_as_bytes,
+    seed_global_generators,
+    set_random_state_from_bytes,
+)
 
 FAULT, REPLACED = "lightning_ppo.fault", "lightning_ppo.replaced"
 """Infos of a copy that failed: what happened, and whether a new copy has taken its place."""
@@ -44,7 +49,10 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self._max_restarts, self._restarts = max_restarts, 0
         self._seeds: list[int] = []
         trainer = os.getpid()
-        self._copies = [_undisturbed(make, trainer, index) for index, make in enumerate(copies)]
+        here = np.random.RandomState()
+        here.set_state(np.random.get_state())  # nothing is drawn from the generator itself
+        seeds = derive_seeds(int(here.randint(2**31)), 0, len(copies), "process")
+        self._copies = [_undisturbed(make, trainer, seed) for make, seed in zip(copies, seeds, strict=True)]
         self._start()
 
     def _start(self) -> None:
@@ -124,21 +132,40 @@ class ProcessVectorEnv(AsyncVectorEnv):
 def shown(action: Any) -> str:
     """Return the last action of a copy for the end of an error message, whatever the structure of its space."""
     parts = np.array2string(action, threshold=20) if isinstance(action, np.ndarray) else str(action)
-    return f" (last action {' '.join(parts.split())})"
+    return f" (last action {one_line(parts)})"
 
 
-def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int, index: int) -> Callable[[], gymnasium.Env]:
+class OwnGenerators(gymnasium.Wrapper):
+    """The copy of a process of its own: whatever seeds the copy seeds the global generators of that process, too."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        if seed is not None:
+            seed_global_generators(derive_seeds(seed, 0, 1, "process")[0])
+        return self.env.reset(seed=seed, options=options)
+
+    @property
+    def generators(self) -> bytes:
+        """The state of the global generators."""
+        return random_state_as_bytes()
+
+    @generators.setter
+    def generators(self, state: bytes) -> None:
+        set_random_state_from_bytes(state)
+
+
+def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int, seed: int) -> Callable[[], gymnasium.Env]:
     """Return `make` for another process, where signals that are the trainer's to handle are ignored.
 
     The global generators, which it inherits, are seeded anew there: environments that draw from them would be alike.
     """
 
     def make_undisturbed() -> gymnasium.Env:
-        if os.getpid() != trainer:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            seeds = np.random.SeedSequence([np.random.randint(2**31), index])
-            seed_global_generators(int(seeds.generate_state(1)[0]))
-        return make()
+        if os.getpid() == trainer:
+            return make()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        seed_global_generators(seed)
+        return OwnGenerators(make())
 
     return make_undisturbed

@@ -1,290 +1,251 @@
 """Save and restore the exact state of environments as plain data.
 
-An environment or wrapper may offer `get_state()` and `set_state(state)`. For the others every layer's attributes are
-read: numbers, strings, arrays, tensors, random generators and containers of them are state; spaces, specs and functions
-are constant; anything else means that the state cannot be known to be complete, and says so.
+An environment or wrapper may offer `get_state()` and `set_state(state)`. Of the others every attribute is read (see
+`graph`): what is plain data is state; spaces and functions are constant; anything else means that the state cannot be
+known to be complete, and says so. What is saved is what has changed since the environment was built, and what is
+restored is the environment as it is built now, with these changes. One that is built otherwise than the saved one was,
+since its settings or its code have changed, is not restored.
 """
 
-import enum
-import types
-from collections import deque
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv
+from torch import Tensor
 
+from lightning_ppo.envs.built import Layer, agreed, attributes, built_of, difference, layers_of
+from lightning_ppo.envs.graph import Chunk, as_bytes, linked
+from lightning_ppo.envs.graph_reader import GraphReader
+from lightning_ppo.envs.graph_writer import GraphWriter
+from lightning_ppo.envs.native import Unreadable
 from lightning_ppo.envs.processes import ProcessVectorEnv
-from lightning_ppo.random_state import restore_generator
+from lightning_ppo.support.errors import one_line
 
-_CONSTANT = (
-    gymnasium.Space,
-    EnvSpec,
-    enum.Enum,
-    np.dtype,
-    torch.dtype,
-    torch.device,
-    type,
-    types.FunctionType,
-    types.MethodType,
-    types.ModuleType,
-)
+OWN = "get_state()"
+"""Stands in the place of an attribute for what an environment says of itself."""
+
+_LARGE = 1024
+"""Bytes from which equal arrays are stored once."""
 
 
-class _Opaque(Exception):
-    """An attribute whose state cannot be read as plain data."""
+def get_env_state(env: Any) -> tuple[dict[str, Any] | None, str]:
+    """Return the state of a vector environment, environment or wrapper as plain data, or None and the reason why not.
 
-
-def get_env_state(env: VectorEnv) -> tuple[dict[str, Any] | None, str]:
-    """Return the state of a vector environment as plain data, or None and the reason why it cannot be had."""
-    return read_layer(env)
-
-
-def set_env_state(env: VectorEnv, state: dict[str, Any]) -> None:
-    """Put a vector environment, built and reset like the saved one, into the state `get_env_state` returned."""
-    write_layer(env, state)
-
-
-def read_layer(layer: Any) -> tuple[dict[str, Any] | None, str]:
-    """Return the state of an environment, wrapper or vector environment in this process, or None and the reason."""
-    try:
-        return _Reader().layer(layer, type(layer).__name__), ""
-    except _Opaque as reason:
-        return None, str(reason)
-
-
-def write_layer(layer: Any, state: dict[str, Any]) -> None:
-    """Put an environment, wrapper or vector environment into the state that `read_layer` returned."""
-    _Writer().layer(layer, state)
-
-
-class _Reader:
-    """Turns environments into terms that `torch.load(weights_only=True)` reads back."""
-
-    def __init__(self) -> None:
-        self._arrays: list[tuple[str, np.ndarray]] = []
-        self._tensors: list[tuple[str, torch.Tensor]] = []
-
-    def layer(self, layer: Any, path: str) -> dict[str, Any]:
-        """Return the state of an environment or wrapper and of what it wraps."""
-        if isinstance(layer, AsyncVectorEnv):
-            return {"processes": _ask_processes(layer)}
-        own = getattr(type(layer), "get_state", None)
-        if callable(own) and callable(getattr(type(layer), "set_state", None)) and not _is_mujoco(layer):
-            return {"own": self.encode(layer.get_state(), f"{path}.get_state()")}
-        attributes: dict[str, Any] = {}
-        children: dict[str, Any] = {}
-        for name, value in vars(layer).items():
-            if name == "envs" or (name == "env" and isinstance(value, gymnasium.Env | VectorEnv)):
-                children[name] = None
-            elif isinstance(value, _CONSTANT) or name in ("env_fns", "metadata") or _is_mujoco_model(value):
-                continue
-            elif _is_mujoco_data(value):
-                attributes[name] = {"mujoco": _get_mujoco(layer.model, value)}
-            elif _is_ale(value):
-                attributes[name] = {"ale": _get_ale(layer)}
-            else:
-                attributes[name] = self.encode(value, f"{path}.{name}")
-        for name in children:  # after the attributes, as they are restored
-            value = getattr(layer, name)
-            wrapped = [self.layer(env, type(env).__name__) for env in ([value] if name == "env" else value)]
-            children[name] = wrapped[0] if name == "env" else wrapped
-        return {"attributes": attributes, "children": children}
-
-    def encode(self, value: Any, where: str) -> Any:
-        """Return a value as plain data; `where` names it in the reason if that cannot be done."""
-        if isinstance(value, _CONSTANT):
-            return {"constant": True}
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        if isinstance(value, np.bool_ | np.integer | np.floating):
-            return {"scalar": value.item(), "dtype": value.dtype.str}
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            return self._array(value, where)
-        if isinstance(value, torch.Tensor):
-            return self._tensor(value, where)
-        if isinstance(value, torch.Generator):
-            return {"torch_generator": value.get_state()}
-        if isinstance(value, np.random.Generator):
-            return {"generator": self.encode(value.bit_generator.state, where)}
-        if isinstance(value, deque):
-            return {"deque": [self.encode(v, where) for v in value], "maxlen": value.maxlen}
-        if isinstance(value, tuple):
-            return {"tuple": [self.encode(v, where) for v in value]}
-        if isinstance(value, list):
-            return [self.encode(v, where) for v in value]
-        if isinstance(value, dict) and all(isinstance(k, str) for k in value):
-            return {"dict": {k: self.encode(v, f"{where}[{k!r}]") for k, v in value.items()}}
-        raise _Opaque(f"{where} is a {type(value).__name__}, which is not plain data")
-
-    def _array(self, value: np.ndarray, where: str) -> dict[str, Any]:
-        for number, (name, other) in enumerate(self._arrays):
-            if other is value:
-                return {"same": number}
-            if np.may_share_memory(value, other):
-                raise _Opaque(f"{where} shares memory with {name}")
-        self._arrays.append((where, value))
-        return {"array": torch.from_numpy(np.array(value, order="C")), "number": len(self._arrays) - 1}
-
-    def _tensor(self, value: torch.Tensor, where: str) -> dict[str, Any]:
-        for number, (name, other) in enumerate(self._tensors):
-            if other is value:
-                return {"same_tensor": number}
-            if value.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() != 0:
-                raise _Opaque(f"{where} shares memory with {name}")
-        self._tensors.append((where, value))
-        return {"tensor": value.detach().cpu().clone(), "number": len(self._tensors) - 1}
-
-
-class _Writer:
-    """Puts what `_Reader` returned into environments."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[int, np.ndarray] = {}
-        self._tensors: dict[int, torch.Tensor] = {}
-
-    def layer(self, layer: Any, state: dict[str, Any]) -> None:
-        """Set the state of an environment or wrapper and of what it wraps."""
-        if "processes" in state:
-            layer.set_attr("exact_state", state["processes"])
-            return
-        if "own" in state:
-            layer.set_state(self.decode(state["own"], None))
-            return
-        for name, value in state["attributes"].items():
-            if isinstance(value, dict) and "mujoco" in value:
-                _set_mujoco(layer.model, getattr(layer, name), value["mujoco"])
-                continue
-            if isinstance(value, dict) and "ale" in value:
-                layer.restore_state(type(layer.clone_state())(value["ale"].numpy().tobytes()))
-                continue
-            current = vars(layer).get(name)
-            decoded = self.decode(value, current)
-            if isinstance(current, np.random.Generator):
-                current.bit_generator.state = decoded.bit_generator.state  # others may hold the same generator
-            else:
-                vars(layer)[name] = decoded
-        for name, child in state["children"].items():
-            if isinstance(child, list):
-                for env, env_state in zip(getattr(layer, name), child, strict=True):
-                    self.layer(env, env_state)
-            else:
-                self.layer(getattr(layer, name), child)
-
-    def decode(self, value: Any, current: Any) -> Any:
-        """Return what was encoded; constants are taken from the `current` value."""
-        if isinstance(value, list):
-            return self._items(value, current)
-        if not isinstance(value, dict):
-            return value
-        kind, content = next(iter(value.items()))
-        if kind == "constant":
-            return current
-        if kind == "scalar":
-            return np.dtype(value["dtype"]).type(content)
-        if kind == "array":
-            self._arrays[value["number"]] = content.numpy().copy()
-            return self._arrays[value["number"]]
-        if kind == "same":
-            return self._arrays[content]
-        if kind == "tensor":
-            device = current.device if isinstance(current, torch.Tensor) else content.device
-            restored = content.to(device, copy=True)
-            self._tensors[value.get("number", -1)] = restored
-            return restored
-        if kind == "same_tensor":
-            return self._tensors[content]
-        if kind == "torch_generator":
-            restore_generator(current, content, "an environment draws")
-            return current
-        if kind == "generator":
-            state = self.decode(content, None)
-            bit_generator = getattr(np.random, state["bit_generator"])()
-            bit_generator.state = state
-            return np.random.Generator(bit_generator)
-        if kind == "deque":
-            return deque(self._items(content, current), maxlen=value["maxlen"])
-        if kind == "tuple":
-            return tuple(self._items(content, current))
-        if kind == "dict":
-            present = current if isinstance(current, dict) else {}
-            return {k: self.decode(v, present.get(k)) for k, v in content.items()}
-        raise ValueError(f"unknown kind of environment state: {kind}")
-
-    def _items(self, values: list[Any], current: Any) -> list[Any]:
-        present = list(current) if isinstance(current, list | tuple | deque) else []
-        present += [None] * (len(values) - len(present))
-        return [self.decode(value, now) for value, now in zip(values, present, strict=False)]
-
-
-def _ask_processes(env: AsyncVectorEnv) -> list[Any]:
-    if not isinstance(env, ProcessVectorEnv):
-        raise _Opaque("environments in other processes keep their state to themselves")
-    if env.closed:
-        raise _Opaque("environments in other processes keep their state to themselves once they are closed")
-    states, reasons = zip(*env.get_attr("exact_state"), strict=True)
-    if not all(states):
-        raise _Opaque(max(reasons))
-    return list(states)
-
-
-def _is_ale(value: Any) -> bool:
-    return type(value).__module__.startswith("ale_py") and type(value).__name__ == "ALEInterface"
-
-
-def _get_ale(layer: Any) -> torch.Tensor:
-    if layer.ale.getFloat("repeat_action_probability") > 0.0:
-        raise _Opaque("with sticky actions the state of ALE lacks the action that the next frame may repeat")
-    return torch.frombuffer(bytearray(layer.clone_state(include_rng=True).serialize()), dtype=torch.uint8)
-
-
-def _is_mujoco(layer: Any) -> bool:
-    return _is_mujoco_data(vars(layer).get("data"))
-
-
-def _is_mujoco_data(value: Any) -> bool:
-    return type(value).__module__.startswith("mujoco") and type(value).__name__ == "MjData"
-
-
-def _is_mujoco_model(value: Any) -> bool:
-    module = type(value).__module__
-    return (module.startswith("mujoco") and type(value).__name__ == "MjModel") or module.endswith("mujoco_rendering")
-
-
-def _derived(model: Any, data: Any) -> dict[str, np.ndarray]:
-    """Return the quantities in MjData by name; a step's rewards and observations read some that lag behind the state.
-
-    Those of the constraints of the moment, empty in new data, and the indices into them are computed by the next step.
+    Whatever goes wrong is a reason.
     """
-    import mujoco
+    try:
+        return _read(env), ""
+    except Unreadable as reason:
+        return None, str(reason)
+    except Exception as error:
+        return None, one_line(f"{type(env).__name__} could not be read: {type(error).__name__}: {error}")
 
-    new = mujoco.MjData(model)
-    arrays = {name: getattr(new, name) for name in dir(new) if not name.startswith("_")}
-    return {
-        name: getattr(data, name)
-        for name, x in arrays.items()
-        if isinstance(x, np.ndarray) and x.size and np.issubdtype(x.dtype, np.floating)
+
+def set_env_state(env: Any, state: Mapping[str, Any]) -> str:
+    """Put an environment, built and reset like the saved one, into the state that `get_env_state` returned.
+
+    Returns:
+        Nothing, or the reason why it cannot be done; the environment must then be reset.
+    """
+    try:
+        _write(env, state)
+    except Unreadable as reason:
+        return str(reason)
+    except Exception as error:
+        return one_line(f"{type(env).__name__} could not be restored: {type(error).__name__}: {error}")
+    return ""
+
+
+def return_to_built(env: Any) -> None:
+    """Put an environment back to where it was built, as far as that is known; it must then be reset."""
+    nothing = _packed({}, {}, {})
+    parallel = [layer.env for layer in layers_of(env) if isinstance(layer.env, ProcessVectorEnv)]
+    if parallel:
+        nothing["processes"] = [nothing] * parallel[0].num_envs
+    set_env_state(env, nothing)
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """Return a state as bytes, for another process."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def from_bytes(content: bytes) -> dict[str, Any]:
+    """Return what `to_bytes` was given."""
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+def largest_part(state: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the bytes of the largest attribute in a state, and its name."""
+    return max((tuple(part["largest"]) for part in state.get("processes", [state])), default=(0, ""))
+
+
+# ---------------------------------------------------------------- saving
+
+
+def _read(env: Any) -> dict[str, Any]:
+    layers, built = layers_of(env), built_of(env)
+    parallel = next((layer.env for layer in layers if isinstance(layer.env, AsyncVectorEnv)), None)
+    writer = _written(layers, parallel)
+    for layer in layers:
+        if layer.own and not layer.hidden:
+            writer.add(f"{layer.number}.{OWN}", layer.env.get_state(), f"{layer.name}.{OWN}")
+    writer.check_memory()
+    names: dict[int, list[list[str]]] = {}
+    for layer in _read_by_attribute(layers, parallel):
+        before, now = built.names.get(layer.number, set()), set(attributes(layer.env))
+        if before != now:
+            names[layer.number] = [sorted(now - before), sorted(before - now)]
+    changed = [key for key, chunk in writer.chunks.items() if not built.holds(key, chunk)]
+    stored = sorted(linked(changed, writer.chunks))
+    state = _packed({key: writer.chunks[key] for key in stored}, names, built.facts(stored))
+    state["largest"] = _largest(stored, writer.chunks, {str(layer.number): layer.name for layer in layers})
+    if parallel is not None:
+        state["processes"], facts = _ask_processes(parallel)
+        state["facts"] |= facts
+        state["generators"] = list(parallel.get_attr("generators"))
+    return state
+
+
+def _read_by_attribute(layers: Sequence[Layer], parallel: Any) -> list[Layer]:
+    return [layer for layer in layers if not (layer.own or layer.hidden or layer.env is parallel)]
+
+
+def _written(layers: Sequence[Layer], parallel: Any) -> GraphWriter:
+    writer = GraphWriter({id(layer.env): layer.number for layer in layers})
+    for layer in _read_by_attribute(layers, parallel):
+        for name, value in attributes(layer.env).items():
+            writer.add(f"{layer.number}.{name}", value, f"{layer.name}.{name}")
+    return writer
+
+
+def _packed(chunks: dict[str, Chunk], names: dict[int, Any], facts: dict[str, str]) -> dict[str, Any]:
+    """Return chunks as plain data: one text, and arrays of which equal ones are there once."""
+    arrays: list[Tensor] = []
+    found: dict[Any, int] = {}
+    places: dict[str, list[int]] = {}
+    for key, chunk in chunks.items():
+        for array in chunk.arrays:
+            content = _to_tensor(array)
+            same: Any = len(arrays)
+            if content.nbytes >= _LARGE:
+                same = (content.dtype, content.shape, hashlib.blake2b(as_bytes(content).data).digest())
+            if same not in found:
+                found[same] = len(arrays)
+                arrays.append(content)
+            places.setdefault(key, []).append(found[same])
+    parts = ",".join(f"{json.dumps(key)}:{chunk.text}" for key, chunk in chunks.items())
+    text = f'{{"chunks":{{{parts}}},"places":{json.dumps(places)},"names":{json.dumps(names)}}}'
+    graph = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
+    return {"graph": graph, "arrays": arrays, "facts": facts}
+
+
+def _to_tensor(array: Any) -> Tensor:
+    """Return a copy as a tensor on the CPU, of bytes where torch has no such type."""
+    if isinstance(array, Tensor):
+        return array.detach().to("cpu", copy=True)
+    copy = np.array(array, order="F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C")
+    try:
+        return torch.from_numpy(copy.reshape(-1, order="A"))
+    except (TypeError, ValueError):
+        return torch.from_numpy(np.frombuffer(copy.tobytes("A"), np.uint8).copy())
+
+
+def _largest(keys: Iterable[str], chunks: Mapping[str, Chunk], names: Mapping[str, str]) -> list[Any]:
+    sizes = [(len(chunks[key].text) + sum(array.nbytes for array in chunks[key].arrays), key) for key in keys]
+    size, key = max(sizes, default=(0, "."))
+    number, _, name = key.partition(".")
+    return [size, f"{names.get(number, '')}.{name}"]
+
+
+def _ask_processes(env: AsyncVectorEnv) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the states of copies in processes of their own, and what all of them were built with."""
+    if not isinstance(env, ProcessVectorEnv):
+        raise Unreadable("environments in other processes keep their state to themselves")
+    if env.closed:
+        raise Unreadable("environments in other processes keep their state to themselves once they are closed")
+    contents, reasons = zip(*env.get_attr("exact_state"), strict=True)
+    if not all(contents):
+        raise Unreadable(max(reasons))
+    states = [from_bytes(content) for content in contents]
+    alone = [state.pop("facts") for state in states]
+    return states, agreed(alone if len(alone) == 1 else env.get_attr("built_facts"))
+
+
+# ---------------------------------------------------------------- restoring
+
+
+def _write(env: Any, state: Mapping[str, Any]) -> None:
+    if "graph" not in state:
+        raise Unreadable("the checkpoint is of an earlier version, which kept the state of environments otherwise")
+    layers, built = layers_of(env), built_of(env)
+    parallel = next((layer.env for layer in layers if isinstance(layer.env, AsyncVectorEnv)), None)
+    facts = built.facts()
+    if parallel is not None:
+        facts |= agreed(parallel.get_attr("built_facts"))
+    reason = difference(state.get("facts", {}), facts)
+    if reason:
+        raise Unreadable(reason)
+    content = json.loads(state["graph"].numpy().tobytes())
+    present = {layer.number: attributes(layer.env) for layer in layers}
+    names = {number: set(found) for number, found in built.names.items()}
+    for number, (new, gone) in content["names"].items():
+        names[int(number)] = names.get(int(number), set()) - set(gone) | set(new)
+    chunks: dict[str, Any] = {
+        key: (chunk, [state["arrays"][k] for k in content["places"].get(key, ())])
+        for key, chunk in content["chunks"].items()
     }
+    writer = _written(layers, parallel)
+    reset = {
+        key
+        for key, chunk in built.chunks.items()
+        if key not in chunks and _has(names, key) and not (writer.chunks.get(key) or Chunk()).same_as(chunk)
+    }
+    for key in linked(reset, built.chunks) - chunks.keys():  # what this reset has changed, but not the one before
+        chunks[key] = (json.loads(built.chunks[key].text), built.chunks[key].arrays)
+    reader = GraphReader(
+        chunks,
+        {layer.number: layer.env for layer in layers},
+        {key: present[number].get(name) for key in chunks for number, name in [_parts(key)]},
+        writer.classes | built.classes,
+        {type(layer.env).__module__.partition(".")[0] for layer in layers},
+    )
+    values = reader.read()
+    envs = {layer.number: layer.env for layer in layers}
+    for layer in _read_by_attribute(layers, parallel):
+        for name in present[layer.number].keys() - names.get(layer.number, present[layer.number].keys()):
+            del vars(layer.env)[name]
+    for key, value in values.items():
+        number, name = _parts(key)
+        if name != OWN:
+            vars(envs[number])[name] = value
+    for effect in reader.effects:
+        effect()
+    for key, value in values.items():
+        number, name = _parts(key)
+        if name == OWN:
+            envs[number].set_state(value)
+    if parallel is not None:
+        parallel.set_attr("exact_state", [to_bytes(part) for part in state["processes"]])
+        if "generators" in state:  # the random state of each process; none where nothing but the building is restored
+            parallel.set_attr("generators", state["generators"])
+        reasons = parallel.get_attr("refusal")
+        if any(reasons):
+            raise Unreadable(max(reasons))
 
 
-def _get_mujoco(model: Any, data: Any) -> dict[str, Any]:
-    import mujoco
-
-    # everything a step reads, warm start included (MuJoCo documentation, "Physics state")
-    state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
-    mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-    derived = {name: torch.from_numpy(value.copy()) for name, value in _derived(model, data).items()}
-    return {"state": torch.from_numpy(state), "derived": derived}
+def _parts(key: str) -> tuple[int, str]:
+    number, _, name = key.partition(".")
+    return int(number), name
 
 
-def _set_mujoco(model: Any, data: Any, saved: dict[str, Any]) -> None:
-    import mujoco
-
-    mujoco.mj_setState(model, data, saved["state"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
-    mujoco.mj_forward(model, data)
-    for name, value in _derived(model, data).items():
-        stored = saved["derived"].get(name)
-        if stored is not None and tuple(stored.shape) == value.shape:
-            value[...] = stored.numpy()
+def _has(names: Mapping[int, set[str]], key: str) -> bool:
+    number, name = _parts(key)
+    return name in names.get(number, ())

@@ -12,11 +12,13 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
-from lightning_ppo.envs.masks import masked_choices
+from lightning_ppo.envs.scores import SCORE
+from lightning_ppo.envs.stagger import set_clocks
 from lightning_ppo.envs.state import set_env_state
-from lightning_ppo.envs.stepper import Stepper, VectorStepper, call, seed_argument
-from lightning_ppo.errors import ConfigError, EnvironmentFault
-from lightning_ppo.tree import tree_leaves, tree_map
+from lightning_ppo.envs.stepper import Stepper, call, seed_argument
+from lightning_ppo.envs.vector_stepper import VectorStepper
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.tree import tree_leaves, tree_map
 
 _log = logging.getLogger(__name__)
 
@@ -34,12 +36,14 @@ def make_stepper(env: VectorEnv, action_mask: str, seeds: list[int], on_host: bo
         on_host: Step it with NumPy arrays even if it speaks torch.
     """
     observations, infos = call(env, "reset", 0, seed=seed_argument(env, seeds))
+    set_clocks(env, seeds)
     first = next((leaf for leaf in tree_leaves(observations) if isinstance(leaf, Tensor)), None)
     if first is not None and on_host:
         env = HostView(env, first.device)
         observations, infos = host_reset(observations, infos)
     stepper = VectorStepper(env, action_mask) if first is None or on_host else TensorStepper(env, action_mask)
     stepper.begin(observations, infos)
+    stepper.seeds = seeds
     return stepper
 
 
@@ -50,7 +54,6 @@ class TensorStepper(Stepper):
 
     Attributes:
         device: The environment's.
-        sizes: Number of choices of each discrete component of an action.
         final_observations: (N, ...), last observations of episodes that ended, as the environment gives them (rows of
             other environments hold anything); None where this step brought none.
 
@@ -62,7 +65,7 @@ class TensorStepper(Stepper):
     takes_tensors = True
 
     def __init__(self, env: VectorEnv, action_mask: str = "auto") -> None:
-        super().__init__(env)
+        super().__init__(env, action_mask)
         if self.mode is AutoresetMode.DISABLED:
             raise EnvironmentFault(
                 f"{type(env).__name__} declares DISABLED autoreset; an environment on a device must reset its copies "
@@ -71,10 +74,7 @@ class TensorStepper(Stepper):
         self.any_filler = self.mode is AutoresetMode.NEXT_STEP
         self.final_observations: Any = None
         self._warned = False
-        self.sizes = masked_choices(env, action_mask)
-        self._mask_source, _, self._mask_key = action_mask.partition(":")
-        self._looks_for_masks = self._mask_source == "auto"
-        if self._mask_source == "method":
+        if self.source.kind == "method":
             raise ConfigError(f"env.action_mask: {action_mask} calls single copies; this environment has none to call")
         self.action_masks: Tensor | None = None
         self.device: Any = None
@@ -84,8 +84,6 @@ class TensorStepper(Stepper):
     def begin(self, observations: Any, infos: dict[str, Any]) -> None:
         """Take in what a reset returned."""
         self.device = tree_leaves(observations)[0].device
-        if self._mask_source == "auto":
-            self._mask_source = "info" if "action_mask" in infos else "none"
         self.observations = self._read(observations, infos)
         self.starts = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
         self.filler = torch.zeros_like(self.starts)
@@ -102,6 +100,9 @@ class TensorStepper(Stepper):
                     f"the environment returned {name} of shape {tuple(values.shape)} and type {values.dtype} at step "
                     f"{self.num_steps}, expected {tuple(self._ended.shape)}{'' if name == 'rewards' else ' and bool'}"
                 )
+        self.lesson = None
+        if SCORE in infos:
+            self.lesson, rewards = (rewards, terminations), infos[SCORE]
         ended = terminations | truncations
         if self.any_filler:
             self.filler, self._ended = self._ended, ended
@@ -109,7 +110,7 @@ class TensorStepper(Stepper):
         else:
             self._ended = self.starts = ended
             final = next((infos[key] for key in FINAL_OBSERVATIONS if key in infos), None)
-            self.final_observations = None if final is None else self._strip(final)
+            self.final_observations = None if final is None else self.source.strip(final)
         self.observations = self._read(observations, infos)
         return rewards, terminations, truncations
 
@@ -123,32 +124,29 @@ class TensorStepper(Stepper):
         self._warned = True
 
     def _read(self, observations: Any, infos: dict[str, Any]) -> Any:
-        """Check shapes, take in the action masks, and return the observations without them."""
-        tree_map(self._check_shape, self._spaces, observations)
-        if self._looks_for_masks and self._mask_source == "none" and "action_mask" in infos:
-            raise EnvironmentFault(f"the environment gave action masks at step {self.num_steps}, but none before")
-        if self._mask_source != "none":
-            masks = infos.get("action_mask") if self._mask_source == "info" else observations[self._mask_key]
-            expected = (self.env.num_envs, sum(self.sizes))
+        """Check structure, take in the action masks, and return the observations without them."""
+        self._check_structure(observations)
+        source = self.source
+        if source.told(infos, self.num_steps):
+            masks = infos.get("action_mask") if source.kind == "info" else observations[source.key]
+            expected = (self.env.num_envs, sum(source.sizes))
             if masks is None or tuple(masks.shape) != expected:
                 found = "no mask" if masks is None else f"masks of shape {tuple(masks.shape)}"
                 raise EnvironmentFault(f"the environment gave {found} at step {self.num_steps}, expected {expected}")
             self.action_masks = masks.bool()
-        return self._strip(observations)
+        return source.strip(observations)
 
-    def _strip(self, observations: Any) -> Any:
-        if self._mask_source != "observation":
-            return observations
-        return {key: value for key, value in observations.items() if key != self._mask_key}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; the environment must have been reset once before."""
-        set_env_state(self.env, state["env"])
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Go on where `state` was taken, or return why that cannot be done."""
+        reason = set_env_state(self.env, state["env"])
+        if reason:
+            return reason
         self.observations, self.action_masks, self.starts, self._ended = tree_map(
             lambda x: None if x is None else x.to(self.device, copy=True),
             (state["observations"], state["action_masks"], state["starts"], state["ended"]),
         )
         self.num_steps = state["num_steps"]
+        return ""
 
 
 class HostView(VectorWrapper):
@@ -183,5 +181,5 @@ def to_host(tree: Any) -> Any:
 
 
 def host_reset(observations: Any, infos: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return observations and infos as NumPy arrays; of the infos only the action masks."""
-    return to_host(observations), {key: to_host(infos[key]) for key in ("action_mask",) if key in infos}
+    """Return observations and infos as NumPy arrays; of the infos only the action masks and scores."""
+    return to_host(observations), {key: to_host(infos[key]) for key in ("action_mask", SCORE) if key in infos}

@@ -16,7 +16,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from lightning_ppo.graphs import Recorded, can_record
+from lightning_ppo.speed import switch
+from lightning_ppo.speed.graphs import Recorded, can_record
 
 
 class TorchVectorEnv(VectorEnv, ABC):
@@ -36,6 +37,9 @@ class TorchVectorEnv(VectorEnv, ABC):
         max_episode_steps: Episodes are truncated after so many steps.
         dtype: Of the state; observations and rewards are float32.
     """
+
+    __slots__ = ("_advance",)
+    """How steps are computed is no state, as attributes are."""
 
     single_observation_space: spaces.Box
     stagger = False
@@ -87,8 +91,8 @@ class TorchVectorEnv(VectorEnv, ABC):
             first = seed if isinstance(seed, int | None) else next(iter(seed))
             self._generator.seed() if first is None else self._generator.manual_seed(int(first))
         self.state = self.initial_states()
-        # a method, since these are not taken for state
-        self._advance = Recorded(self._step).__call__ if can_record(self.state.device) else self._step
+        records = switch.is_on() and can_record(self.state.device)
+        self._advance = Recorded(self._step).__call__ if records else self._step
         self.steps = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._limits = torch.full_like(self.steps, self.max_episode_steps)
         if self.stagger:

@@ -12,8 +12,9 @@ from typing import Any, cast
 import numpy as np
 from omegaconf import OmegaConf
 
-from lightning_ppo.config import Config, to_container
-from lightning_ppo.errors import UserError
+from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.sections import Config
+from lightning_ppo.support.errors import UserError
 
 POINTS = 300
 """Points that a curve is drawn from at most."""

@@ -1,0 +1,1 @@
+"""Policy and environments make rollouts, in this process or in others."""

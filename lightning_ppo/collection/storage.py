@@ -1,0 +1,68 @@
+"""Where the steps of a rollout are kept while it is collected: on the host, or on the policy's device."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_ppo.envs.stepper import Stepper
+from lightning_ppo.rollout.shapes import Observations
+
+
+class Steps(NamedTuple):
+    """T steps of N environments; the fields are those of `Rollout`.
+
+    Rewards (float64 where NumPy gave them), ends and `valid` are where the environment is, the rest is where the policy
+    is.
+    """
+
+    observations: Observations
+    boundary_observations: Observations
+    boundary_rows: Tensor
+    rewards: Tensor
+    terminations: Tensor
+    truncations: Tensor
+    learn_rewards: Tensor
+    """What to learn from, where the environment told it apart from the rewards that make the score."""
+    learn_terminations: Tensor
+    valid: Tensor
+    starts: Tensor
+    action_masks: Tensor | None
+
+
+class Storage(ABC):
+    """Takes in a rollout step by step: what is seen before each action, and what came of it.
+
+    Args:
+        stepper: What is stepped.
+        num_steps: T.
+        device: The policy's.
+        dtype: The policy's; float64 is stored as that.
+    """
+
+    def __init__(self, stepper: Stepper, num_steps: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.stepper, self.device, self.dtype = stepper, device, dtype
+        self.num_steps, self.num_envs = num_steps, stepper.env.num_envs
+        self.first_step = stepper.num_steps
+        """Steps made before this rollout, for error messages."""
+
+    @abstractmethod
+    def see(self, step: int) -> tuple[Any, Any, Any]:
+        """Keep what the policy sees at a step, and return it as an actor takes it: observations, starts, masks."""
+
+    @abstractmethod
+    def keep(self, step: int, rewards: Any, terminations: Any, truncations: Any) -> None:
+        """Keep what came of a step."""
+
+    @abstractmethod
+    def check(self, step: int) -> None:
+        """Raise EnvironmentFault if a NaN or an infinity is among what was kept before a step that failed."""
+
+    @abstractmethod
+    def finish(self) -> Steps:
+        """Return everything.
+
+        Raises:
+            EnvironmentFault: If a NaN or an infinity is among it.
+        """

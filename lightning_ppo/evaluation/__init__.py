@@ -1,0 +1,1 @@
+"""Play whole episodes: during training, of a checkpoint, before a camera."""

@@ -1,0 +1,1 @@
+"""The actor-critic: from observations to action distributions and values."""

@@ -1,0 +1,1 @@
+"""The data of the algorithm: rollouts and minibatches, advantages, episode records."""

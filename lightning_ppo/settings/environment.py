@@ -1,0 +1,137 @@
+"""Settings of environments and of their evaluation."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_ppo.settings.class_path import as_path
+from lightning_ppo.support.errors import require
+
+BACKENDS = ("auto", "vector", "sync", "async", "envpool")
+
+
+ON_ERROR = ("stop", "restart")
+
+
+@dataclass
+class AtariConfig:
+    """How Atari games (`env.id=ALE/...`) are shown and learnt from, whatever the backend.
+
+    Scores are always those of whole games, unclipped, in training and evaluation alike.
+    """
+
+    noop_max: int = 30
+    """Bound on the random number of idle frames at the start of a game."""
+    fire_reset: bool = True
+    """Press FIRE for one frame at the start of a game that has it."""
+    frame_skip: int = 4
+    """Frames per step; an observation shows the maximum of the last two."""
+    screen_size: int = 84
+    """Height and width to which the grey picture is scaled."""
+    frame_stack: int = 4
+    """Pictures per observation, the latest last."""
+    repeat_action_probability: float = 0.0
+    """Sticky actions: how likely a frame repeats the action before it, 0.25 in Machado et al. 2018."""
+    full_action_space: bool = False
+    """All 18 actions instead of those that the game uses."""
+    max_frames: int = 108_000
+    """Frames after which a game is cut off, half an hour of play."""
+    clip_rewards: bool = True
+    """Learn from the sign of rewards."""
+    terminate_on_life_loss: bool = True
+    """Learn from a lost life as from the end of the game, which goes on."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("noop_max", 0), ("frame_skip", 1), ("frame_stack", 1), ("max_frames", 1)):
+            value = getattr(self, name)
+            require(value >= least, f"env.atari.{name}: must be at least {least}, got {value}")
+        require(self.screen_size >= 36, f"env.atari.screen_size: must be at least 36, got {self.screen_size}")
+        probability = self.repeat_action_probability
+        require(
+            0.0 <= probability <= 1.0, f"env.atari.repeat_action_probability: must lie in [0, 1], got {probability:g}"
+        )
+
+
+@dataclass
+class EnvConfig:
+    """Which environment, and how many copies of it step together."""
+
+    id: str = "CartPole-v1"
+    """A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment."""
+    num_envs: int = 64
+    """N, copies per rank, at least 1."""
+    backend: str = "auto"
+    """`auto` (native vector entry point, else sync), `vector`, `sync`, `async` or `envpool`."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment's constructor; with `envpool`, settings of the task."""
+    max_episode_steps: int | None = None
+    """Steps after which an episode is truncated, in place of the registered time limit; null keeps that."""
+    wrappers: list[Any] = field(default_factory=list)
+    """Wrappers of each copy, the innermost first: a class path, or `{class_path: ..., init_args: {...}}`."""
+    scores: str = "innermost"
+    """Whose rewards the returns are sums of that are reported: `innermost`, the environment within all wrappers, or
+    `outermost`, what is learnt from."""
+    timeout: float | None = None
+    """Seconds that a step or reset of one copy may take (`sync` and `async`); null waits for ever."""
+    on_error: str = "stop"
+    """When a copy raises, hangs or dies: `stop` saves and ends the run, `restart` replaces it."""
+    max_restarts: int = 10
+    """How often each copy is replaced under `restart` before its next failure stops the run."""
+    stagger: bool = True
+    """Cut the first training episode of each copy off at another time, where there is a time limit, so that the copies
+    do not move through their episodes in step; a line says where that cannot be."""
+    action_mask: str = "auto"
+    """Where legal actions are told: `auto` (info["action_mask"], if it is there), `none`, `info`, `observation:KEY`
+    (an entry of a Dict observation, which the networks then do not see) or `method:NAME` of the environment."""
+    atari: AtariConfig = field(default_factory=AtariConfig)
+    large_state: float = 50.0
+    """Megabytes of the environments' state in a checkpoint, on one rank, above which a line says what holds most."""
+
+    def __post_init__(self) -> None:
+        self.wrappers = [as_path(wrapper) for wrapper in self.wrappers]
+        require(self.num_envs >= 1, f"env.num_envs: must be at least 1, got {self.num_envs}")
+        require(
+            self.timeout is None or (self.timeout > 0.0 and math.isfinite(self.timeout)),
+            f"env.timeout: must be a positive number or null, got {self.timeout}",
+        )
+        require(
+            self.max_episode_steps is None or self.max_episode_steps >= 1,
+            f"env.max_episode_steps: must be at least 1 or null, got {self.max_episode_steps}",
+        )
+        require(
+            self.scores in ("innermost", "outermost"),
+            f"env.scores: expected innermost or outermost, got {self.scores!r}",
+        )
+        require(self.on_error in ON_ERROR, f"env.on_error: expected stop or restart, got {self.on_error!r}")
+        require(self.large_state >= 0.0, f"env.large_state: must not be negative, got {self.large_state}")
+        require(self.max_restarts >= 0, f"env.max_restarts: must not be negative, got {self.max_restarts}")
+        require(
+            self.backend in BACKENDS,
+            f"env.backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}",
+        )
+        kind, _, name = self.action_mask.partition(":")
+        require(
+            self.action_mask in ("auto", "none", "info") or (kind in ("observation", "method") and name != ""),
+            f"env.action_mask: expected auto, none, info, observation:KEY or method:NAME, got {self.action_mask!r}",
+        )
+
+
+@dataclass
+class EvaluationConfig:
+    """How the agent is evaluated after each epoch and at the end."""
+
+    episodes: int = 20
+    """Episodes per evaluation during training; 0 turns it off."""
+    final_episodes: int = 100
+    """Episodes of the evaluation after training; 0 turns it off."""
+    every_n_epochs: int = 1
+    """Epochs between evaluations."""
+    num_envs: int = 8
+    """Copies of the environment that play side by side."""
+    deterministic: bool = True
+    """Play the mode of the action distribution instead of sampling."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 0), ("final_episodes", 0), ("every_n_epochs", 1), ("num_envs", 1)):
+            value = getattr(self, name)
+            require(value >= least, f"evaluation.{name}: must be at least {least}, got {value}")

@@ -1,0 +1,64 @@
+"""Ways past what Lightning does around each backward pass, each step of an optimizer and each metric."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.plugins.precision import DoublePrecision, MixedPrecision, Precision
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from lightning_ppo.speed.flat import FlatAdam
+from lightning_ppo.support.overriding import overrides
+
+
+def log_metrics(module: pl.LightningModule, metrics: Mapping[str, float]) -> None:
+    """Log metrics as `module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)` does.
+
+    Each time a metric is logged, Lightning checks the arguments and moves its record to the device, attribute by
+    attribute, which takes 20 times as long as taking in the value. Metrics that it knows are given the value only,
+    except one, with which it prepares its records at the start of an epoch.
+
+    Args:
+        module: Its `training_step` is running.
+        metrics: Numbers by name.
+    """
+    trainer: Any = module.trainer
+    results, place = trainer._results, module._current_fx_name
+    known: list[str] = []
+    if results and not any(overrides(module, pl.LightningModule, name) for name in ("log", "log_dict")):
+        known = [name for name in metrics if f"{place}.{name}" in results][1:]
+    rest = {name: value for name, value in metrics.items() if name not in known}
+    module.log_dict(rest, on_step=True, on_epoch=False, batch_size=1)
+    values = torch.tensor([metrics[name] for name in known], device=module.device)
+    for name, value in zip(known, values.unbind(), strict=True):
+        results.update_metrics(f"{place}.{name}", value, 1)
+
+
+def nobody_listens(module: pl.LightningModule, *hooks: str) -> bool:
+    """Return whether Lightning would add nothing but calls of hooks that nobody overrides.
+
+    What the module does in `on_before_optimizer_step` is called in any case.
+    """
+    trainer: Any = module.trainer
+    precision = trainer.precision_plugin
+    return (
+        type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
+        and type(precision) in (Precision, DoublePrecision, MixedPrecision)
+        and getattr(precision, "scaler", None) is None
+        and not any(overrides(callback, pl.Callback, hook) for hook in hooks for callback in trainer.callbacks)
+        and not any(overrides(module, pl.LightningModule, hook) for hook in hooks if hook != "on_before_optimizer_step")
+    )
+
+
+def step(module: pl.LightningModule, wrapper: LightningOptimizer) -> None:
+    """Take a step as `wrapper.step()` does where `nobody_listens` to `on_before_optimizer_step` but the module."""
+    optimizer = wrapper.optimizer
+    wrapper._on_before_step()  # this and the call below advance Lightning's `global_step`
+    module.on_before_optimizer_step(optimizer)
+    if isinstance(optimizer, FlatAdam):
+        optimizer.bare_step()
+    else:
+        optimizer.step()
+    wrapper._on_after_step()

@@ -1,0 +1,1 @@
+"""What every room may use: errors, nested data, spaces, ranks, random states, files."""

@@ -1,0 +1,74 @@
+"""The errors that a user can act on: each message is one line that names the cause and the remedy."""
+
+import difflib
+import sys
+import traceback
+from collections.abc import Iterable
+
+TRUST_HELP = "a package, or the whole name of something, that a checkpoint from elsewhere may name; may be repeated"
+"""What the option `--trust` means, wherever a checkpoint is read."""
+
+
+class UserError(Exception):
+    """Base of all errors whose message is meant for a person; the command line prints it without a traceback."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, has the wrong type, or cannot be combined with another."""
+
+
+class EnvironmentFault(UserError):
+    """An environment could not be built, raised, or returned something it must not."""
+
+
+class UnsupportedSpaceError(UserError):
+    """An observation or action space that no encoder or action head handles."""
+
+
+class NonFiniteError(UserError):
+    """A loss, gradient or rollout tensor became NaN or infinite; the weights are those from before the iteration."""
+
+
+class RankLostError(UserError):
+    """Another process of a data-parallel training ended, or did not come to where all have to meet."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or belongs to another task."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is missing or not whole, so that another version of it may serve."""
+
+
+def report(error: Exception, debug: bool, option: str) -> int:
+    """Print what ended a command as one line, after its traceback if `debug`, and return the exit code.
+
+    Args:
+        error: What was raised.
+        debug: Whether tracebacks are asked for.
+        option: How to ask for them.
+    """
+    if debug:
+        traceback.print_exc()
+    message = str(error)
+    if not isinstance(error, UserError):
+        message = f"{type(error).__name__}: {one_line(message)} ({option} shows where)"
+    print(f"error: {message}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def one_line(text: object, limit: int | None = None) -> str:
+    """Return a text, or the message of an error, on one line of at most `limit` characters."""
+    return " ".join(str(text).split())[:limit]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with `message` unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return the valid name that looks most like `name`."""
+    return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]

@@ -1,0 +1,18 @@
+"""Lines that are said once in a process, however many environments or rollouts give cause."""
+
+import logging
+from collections.abc import Hashable
+
+_said: set[Hashable] = set()
+
+
+def warn_once(log: logging.Logger, key: Hashable, message: str) -> None:
+    """Log a warning, unless one with the same key has been logged before."""
+    if key not in _said:
+        _said.add(key)
+        log.warning("%s", message)
+
+
+def forget() -> None:
+    """Say everything again."""
+    _said.clear()

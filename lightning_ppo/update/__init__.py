@@ -1,0 +1,1 @@
+"""The update: the LightningModule, objectives, gradients, steps."""

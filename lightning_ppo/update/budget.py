@@ -1,0 +1,125 @@
+"""The budget of a training: which limit ends it, and what share of it is used."""
+
+import logging
+import math
+from typing import Any
+
+import torch
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+from lightning_ppo.support.distributed import max_over_ranks, world_size
+
+_log = logging.getLogger(__name__)
+
+
+class Budget:
+    """Counts what has been trained on, and knows how much of the training that is.
+
+    Attributes:
+        total_env_steps: The training budget over all ranks.
+        env_steps: Environment steps trained on, over all ranks.
+        iterations: Rollouts trained on.
+        begun_at: Iterations that are not those of this fit's epochs: of an earlier fit, less those that epochs lacked.
+        time_share: Share of the time limit that had passed at the end of the latest iteration, the same on all ranks.
+
+    Args:
+        total_env_steps: None leaves the end of training to the Trainer.
+    """
+
+    def __init__(self, total_env_steps: int | None) -> None:
+        self.total_env_steps = total_env_steps
+        self.env_steps = 0
+        self.iterations = 0
+        self.begun_at = 0
+        self.time_share = 0.0
+
+    def progress(self, trainer: Any) -> float:
+        """Return the share of the training budget used, in [0, 1]: of the limit that ends training first.
+
+        Beside `total_env_steps` epochs only interrupt: a run that is given more of them goes on as if never stopped.
+        """
+        return min(max(self._shares(trainer), default=0.0), 1.0)
+
+    def _shares(self, trainer: Any) -> list[float]:
+        """Return the used share of each limit there is: of env steps, optimizer steps, epochs, time."""
+        limits = [(self.env_steps, self.total_env_steps or 0), (trainer.global_step, trainer.max_steps)]
+        if not self.total_env_steps and math.isfinite(trainer.num_training_batches):
+            batches = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
+            limits.append((self.iterations - self.begun_at, batches))
+        shares = [used / limit for used, limit in limits if limit > 0]
+        return [*shares, self.time_share] if _timers(trainer) else shares
+
+    def count(self, env_steps: int, trainer: Any) -> None:
+        """Count an iteration of `env_steps` environment steps over all ranks; all of them call it."""
+        self.iterations += 1
+        self.env_steps += env_steps
+        self.time_share = _share_of_time(trainer)
+
+    def begin(self, trainer: Any, rows: int | None) -> None:
+        """See what is left of the budget: warn if nothing is known of it, and end a fit whose budget is used up.
+
+        Args:
+            trainer: The Trainer, at the start of a fit.
+            rows: Of a rollout on every rank, if that is known.
+        """
+        resumed = trainer.ckpt_path is not None
+        # a resumed run goes on with what its checkpoint says, unless it has got more time
+        passed = _share_of_time(trainer)
+        self.time_share = min(self.time_share, passed) if resumed else passed
+        if not self._shares(trainer):
+            rank_zero_warn(
+                "no limit of this training is known, so every schedule stays at its start; set total_env_steps, or "
+                "max_epochs, max_steps or max_time of the Trainer"
+            )
+        if rows is None or not self.total_env_steps:
+            return
+        epochs = (trainer.max_epochs or 0) - trainer.current_epoch
+        last = self.env_steps + epochs * trainer.num_training_batches * rows * world_size()
+        if epochs > 0 and last + rows * world_size() <= self.total_env_steps:
+            rank_zero_only(_log.info)(
+                f"max_epochs={trainer.max_epochs} ends this fit after {last:,} steps; schedules follow "
+                f"total_env_steps={self.total_env_steps:,} all the same"
+            )
+        if self.stop_if_spent(trainer, rows) and not resumed:
+            rank_zero_warn(
+                f"nothing is trained: {self.env_steps:,} steps are done, and another rollout would exceed "
+                f"total_env_steps={self.total_env_steps:,}; raise it"
+            )
+
+    def begin_epoch(self, trainer: Any) -> None:
+        """Count iterations from here as those of this epoch, however many the epochs before had."""
+        if math.isfinite(trainer.num_training_batches):
+            self.begun_at = self.iterations - trainer.current_epoch * int(trainer.num_training_batches)
+
+    def stop_if_spent(self, trainer: Any, rows: int) -> bool:
+        """End training if a rollout of `rows` rows on every rank would exceed the budget; return whether it would."""
+        spent = bool(self.total_env_steps) and self.env_steps + rows * world_size() > (self.total_env_steps or 0)
+        if spent and not trainer.should_stop:
+            trainer.should_stop = True
+            if not _may_stop(trainer):
+                rank_zero_warn("training goes on beyond total_env_steps, as min_epochs or min_steps of the Trainer ask")
+        return spent
+
+
+def _may_stop(trainer: Any) -> bool:
+    """Return whether the Trainer has done the epochs and steps that it must."""
+    epochs = trainer.fit_loop.epoch_progress.current.processed
+    return epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+
+
+def _timers(trainer: Any) -> list[Timer]:
+    """Return what ends training after some time: the Trainer's `max_time`, and Timers of the user's own."""
+    timers = (callback for callback in trainer.callbacks if isinstance(callback, Timer))
+    return [timer for timer in timers if timer.time_remaining() is not None]
+
+
+def _share_of_time(trainer: Any) -> float:
+    """Return the share of the time limit that has passed, the same on all ranks; all of them call it."""
+    shares = [0.0]
+    for timer in _timers(trainer):
+        passed, left = timer.time_elapsed(), timer.time_remaining() or 0.0
+        shares.append(passed / (passed + left) if passed + left > 0 else 1.0)
+    if len(shares) == 1:
+        return 0.0
+    return float(max_over_ranks(torch.tensor(max(shares), device=trainer.strategy.root_device)))

@@ -1,0 +1,72 @@
+"""The learning rate that PPO steers, and one that somebody else sets."""
+
+import math
+
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_ppo.settings.schedules import Schedule
+
+
+class SteeredLearningRate(LRScheduler):
+    """Hands the learning rate that PPO computes to the optimizer, where Lightning's callbacks look for it.
+
+    A rate that somebody else has set is used. A constant schedule leaves it as it is, one that is steered goes on from
+    there, and any other one sets its own again for the next iteration.
+
+    Attributes:
+        value: The rate without its bound.
+        used: The rate that was set last.
+        factors: What each parameter group multiplies it by.
+    """
+
+    def __init__(self, optimizer: Optimizer, value: float) -> None:
+        self.value = self.used = value
+        self.factors = [1.0] * len(optimizer.param_groups)
+        self._told = False
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Return the rate of every parameter group."""
+        return [self.used * factor for factor in self.factors]
+
+    def keep_proportions(self) -> None:
+        """Let the parameter groups keep the ratios that their rates now have."""
+        if self.used:
+            self.factors = [float(group["lr"]) / self.used for group in self.optimizer.param_groups]
+
+    def follow(self, schedule: Schedule, progress: float) -> None:
+        """Set the rate of an iteration, unless somebody else has set it; of what is steered the bound moves."""
+        value = self.value if schedule.adaptive else schedule(progress)
+        if not self.set_by_hand() or (schedule.kind == "constant" and value != self.used):
+            self._set(value, schedule.bound(progress))
+            return
+        if schedule.adaptive:
+            self.value = self.used = float(self.optimizer.param_groups[0]["lr"]) / (self.factors[0] or 1.0)
+        if schedule.kind != "constant" and not self._told:
+            self._told = True
+            then = "goes on from it, within its bounds" if schedule.adaptive else "sets that of the next"
+            rank_zero_warn(
+                f"the learning rate set by hand is used for an iteration, and optimizer.learning_rate "
+                f"({schedule.kind}) {then}; where that is a number, a rate set by hand stays"
+            )
+
+    def finish(self, schedule: Schedule, progress: float, kl: float) -> None:
+        """Take the rate back at the end of an iteration; of what is steered, set what the KL divergence makes of it."""
+        if schedule.adaptive:
+            self._set(schedule.steer(self.value, kl, self.used), schedule.bound(progress))
+        elif schedule.kind != "constant":
+            self._set(self.value, self.used)
+
+    def set_by_hand(self) -> bool:
+        """Return whether somebody else has changed a rate since it was set here."""
+        rates = zip(self.optimizer.param_groups, self.get_lr(), strict=False)
+        return not all(math.isclose(float(group["lr"]), rate, rel_tol=1e-6) for group, rate in rates)
+
+    def _set(self, value: float, bound: float) -> None:
+        self.value, self.used = value, min(value, bound)
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
