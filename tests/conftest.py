@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_ppo.speed import switch
 from lightning_ppo.support import notices
 
 torch.set_num_threads(1)
@@ -20,6 +21,12 @@ logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--examples", type=int, default=60, help="damaged configs to try in tests/test_damage.py")
+    parser.addoption("--plain", action="store_true", help="turn the shortcuts of speed/ off in this process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--plain"):
+        switch.is_on = lambda: False
 
 
 @pytest.fixture(autouse=True)

@@ -428,7 +428,8 @@ def test_an_environment_that_cannot_be_closed_costs_no_results(backend, tmp_path
     assert train.main([*arguments, "total_env_steps=64"]) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["eval_return_mean"] == 4.0
     if backend == "sync":  # of processes the lines come from there
-        assert "env 3 raised in close: RuntimeError: the simulator has gone already" in caplog.text
+        assert caplog.text.count("env 0 raised in close: RuntimeError: the simulator has gone already") == 1
+        assert caplog.text.count("raised in close") == 1  # whatever copies do the same
 
 
 def test_a_vector_environment_that_cannot_be_closed_is_named(caplog):

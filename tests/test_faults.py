@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import gymnasium
@@ -326,3 +328,21 @@ def test_a_wrong_entry_of_an_observation_is_named(wrong, expected):
     # the action has parts of unequal shapes, and is shown all the same
     with pytest.raises(EnvironmentFault, match=rf"env 3 returned an observation {expected}.*\(last action \(1, array"):
         env.step((1, np.zeros(2)))
+
+
+ORPHANS = """
+import os, signal
+from lightning_ppo.envs.processes import ProcessVectorEnv
+from tests.helpers import Count
+
+env = ProcessVectorEnv([Count, Count])
+env.reset(seed=[1, 2])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_copies_whose_trainer_is_gone_end_without_a_word():
+    # as under rollout.overlap, where whoever steps the copies is killed when training fails
+    ended = subprocess.run([sys.executable, "-c", ORPHANS], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    assert ended.stderr == ""

@@ -230,9 +230,9 @@ def scheduled(**settings):
     [
         (lambda self: LBFGS(self.parameters()), "LBFGS evaluates the loss again"),
         (lambda self: None, "returned None, so nothing would be trained"),
+        (lambda self: {"lr_scheduler": None}, "returned a mapping without the entry 'optimizer'"),
         (lambda self: [], r"returned \[\], so nothing"),
         (lambda self: "adam", "Unknown configuration"),
-        (lambda self: {"lr_scheduler": None}, "optimizer"),
         (lambda self: Adam(nn.Linear(2, 3).parameters()), r"a parameter of shape \(3, 2\) that is not the model's"),
         (twice, "is in Adam and in Adam; each parameter has one optimizer"),
         (without_monitor, "must include a monitor"),

@@ -194,6 +194,7 @@ def test_copies_in_processes_built_by_hand_are_named(caplog):
     lines = warnings_of(caplog)
     assert any("set normalize.rewards" in line for line in lines)
     assert any("returns are of these; name the environment" in line for line in lines)
+    assert sum("before anyone can check it; name the environment" in line for line in lines) == 1
     built.close()
 
 

@@ -19,6 +19,7 @@ from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.scores import notices_of
 from lightning_ppo.envs.state import from_bytes, get_env_state, set_env_state, to_bytes
 from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.notices import warn_once
 from lightning_ppo.support.tree import tree_leaves
 
 _log = logging.getLogger(__name__)
@@ -204,7 +205,8 @@ def close_env(env: VectorEnv) -> None:
 
 
 def _warn_of_close(name: str, error: Exception) -> None:
-    _log.warning("%s raised in close: %s: %s; it is left as it is", name, type(error).__name__, one_line(error))
+    raised = f"raised in close: {type(error).__name__}: {one_line(error)}"
+    warn_once(_log, raised, f"{name} {raised}; it is left as it is, and so are others that do the same")
 
 
 def _not_finite(observation: Any) -> Problem:

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
+from lightning_ppo.speed.copy_process import step_copy
 from lightning_ppo.support.errors import EnvironmentFault, one_line
 from lightning_ppo.support.randomness import (
     derive_seeds,
@@ -57,7 +58,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
 
     def _start(self) -> None:
         self.closed = False
-        super().__init__(self._copies, autoreset_mode=AutoresetMode.SAME_STEP)
+        super().__init__(self._copies, autoreset_mode=AutoresetMode.SAME_STEP, worker=step_copy)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all copies.

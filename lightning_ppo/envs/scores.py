@@ -58,6 +58,10 @@ def built_by_hand(env: VectorEnv, innermost: bool) -> VectorEnv:
         if innermost:
             copies.envs[:] = [innermost_score(copy) for copy in copies.envs]
     elif type(copies) is AsyncVectorEnv:
+        said.append(
+            "has copies in other processes, which convert what they return to the declared dtype before anyone can "
+            "check it; name the environment in env.id to have it checked"
+        )
         named = re.findall(r"<(\w+)", copies.call("__str__")[0])
         said += [_statistics(name) for name in named if name in ("NormalizeReward", "NormalizeObservation")]
         changed = [name for name in named if name in ("NormalizeReward", "ClipReward", "TransformReward")]

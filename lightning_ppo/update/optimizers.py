@@ -218,6 +218,8 @@ def check_when_configured(module: Any) -> None:
 def _read(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
     if returned is None or (isinstance(returned, list | tuple) and not returned):
         raise ConfigError(f"configure_optimizers: returned {returned!r}, so nothing would be trained")
+    if isinstance(returned, Mapping) and "optimizer" not in returned:
+        raise ConfigError("configure_optimizers: returned a mapping without the entry 'optimizer'")
     try:
         # without an interval, once per iteration: an epoch has no meaning of its own here
         optimizers, configs = read_optimizers(returned, interval="step")
