@@ -699,9 +699,10 @@ EFFECTS = {
     "use_distributed_sampler": same_as_without(use_distributed_sampler=False),
 }
 LAUNCHED = [name for name in StrategyRegistry.available_strategies() if re.match("ddp_(spawn|fork|notebook)", name)]
-"""Strategies that start the processes of a fit from this one."""
+"""Strategies that start the processes of a fit from this one, by spawning or forking."""
+EFFECTS |= dict.fromkeys(LAUNCHED, "test_copies.py::test_processes_that_a_trainer_launches_report_to_their_parent")
 
-NOT_TRIED = {"Strategy", "ParallelStrategy", "XLAProfiler", *LAUNCHED}
+NOT_TRIED = {"Strategy", "ParallelStrategy", "XLAProfiler"}
 
 
 def test_everything_that_the_table_says_works_is_tried():
