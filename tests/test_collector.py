@@ -18,6 +18,7 @@ from lightning_ppo.envs.vector_stepper import VectorStepper
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig
 from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.speed import switch
 from lightning_ppo.support.errors import EnvironmentFault
 from lightning_ppo.support.randomness import derive_seeds
 from tests.helpers import Bad, Count, Loop4, make_vector_env, transitions, vector
@@ -798,6 +799,8 @@ class Casts(TorchDispatchMode):
 
 
 def test_autocast_casts_weights_once_for_a_rollout_and_anew_for_the_next():
+    if not switch.is_on():
+        pytest.skip("a shortcut, which --plain turns off")
     env = counters((3,), NEXT_STEP)
     policy = ActorCritic(env.single_observation_space, env.single_action_space, PolicyConfig(hidden_sizes=[5, 7]))
     weight = policy.network.actor_trunk.mlp[2].weight
