@@ -22,6 +22,7 @@ from lightning_ppo.settings.loading import load, to_container, to_yaml
 from lightning_ppo.support.errors import ConfigError
 from tests.kit.commands import SMALL, rows
 from tests.kit.paths import ROOT
+from tests.kit.signals import send
 
 
 def run(*arguments: str) -> int:
@@ -285,7 +286,7 @@ def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
     class Interrupt(Callback):
         def on_validation_end(self, trainer, module):
             if module.iterations == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
+                send(signal.SIGTERM)
 
     run_dir = tmp_path / "run"
     config = load([], [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=300"])

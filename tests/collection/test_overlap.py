@@ -18,6 +18,7 @@ from tests.kit.collecting import Snapshots, build
 from tests.kit.commands import SMALL, rows
 from tests.kit.envs import Count, vector
 from tests.kit.resuming import MidEpoch, assert_same_agent
+from tests.kit.signals import send
 from tests.kit.training import Recording, make_trainer
 
 
@@ -114,7 +115,7 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
     class Interrupt(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             if module.iterations == 4:
-                signal.raise_signal(signal.SIGINT)
+                send(signal.SIGINT)
 
     build_trainer = training.build_trainer
     monkeypatch.setattr(
