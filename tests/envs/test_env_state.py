@@ -215,7 +215,7 @@ def test_a_given_vector_environment_has_the_settings_that_it_was_given_with():
 @pytest.mark.parametrize("place", ["class", "function", "import"])
 def test_source_that_was_edited_wins(place, tmp_path, monkeypatch):
     source = (
-        "from tests.test_env_state import Count\n{imported}\n"
+        "from tests.kit.envs import Count\n{imported}\n"
         "class Falling(Count):\n    {body}\n"
         "    def reset(self, **kwargs):\n        self.now = {used}\n        return super().reset(**kwargs)\n"
         "    def step(self, action):\n        observation, _, *rest = super().step(action)\n"
