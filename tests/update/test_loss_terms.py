@@ -333,7 +333,7 @@ class Values(Entropy):
 @pytest.mark.parametrize("name", ["Entropy", "Values"])
 def test_a_name_that_is_taken_is_an_error(name):
     with pytest.raises(ConfigError, match=f"the name {name.lower()} is taken"):
-        make_pair(loss_terms=[f"tests.test_loss_terms.{name}"])
+        make_pair(loss_terms=[f"tests.update.test_loss_terms.{name}"])
 
 
 def test_noise_needs_observations_to_be_added_to():
