@@ -192,7 +192,7 @@ def test_a_whole_file_that_cannot_be_loaded_is_not_called_damaged(tmp_path):
     path = tmp_path / "last.ckpt"
     checkpoint_io.save_checkpoint(good, path)
     for content, said in (
-        ({**good, "teacher": Teacher()}, r"last.ckpt: whole, but holds objects \(tests\.test_copies\.Teacher\)"),
+        ({**good, "teacher": Teacher()}, r"last.ckpt: whole, but holds objects \(tests\.whole\.test_copies\.Teacher\)"),
         ({"state_dict": {}}, "last.ckpt: not a checkpoint of lightning_ppo$"),
     ):
         checkpoint_io.save_checkpoint(content, path)
