@@ -36,6 +36,8 @@ def test_covering_sets_have_every_combination_and_few_cases():
         assert fewest <= len(chosen) <= fewest + 2
     # combinations that no case has are not asked for
     assert sorted(covering([{"a": 1, "b": 1}, {"a": 2, "b": 2}], 2)) == [0, 1]
+    # nor are those of cases that run anyway
+    assert covering([{"a": 1}, {"a": 2}], 1, [{"a": 1}]) == [1]
 
 
 PLUGINS = ("selection", "limits", "signals")
