@@ -38,7 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.stash[SHORT] = item in short
         item.user_properties.append(("short", item in short))
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        if group := group_of(item):
+            item.add_marker(pytest.mark.xdist_group(group))
     if selected(config) != "all":
         left_out = [item for item in items if item.stash[SHORT] != (selected(config) == "short")]
         config.hook.pytest_deselected(items=left_out)
@@ -51,16 +52,16 @@ def families_of(item: pytest.Item) -> set[str]:
     return {marker.name for marker in item.iter_markers()} & set(FAMILIES)
 
 
-def group_of(item: pytest.Item) -> str:
-    """Return the group of tests that one worker runs, one after the other.
+def group_of(item: pytest.Item) -> str | None:
+    """Return the group of tests that one worker runs, one after the other; None for a test that any worker may run.
 
-    Tests that start ranks, which take all cores, are one; so are those with a fixture that is built once for a file.
+    Tests that start ranks, which take all cores, are one group; so are those of a file that share what a fixture builds.
     """
     if "ranks" in families_of(item):
         return "ranks"
     fixtures = [definitions[-1] for definitions in item._fixtureinfo.name2fixturedefs.values()]
-    shared = [f"{f.baseid}::{f.argname}" for f in fixtures if f.scope != "function" and f.baseid.endswith(".py")]
-    return min(shared, default=item.nodeid)
+    shared = {fixture.baseid for fixture in fixtures if fixture.scope != "function" and fixture.baseid.endswith(".py")}
+    return min(shared, default="").replace("/", ".") or None
 
 
 def short_selection(items: Sequence[pytest.Item]) -> set[pytest.Item]:

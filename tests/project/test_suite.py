@@ -11,6 +11,7 @@ from itertools import product
 
 import pytest
 
+from tests.kit import durations
 from tests.kit.paths import ROOT
 from tests.kit.selection import FAMILIES, covering, families_of
 
@@ -111,6 +112,22 @@ def test_selections_are_parts_of_the_whole_and_only_the_short_one_has_a_limit(tm
 def test_what_is_named_runs(arguments, names, tmp_path):
     code, output = run_pytest(tmp_path, *arguments)
     assert (code, set(outcomes(output))) == (0, names)
+
+
+def test_the_table_of_durations_replaces_the_one_before(tmp_path):
+    page, report = tmp_path / "page.md", tmp_path / "times.xml"
+    first, last = durations.MARKS
+    page.write_text(f"before\n{first}| old |\n{last}after\n")
+    run_pytest(tmp_path, "--select", "all", "-n", "1", "--dist", "loadgroup", f"--junitxml={report}")
+    for _ in range(2):
+        durations.main(str(report), page)
+    before, start, head, rule, row, total, end, after = page.read_text().splitlines()
+    assert (before, start, end, after) == ("before", first.strip(), last.strip(), "after") and head.count(
+        "|"
+    ) == rule.count("|") == 7
+    name, cases, seconds, short, *_ = row.strip("| ").split(" | ")
+    assert (name, cases, short) == ("`test_it.py`", "11", "6") and float(seconds) >= 0.9
+    assert total.startswith("| all | 11 |")
 
 
 TRAINS = """
