@@ -1,7 +1,7 @@
 """Write the table of durations in docs/testing.md.
 
-`python -m pytest --select all --junitxml=times.xml && python -m tests.kit.durations times.xml` measures on an idle
-machine; with `-n 2` it takes half as long, and the seconds are those of two workers that share the cores.
+`python -m pytest -n 2 --dist loadgroup --select all --junitxml=times.xml && python -m tests.kit.durations times.xml`
+measures on an idle machine.
 """
 
 import re

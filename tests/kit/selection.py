@@ -55,7 +55,7 @@ def families_of(item: pytest.Item) -> set[str]:
 def group_of(item: pytest.Item) -> str | None:
     """Return the group of tests that one worker runs, one after the other; None for a test that any worker may run.
 
-    Tests that start ranks, which take all cores, are one group; so are those of a file that share what a fixture builds.
+    Tests that start ranks, which take all cores, are one group; so are those of a file that share a fixture.
     """
     if "ranks" in families_of(item):
         return "ranks"
