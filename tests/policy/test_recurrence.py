@@ -407,7 +407,7 @@ def test_the_first_ratio_is_one(env, policy, precision, tolerance):
         {"loss_terms": ["lightning_ppo.update.loss_terms.ActionSmoothness"]},
         {"policy": {"dropout": 0.5}},
         {"update": {"recompute_advantages": True, "target_kl": 1.0}},
-        {"compile": True, "model": PPO},
+        pytest.param({"compile": True, "model": PPO}, marks=pytest.mark.compiled),
     ],
     ids=str,
 )
