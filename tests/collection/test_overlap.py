@@ -28,10 +28,13 @@ def _no_process_is_left():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("env", "policy", "precision", "env_settings"),
     [
-        ("CartPole-v1", {"core": "lstm"}, "32-true", {"backend": "sync"}),
+        pytest.param(
+            *("CartPole-v1", {"core": "lstm"}, "32-true", {"backend": "sync"}), marks=pytest.mark.representative
+        ),
         ("Pendulum-v1", {}, "64-true", {}),
         ("tests.kit.rich_envs:Forbidden", {"shared_trunk": True}, "bf16-mixed", {"backend": "async", "timeout": 600.0}),
         ("tests.kit.envs:Sleepy", {"dropout": 0.5}, "32-true", {"timeout": 600.0}),
@@ -75,6 +78,7 @@ def test_the_first_two_rollouts_are_those_of_an_untrained_policy():
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("middle", [False, True], ids=["epoch end", "middle of an epoch"])
 @pytest.mark.parametrize(("overlap", "processes"), [(True, 1), (False, 2), (True, 3)])
 def test_train_stop_resume_is_train_through_bit_for_bit(overlap, processes, middle, tmp_path):
@@ -101,6 +105,7 @@ def test_train_stop_resume_is_train_through_bit_for_bit(overlap, processes, midd
     assert_same_agent(*through, *resumed)
 
 
+@pytest.mark.ranks
 def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
     arguments = [
         *SMALL,
@@ -135,6 +140,7 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
         assert torch.equal(value, ends[1]["state_dict"][name]), name
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(("kind", "said"), [("raises", "raised in step"), ("dies", "ended by SIGKILL")])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_fault_over_there_is_one_line_here(processes, kind, said, tmp_path, capfd, monkeypatch):

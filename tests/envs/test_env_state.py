@@ -240,7 +240,11 @@ def test_source_that_was_edited_wins(place, tmp_path, monkeypatch):
     assert resumed(falling(1.62), falling(1.62)) == ("", [1.62, 1.62])
 
 
-@pytest.mark.parametrize("modes", [[], ["rollout.overlap=true", "rollout.processes=2"]], ids=["plain", "elsewhere"])
+@pytest.mark.parametrize(
+    "modes",
+    [[], pytest.param(["rollout.overlap=true", "rollout.processes=2"], marks=pytest.mark.ranks)],
+    ids=["plain", "elsewhere"],
+)
 def test_training_and_evaluation_step_the_same_task_after_resuming(modes, tmp_path, capsys, caplog):
     arguments = [*SMALL, *modes, "env.id=tests.envs.test_env_state:Level", "env.stagger=false", f"run_dir={tmp_path}"]
     assert train.main([*arguments, "total_env_steps=64"]) == 0
