@@ -24,8 +24,8 @@ class EvaluationPace(Callback):
     other or thousands in one call. Where more copies play than are trained on, it counts as that many times more.
 
     The evaluation after the last epoch is not counted, so that a run that is made in pieces is evaluated when the whole
-    run is. Callbacks that stop or save on a metric of evaluations (`eval/...`) do so after each evaluation, others still
-    after each epoch. The pace goes last in the list of callbacks, since those before it may end the training.
+    run is. Callbacks that stop or save on a metric of evaluations (`eval/...`) do so after each evaluation, others
+    still after each epoch. The pace goes last in the list of callbacks, since those before it may end the training.
     """
 
     def __init__(self) -> None:

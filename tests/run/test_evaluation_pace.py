@@ -57,10 +57,8 @@ def evaluated(run_dir) -> list[int]:
 
 def changed(**settings: Any) -> dict[str, Any]:
     """Return SETTINGS with other values in their sections."""
-    merged = {
-        key: value | settings.pop(key, {}) if isinstance(value, dict) else value for key, value in SETTINGS.items()
-    }
-    return merged | settings
+    sections = {key: value | settings.pop(key, {}) for key, value in SETTINGS.items() if isinstance(value, dict)}
+    return SETTINGS | sections | settings
 
 
 def test_between_the_first_epoch_and_the_last_a_tenth_of_the_steps_is_evaluation(tmp_path):
@@ -152,7 +150,8 @@ def test_the_pace_works_in_a_trainer_of_ones_own():
     from lightning_ppo.run.evaluation_pace import EvaluationPace
 
     class Count(Callback):
-        epochs: list[int] = []
+        def __init__(self) -> None:
+            self.epochs: list[int] = []
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             self.epochs.append(trainer.current_epoch + 1)
@@ -161,9 +160,10 @@ def test_the_pace_works_in_a_trainer_of_ones_own():
     data = RolloutDataModule(**{name: SETTINGS[name] for name in names}, seed=1)
     model = PPO(data.observation_space, data.action_space, update=SETTINGS["update"], policy=SETTINGS["policy"])
     off = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "logger", "enable_checkpointing"), False)
-    trainer = pl.Trainer(max_epochs=12, num_sanity_val_steps=1, callbacks=[Count(), EvaluationPace()], **off)
+    count = Count()
+    trainer = pl.Trainer(max_epochs=12, num_sanity_val_steps=1, callbacks=[count, EvaluationPace()], **off)
     trainer.fit(model, data)
-    assert Count.epochs == [1, 1, 10, 12]  # the first is Lightning's check before training
+    assert count.epochs == [1, 1, 10, 12]  # the first is Lightning's check before training
     assert trainer.limit_val_batches == 1.0
 
 
@@ -171,9 +171,8 @@ def test_the_summary_tells_what_evaluating_takes(tmp_path, capsys):
     summary = train(changed(evaluation={"final_episodes": 2}, total_env_steps=2 * EPOCH) | {"run_dir": str(tmp_path)})
     assert 0 < summary["evaluate_seconds"] < summary["wall_seconds"]
     rate = summary["wall_env_steps_per_second"]
-    assert (
-        rate == pytest.approx(summary["env_steps"] / summary["wall_seconds"]) and rate < summary["env_steps_per_second"]
-    )
+    assert rate == pytest.approx(summary["env_steps"] / summary["wall_seconds"])
+    assert rate < summary["env_steps_per_second"]
     assert f"{rate:,.0f} with everything counted" in capsys.readouterr().out
     again = train({"run_dir": str(tmp_path), "resume": "last", "total_env_steps": 4 * EPOCH})
     # only what this process has trained on, in its own time
