@@ -12,9 +12,23 @@ from lightning_ppo.settings.algorithm import (
     check_rollout_size,
     resolve_epochs,
 )
+from lightning_ppo.settings.class_path import Registry
 from lightning_ppo.settings.environment import EnvConfig, EvaluationConfig
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import require
+
+_RUN = "lightning_ppo.run.loggers"
+LOGGERS = Registry(
+    "loggers",
+    "pytorch_lightning.loggers.Logger",
+    {
+        "csv": f"{_RUN}.MetricsCSV",
+        "tensorboard": f"{_RUN}.TensorBoardEvents",
+        "wandb": "pytorch_lightning.loggers.WandbLogger",
+        "mlflow": "pytorch_lightning.loggers.MLFlowLogger",
+    },
+)
+CALLBACKS = Registry("callbacks", "pytorch_lightning.callbacks.Callback", {})
 
 
 @dataclass
@@ -81,5 +95,8 @@ class Config:
         require(self.total_env_steps >= 1, f"total_env_steps: must be at least 1, got {self.total_env_steps}")
         require(self.rollouts_per_epoch >= 1, f"rollouts_per_epoch: must be at least 1, got {self.rollouts_per_epoch}")
         check_compile(self.compile, self.plain)
+        for registry, entries in ((CALLBACKS, self.callbacks), (LOGGERS, self.loggers)):
+            for entry in entries:
+                registry.check(entry)
         resolve_epochs(self.objective, self.update)
         check_rollout_size(self.rollout.num_steps, self.env.num_envs, self.update)
