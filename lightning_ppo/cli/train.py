@@ -1,5 +1,6 @@
 """`train [CONFIG ...] [key=value ...]`: train an agent."""
 
+import importlib
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -104,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(config: "Config") -> int:
+    importlib.import_module("lightning_ppo.speed.light_lightning")  # before anything imports Lightning
     from lightning_ppo.run.stopping import Interrupted
     from lightning_ppo.run.training import train
 

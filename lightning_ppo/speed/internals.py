@@ -3,6 +3,7 @@
 Nothing here is a shortcut, so `plain` leaves it as it is.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,13 +76,13 @@ def check_attached(optimizers: list[Optimizer], configs: list[LRSchedulerConfig]
 
 def compiled_as_a_whole(module: nn.Module) -> str | None:
     """Return how a LightningModule or its policy was compiled, as its user wrote it; None if it was not."""
-    from torch._dynamo import OptimizedModule
-
+    compiler = sys.modules.get("torch._dynamo")  # without it nothing has been compiled
     if getattr(module, "_compiler_ctx", None) is not None:
         return "torch.compile(model)"
     if module._compiled_call_impl is not None:
         return "model.compile()"
-    return "torch.compile(model.policy)" if isinstance(getattr(module, "policy", None), OptimizedModule) else None
+    compiled = compiler is not None and isinstance(getattr(module, "policy", None), compiler.OptimizedModule)
+    return "torch.compile(model.policy)" if compiled else None
 
 
 def listener_of(module: nn.Module) -> str | None:
