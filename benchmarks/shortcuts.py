@@ -171,7 +171,8 @@ def train(workload: str, without: str, iterations: int, more: Sequence[str]) -> 
 
     settings = ["total_env_steps=100000000", "evaluation.episodes=0", "evaluation.final_episodes=0", "seed=1"]
     settings += ["trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false"]
-    settings += [f"run_dir={tempfile.mkdtemp()}", f"plain={without == PLAIN}", *WORKLOADS[workload].settings, *more]
+    settings += [f"run_dir={tempfile.mkdtemp()}", f"plain={without == PLAIN}", "compile=false"]
+    settings += [*WORKLOADS[workload].settings, *more]
     run(load([ROOT / "configs" / "atari.yaml"] if workload == "pictures" else [], settings), [Laps()])
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         rates = [(steps - before) / (end - start) for (start, before), (end, steps) in pairwise(ends[WARM_UP - 1 :])]

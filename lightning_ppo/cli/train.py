@@ -1,5 +1,6 @@
 """`train [CONFIG ...] [key=value ...]`: train an agent."""
 
+import importlib
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "debug=true" in [argument.lower() for argument in arguments]
     try:
         from lightning_ppo.run.arguments import read_arguments
+        from lightning_ppo.settings.existence import check_existence
         from lightning_ppo.settings.loading import to_yaml
 
         config = read_arguments([a for a in arguments if a != "--print-config"])
@@ -94,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--print-config" in arguments:
             print(to_yaml(config), end="")
             return 0
+        check_existence(config)
         return _train(config)
     except KeyboardInterrupt:
         return 130
@@ -102,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(config: "Config") -> int:
+    importlib.import_module("lightning_ppo.speed.light_lightning")  # before anything imports Lightning
     from lightning_ppo.run.stopping import Interrupted
     from lightning_ppo.run.training import train
 

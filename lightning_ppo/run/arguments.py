@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ppo.settings import named_configs
+from lightning_ppo.settings.existence import check_existence
 from lightning_ppo.settings.loading import flat, given_keys, load, load_over, one_by_one, peek, to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.settings.trust import check_names
@@ -19,7 +20,9 @@ def as_config(config: Config | str | Path | Mapping[str, Any]) -> Config:
     """Return the settings that `lightning_ppo.train` is given in any of its forms; see there."""
     if isinstance(config, Config):
         return config
-    return read_arguments([config if isinstance(config, Mapping) else str(config)])
+    config = read_arguments([config if isinstance(config, Mapping) else str(config)])
+    check_existence(config)
+    return config
 
 
 def read_arguments(arguments: Sequence[str | Mapping[str, Any]]) -> Config:

@@ -94,16 +94,17 @@ class Timing(Callback):
     Attributes:
         collect_seconds: Collecting rollouts.
         update_seconds: Updating.
+        evaluate_seconds: Evaluating, during training and after it.
         env_steps: Environment steps trained on, over all ranks.
         fit_seconds: Whole `fit`, with evaluation and checkpoints.
     """
 
-    _SAVED = ("collect_seconds", "update_seconds", "fit_seconds", "env_steps")
+    _SAVED = ("collect_seconds", "update_seconds", "evaluate_seconds", "fit_seconds", "env_steps")
 
     def __init__(self) -> None:
-        self.collect_seconds = self.update_seconds = self.fit_seconds = 0.0
+        self.collect_seconds = self.update_seconds = self.evaluate_seconds = self.fit_seconds = 0.0
         self.env_steps = 0
-        self._started = 0.0
+        self._started = self._evaluation_started = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -118,6 +119,16 @@ class Timing(Callback):
         self.update_seconds += module.update_seconds
         self.env_steps = module.env_steps
         self.fit_seconds = time.perf_counter() - self._started
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of an evaluation."""
+        self._evaluation_started = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add an evaluation, before what it leads to is saved."""
+        self.evaluate_seconds += time.perf_counter() - self._evaluation_started
+
+    on_test_start, on_test_epoch_end = on_validation_start, on_validation_epoch_end
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
@@ -136,4 +147,4 @@ class Timing(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from a checkpoint."""
         for name in self._SAVED:
-            setattr(self, name, state_dict[name])
+            setattr(self, name, state_dict.get(name, 0.0))

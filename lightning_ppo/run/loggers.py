@@ -11,7 +11,8 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from lightning_ppo.settings.class_path import Registry, class_path_of
+from lightning_ppo.settings.class_path import class_path_of
+from lightning_ppo.settings.sections import LOGGERS
 from lightning_ppo.speed import switch
 from lightning_ppo.speed.tensorboard import add_scalars
 from lightning_ppo.support.errors import ConfigError
@@ -20,14 +21,8 @@ from lightning_ppo.support.files import replacing
 ALWAYS = ("csv", "tensorboard")
 """Names of what every run directory has: metrics.csv and TensorBoard events."""
 
-SERVICES = {
-    "wandb": "pytorch_lightning.loggers.WandbLogger",
-    "mlflow": "pytorch_lightning.loggers.MLFlowLogger",
-}
-"""Lightning's loggers that a config may call by the name of their package."""
-
-_OURS = {"csv": f"{__name__}.MetricsCSV", "tensorboard": f"{__name__}.TensorBoardEvents"}
-LOGGERS = Registry("loggers", "pytorch_lightning.loggers.Logger", _OURS | SERVICES)
+SERVICES = ("wandb", "mlflow")
+"""Names of Lightning's loggers, which are those of the packages that they need."""
 
 EnvSteps = Callable[[], int]
 """Tells how many environment steps have been trained on."""

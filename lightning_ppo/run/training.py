@@ -110,7 +110,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         claim(run_dir, config)
         for logger in trainer.loggers if trainer.enable_autolog_hparams else []:
             logger.log_hyperparams(to_container(config))
-    print_once(_headline(config, model, trainer, run_dir))
+    print_once(_headline(config, model, data, trainer, run_dir))
 
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.fast_dev_run:
@@ -118,6 +118,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     fit_metrics = dict(trainer.callback_metrics)
     test = trainer.test(model, data, verbose=False)[0] if config.evaluation.final_episodes else {}
     latest = gather_objects(list(model.recent_returns))
+    wall_seconds = time.perf_counter() - started
     returns = torch.tensor([value for own in latest for value in own], dtype=torch.float64)
     summary = {
         "env_id": config.env.id,
@@ -127,12 +128,14 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         "env_steps": model.env_steps,
         "iterations": model.iterations,
         "optimizer_steps": trainer.global_step,
-        "wall_seconds": time.perf_counter() - started,
+        "wall_seconds": wall_seconds,
         "fit_seconds": timing.fit_seconds,
         "collect_seconds": timing.collect_seconds,
         "update_seconds": timing.update_seconds,
+        "evaluate_seconds": timing.evaluate_seconds,
         "compile_seconds": model.compile_seconds,
         "env_steps_per_second": timing.env_steps_per_second,
+        "wall_env_steps_per_second": (model.env_steps - (resumed["ppo"]["env_steps"] if resumed else 0)) / wall_seconds,
         "train_return_mean": float(returns.mean()) if len(returns) else None,
         "train_return_std": float(returns.std(correction=0)) if len(returns) else None,
         "eval_return_mean": test.get("test/return_mean"),
@@ -160,8 +163,10 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*it is recommended to use.*single device to ensure each sample.*")
 
 
-def _headline(config: Config, model: Any, trainer: Any, run_dir: Path) -> str:
+def _headline(config: Config, model: Any, data: Any, trainer: Any, run_dir: Path) -> str:
     import torch
+
+    from lightning_ppo.update.compiling import Choice, choose
 
     parameters = sum(p.numel() for p in model.parameters())
     batch = config.env.num_envs * config.rollout.num_steps * trainer.world_size
@@ -169,11 +174,13 @@ def _headline(config: Config, model: Any, trainer: Any, run_dir: Path) -> str:
     device = trainer.strategy.root_device.type
     chosen = "" if "precision" in config.trainer or trainer.precision == "32-true" else " (faster on this CPU)"
     idle = " (a GPU is idle: small networks are faster on the CPU; trainer.accelerator=gpu overrides)"
+    choice = choose(model, data, trainer) if config.compile == "auto" else Choice(config.compile, "as set")
+    update = f"update {'compiled' if choice.compiled else 'uncompiled'} ({choice.because})"
     return (
         f"{config.env.id}: {config.total_env_steps:,} steps, {trainer.world_size} x {config.env.num_envs} envs x "
         f"{config.rollout.num_steps} steps = {batch:,} per iteration, {parameters:,} parameters, seed {config.seed}\n"
         f"on {device}{idle if device == 'cpu' and torch.cuda.is_available() else ''}, "
-        f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}{chosen}; writing to {run_dir}"
+        f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}{chosen}, {update}; writing to {run_dir}"
     )
 
 
@@ -196,11 +203,16 @@ def _table(summary: dict[str, Any], metrics: dict[str, Any], run_dir: Path) -> s
             spread(summary["eval_return_mean"], summary["eval_return_std"], f"({summary['eval_episodes']} episodes)"),
         ),
         ("environment steps", f"{summary['env_steps']:,} in {summary['iterations']:,} iterations"),
-        ("speed", f"{summary['env_steps_per_second']:,.0f} steps/s"),
+        (
+            "speed",
+            f"{summary['env_steps_per_second']:,.0f} steps/s of collecting and updating, "
+            f"{summary['wall_env_steps_per_second']:,.0f} with everything counted",
+        ),
         (
             "time",
-            f"{summary['fit_seconds']:.1f} s of training (collecting {summary['collect_seconds']:.1f}, "
-            f"updating {summary['update_seconds']:.1f})",
+            f"{summary['wall_seconds']:.1f} s; in all, collecting {summary['collect_seconds']:.1f}, "
+            f"updating {summary['update_seconds']:.1f}, compiling {summary['compile_seconds']:.1f}, "
+            f"evaluating {summary['evaluate_seconds']:.1f}",
         ),
         ("curves", f"tensorboard --logdir {run_dir}"),
     ]

@@ -291,8 +291,10 @@ def check_rollout_size(num_steps: int, num_envs: int, update: UpdateConfig) -> N
         )
 
 
-def require_uncompiled(plain: bool, compile: bool) -> None:
-    """Raise ConfigError where a compiled update is asked for without shortcuts, of which it is one."""
+def check_compile(compile: Any, plain: bool) -> None:
+    """Raise ConfigError unless `compile` is a bool or `auto`, and not True without shortcuts, of which it is one."""
+    require(isinstance(compile, bool) or compile == "auto", f"compile: expected auto, true or false, got {compile!r}")
     require(
-        not (plain and compile), "plain: compile=true is one of the shortcuts that plain=true leaves out; set one only"
+        not (plain and compile is True),
+        "plain: compile=true is one of the shortcuts that plain=true leaves out; set one only",
     )

@@ -48,7 +48,7 @@ REFUSED = {
 TOLD = {
     "env.stagger": "a time limit, and a way to cut single copies off ([which](environments.md))",
     "env.atari.noop_max": "0: another backend than `envpool`, which makes it 1",
-    "compile": "a C++ compiler, a loss that can be traced; on a GPU a policy that can be recorded",
+    "compile": "`true`: a C++ compiler, a loss that can be traced; on a GPU Triton, and a policy that can be recorded",
 }
 """Settings whose absence of effect is told by whoever finds out, once."""
 

@@ -118,20 +118,23 @@ class EnvConfig:
 
 @dataclass
 class EvaluationConfig:
-    """How the agent is evaluated after each epoch and at the end."""
+    """How the agent is evaluated during training and at the end."""
 
     episodes: int = 20
     """Episodes per evaluation during training; 0 turns it off."""
     final_episodes: int = 100
     """Episodes of the evaluation after training; 0 turns it off."""
-    every_n_epochs: int = 1
-    """Epochs between evaluations."""
-    num_envs: int = 8
-    """Copies of the environment that play side by side."""
+    every_n_epochs: int | None = None
+    """Epochs between evaluations; null evaluates after the first epoch, after the last, and between them as often as
+    about a tenth of the time allows."""
+    num_envs: int = 10
+    """Copies of the environment that play side by side; with a divisor of the episodes all of them have work."""
     deterministic: bool = True
     """Play the mode of the action distribution instead of sampling."""
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 0), ("final_episodes", 0), ("every_n_epochs", 1), ("num_envs", 1)):
+        for name, least in (("episodes", 0), ("final_episodes", 0), ("num_envs", 1)):
             value = getattr(self, name)
             require(value >= least, f"evaluation.{name}: must be at least {least}, got {value}")
+        every = self.every_n_epochs
+        require(every is None or every >= 1, f"evaluation.every_n_epochs: must be at least 1 or null, got {every}")

@@ -143,7 +143,7 @@ def _references(content: Mapping[str, Any]) -> Iterator[Reference]:
     """Yield all that a checkpoint names: in the arguments of module and data module, in the settings, for Lightning."""
     for section, names in SECTIONS.items():
         settings = to_container(content.get(section) or {})
-        yield from _named_in({name: settings[name] for name in names if settings.get(name) is not None})
+        yield from named_in({name: settings[name] for name in names if settings.get(name) is not None})
         if "_instantiator" in settings:
             yield Reference("_instantiator", "function", str(settings["_instantiator"]), settings)
     for key in ("hparams_name", "datamodule_hparams_name", "hparams_type", "datamodule_hparams_type"):
@@ -151,7 +151,8 @@ def _references(content: Mapping[str, Any]) -> Iterator[Reference]:
             yield Reference(key, "name", str(content[key]), None)
 
 
-def _named_in(settings: Mapping[str, Any]) -> Iterator[Reference]:
+def named_in(settings: Mapping[str, Any]) -> Iterator[Reference]:
+    """Yield all that settings name, given as plain data in their sections."""
     yield from _classes("objective", "objective", [settings.get("objective")])
     for name in ("network", "encoder", "core"):
         yield from _classes(f"policy.{name}", "network", [settings.get("policy", {}).get(name)])

@@ -101,8 +101,8 @@ class CompiledGradients:
         from torch._dynamo.exc import TorchDynamoException
 
         device = self._flat.gradients.device
-        if device.type == "cpu" and cxx_compiler() is None:
-            return "no C++ compiler was found, install g++"
+        if missing := missing_compiler(device):
+            return missing
         try:
             with (
                 torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -137,6 +137,15 @@ class CompiledGradients:
         else:
             self._recorded.forget()
         return reported
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """Return which compiler is missing for a device, and how to get it; None if none is."""
+    if device.type == "cpu":
+        return None if cxx_compiler() else "no C++ compiler was found, install g++"
+    from torch.utils._triton import has_triton
+
+    return None if has_triton() else "no Triton was found, install triton"
 
 
 def _graphs_compiled() -> int:

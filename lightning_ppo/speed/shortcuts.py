@@ -36,12 +36,12 @@ def log_metrics(module: pl.LightningModule, metrics: Mapping[str, float]) -> Non
         results.update_metrics(f"{place}.{name}", value, 1)
 
 
-def nobody_listens(module: pl.LightningModule, *hooks: str) -> bool:
+def nobody_listens(module: pl.LightningModule, *hooks: str, trainer: Any = None) -> bool:
     """Return whether Lightning would add nothing but calls of hooks that nobody overrides.
 
     What the module does in `on_before_optimizer_step` is called in any case.
     """
-    trainer: Any = module.trainer
+    trainer = trainer or module.trainer  # before a fit the module has none
     precision = trainer.precision_plugin
     return (
         type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.probing import shares_parameters
-from lightning_ppo.settings.algorithm import UpdateConfig, check_rollout_size, require_uncompiled
+from lightning_ppo.settings.algorithm import UpdateConfig, check_compile, check_rollout_size
 from lightning_ppo.settings.hyperparameters import plain
 from lightning_ppo.settings.loading import flat
 from lightning_ppo.speed.internals import steps_between_saves
@@ -68,7 +68,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         raise ConfigError(
             f"trainer.precision: the linear system of trpo needs 32-true or 64-true, got {trainer.precision}"
         )
-    require_uncompiled(module.plain, module.compile_update)
+    check_compile(module.compile_setting, module.plain)
     if module.compile_update and trainer.precision == "16-mixed":
         raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
     if data is None or not hasattr(data, "num_steps"):

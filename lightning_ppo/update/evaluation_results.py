@@ -12,10 +12,16 @@ from lightning_ppo.rollout.shapes import Episodes
 
 
 class EvaluationResults(nn.Module):
-    """Returns and lengths of the episodes of an evaluation, over all ranks; a module because metrics have a device."""
+    """Returns and lengths of the episodes of an evaluation, over all ranks; a module because metrics have a device.
+
+    Attributes:
+        env_steps: Environment steps that the evaluations so far took, over all ranks; counted by who says when to
+            evaluate, kept here to be in checkpoints.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.env_steps = 0
         # the squares of large returns are beyond float32
         self.returns = CatMetric().set_dtype(torch.float64)
         self.lengths = CatMetric()

@@ -15,6 +15,7 @@ from lightning_ppo.support.distributed import join_ranks
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update import training_state
 from lightning_ppo.update.checks import check_fit
+from lightning_ppo.update.compiling import choose
 from lightning_ppo.update.optimizers import Optimizers, check_when_configured
 from lightning_ppo.update.trainer_checks import check_trainer
 
@@ -44,7 +45,10 @@ def on_fit_start(module: "PPO") -> None:
     trainer: Any = module.trainer
     if not module.fit_optimizers.optimizers:
         raise ConfigError("configure_callbacks: a subclass that overrides it calls super().configure_callbacks()")
-    check_fit(module, getattr(trainer, "datamodule", None), trainer)
+    data = getattr(trainer, "datamodule", None)
+    check_fit(module, data, trainer)
+    if module.compile_setting == "auto":
+        module.compile_update = choose(module, data, trainer).compiled
     if trainer.fast_dev_run:  # Lightning bounds optimizer steps, too, of which a rollout has many
         trainer.fit_loop.epoch_loop.max_steps = -1
     module.recent_episodes.keep_share()

@@ -1,5 +1,6 @@
 """How gradients are made and applied: eager and compiled minibatches, clipping, steps."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -7,15 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ppo.rollout.shapes import Minibatch, select
 from lightning_ppo.speed import shortcuts, switch
 from lightning_ppo.speed.compiled_gradients import CompiledGradients
 from lightning_ppo.speed.flat import FlatAdam, FlatParameters
+from lightning_ppo.speed.internals import listener_of
 from lightning_ppo.support.distributed import max_over_ranks, mean_over_ranks, world_size
+from lightning_ppo.support.errors import one_line
 from lightning_ppo.update.reports import MinibatchReport
+
+_log = logging.getLogger(__name__)
 
 Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
 
@@ -36,11 +41,12 @@ class MinibatchUpdate:
         module: Its parameters are updated.
         loss: Computes loss and statistics of a minibatch.
         optimizers: Over disjoint parameters.
-        compile: Compile forward and backward of the loss into one graph.
+        compile: Compile forward and backward of the loss into one graph; with `auto`, only as long as nothing speaks
+            against it, which a line says.
     """
 
     def __init__(
-        self, module: pl.LightningModule, loss: Loss, optimizers: Sequence[LightningOptimizer], compile: bool
+        self, module: pl.LightningModule, loss: Loss, optimizers: Sequence[LightningOptimizer], compile: bool | str
     ) -> None:
         self.module = module
         self.loss = loss
@@ -72,7 +78,7 @@ class MinibatchUpdate:
                     optimizer.optimizer.lay_out(self._flat)
 
     def _compile(self, batch: Minibatch, minibatch_size: int) -> None:
-        """Compile if that was asked for; leave it, with a warning, if a rank cannot."""
+        """Compile if that was asked for; leave it, with a line, if a rank cannot."""
         if not self.compile or self._flat is None:
             return
         started = time.perf_counter()
@@ -82,13 +88,22 @@ class MinibatchUpdate:
             self.module, self._flat, lambda batch, rows, scale: loss(select(batch, rows, scale))
         )
         rows, scale = torch.arange(minibatch_size, device=device), torch.ones((), device=device)
-        failure = self._compiled.compile(batch, rows, scale)
+        failure = listener_of(self.module.policy) if self.compile == "auto" else None
+        try:
+            failure = failure or self._compiled.compile(batch, rows, scale)
+        except Exception as error:
+            if self.compile != "auto":
+                raise
+            failure = one_line(error, 200)
         self.latest_compile_seconds = time.perf_counter() - started
         failed = torch.tensor([failure is not None], dtype=torch.float32, device=device)
         if max_over_ranks(failed):
-            self._compiled, self.compile = None, False
-            reason = failure or "another rank cannot compile"
-            rank_zero_warn(f"compile: {reason}; training goes on uncompiled")
+            self._leave_uncompiled(failure or "another rank cannot compile")
+
+    def _leave_uncompiled(self, reason: str) -> None:
+        say = rank_zero_only(_log.warning) if self.compile == "auto" else rank_zero_warn
+        self._compiled, self.compile = None, False
+        say(f"compile: {reason}; training goes on uncompiled")
 
     def release(self) -> None:
         """Let go of the batch at the end of an iteration."""
@@ -98,7 +113,13 @@ class MinibatchUpdate:
     def backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""
         if self._compiled is not None:
-            reported = self._compiled(batch, rows, scale)
+            try:
+                reported = self._compiled(batch, rows, scale)
+            except Exception as error:  # what compiles again may fail, too
+                if self.compile != "auto":
+                    raise
+                self._leave_uncompiled(one_line(error, 200))
+                return self.backward(batch, rows, scale)
         elif self._short_backward and self._flat is not None:
             self._flat.gradients.zero_()
             loss, reported = self.loss(select(batch, rows, scale))

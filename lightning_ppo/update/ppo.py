@@ -57,7 +57,7 @@ class PPO(pl.LightningModule):
         normalize: Likewise of `normalize`.
         total_env_steps: Training stops before this many environment steps over all ranks would be exceeded, and
             schedules reach their end there. None leaves the end to the Trainer.
-        compile: Compile forward and backward of the minibatch loss into one graph.
+        compile: Compile the minibatch loss and its gradients into one graph: True, False, or `auto` (see `compiling`).
         plain: Take none of the shortcuts of `lightning_ppo.speed`: the same results, slower, to hunt a bug.
         loss_terms: Losses added to that of the objective (see `loss_terms`).
 
@@ -79,7 +79,7 @@ class PPO(pl.LightningModule):
         policy: PolicyConfig | Mapping[str, Any] | None = None,
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         total_env_steps: int | None = None,
-        compile: bool = False,
+        compile: bool | str = "auto",
         plain: bool = False,
         loss_terms: Sequence[Any] = (),
     ) -> None:
@@ -117,12 +117,13 @@ class PPO(pl.LightningModule):
         self.statistics = (*LOSSES, *(f"loss/{name}" for name in terms), *MEASURES)  # of a minibatch
 
         self.shuffle = Shuffle()
-        self.compile_update, self.plain = compile, plain
+        self.compile_setting, self.plain = compile, plain
+        self.compile_update = compile is True  # of a fit, where it is `auto`
         self.minibatch_update: MinibatchUpdate | None = None  # made for each fit, as are the optimizers
         self.fit_optimizers = Optimizers()
         self.trust_region: TrustRegion | None = None
         if self.objective.trust_region:
-            check_trust_region(self.update_settings, self.policy, compile, terms)
+            check_trust_region(self.update_settings, self.policy, self.compile_update, terms)
             region = to_container(self.update_settings.trust_region)
             self.trust_region = TrustRegion(self.policy.parameters(), **region, average=mean_over_ranks)
 
@@ -209,7 +210,8 @@ class PPO(pl.LightningModule):
         if self.minibatch_update is None:
             optimizers: Any = self.optimizers()
             optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, self.compile_update)
+            how = self.compile_update and self.compile_setting
+            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how)
         return self.minibatch_update
 
     def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:

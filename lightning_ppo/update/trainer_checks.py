@@ -159,8 +159,8 @@ def _check_plugins(strategy: Any) -> None:
 def _warn_of_silent_hooks(module: Any, trainer: Any) -> None:
     """Say which hooks of the user's own this fit never calls."""
     silent = dict.fromkeys(MANUAL, ", which optimises manually")
-    if module.compile_update or module.objective.trust_region:
-        reason = " with compile=true" if module.compile_update else " with objective=trpo"
+    if module.compile_setting is True or module.objective.trust_region:
+        reason = " with compile=true" if module.compile_setting is True else " with objective=trpo"
         silent |= dict.fromkeys(BACKWARD, reason)
     owners: list[tuple[Any, type]] = [(module, pl.LightningModule), *((c, Callback) for c in trainer.callbacks)]
     for owner, base in owners:

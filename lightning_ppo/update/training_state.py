@@ -66,6 +66,7 @@ def save(module: "PPO", checkpoint: dict[str, Any]) -> None:
         "iterations": budget.iterations,
         "begun_at": budget.begun_at,
         "time_share": budget.time_share,
+        "evaluation_steps": module.evaluation_results.env_steps,
         "std_decay": module.std_decay,
         "action_masks": module.action_masks,
         "ranks": gather_objects(
@@ -86,6 +87,7 @@ def restore(module: "PPO", checkpoint: Mapping[str, Any]) -> None:
     budget.env_steps, budget.iterations = state["env_steps"], state["iterations"]
     budget.begun_at = state.get("begun_at", 0)
     budget.time_share = state.get("time_share", 0.0)
+    module.evaluation_results.env_steps = state.get("evaluation_steps", 0)
     module.std_decay = state.get("std_decay", 0.0)
     module.action_masks = state.get("action_masks", False)
     module.policy.version = budget.iterations
