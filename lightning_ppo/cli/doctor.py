@@ -21,21 +21,34 @@ Row = tuple[str, str]
 
 def examine() -> list[tuple[str, list[Row]]]:
     """Return the findings: sections of (what, how it stands)."""
-    return [
-        ("versions", _versions()),
-        ("devices", _devices()),
-        ("compiling", [("compile=true", _outcome(_compiler))]),
-        (
-            "environments",
-            [(f"{name} ({env_id})", _outcome(partial(_step, env_id))) for env_id, name in ENVIRONMENTS],
-        ),
-        (
-            "rendering",
-            [("display", _display())]
-            + [(f"{name} ({env_id})", _outcome(partial(_render, env_id))) for env_id, name in ENVIRONMENTS],
-        ),
-        ("extras", [_extra(name) for name in EXTRAS]),
-    ]
+    return _once(
+        [
+            ("versions", _versions()),
+            ("devices", _devices()),
+            ("compiling", [("compile=true", _outcome(_compiler))]),
+            (
+                "environments",
+                [(f"{name} ({env_id})", _outcome(partial(_step, env_id))) for env_id, name in ENVIRONMENTS],
+            ),
+            (
+                "rendering",
+                [("display", _display())]
+                + [(f"{name} ({env_id})", _outcome(partial(_render, env_id))) for env_id, name in ENVIRONMENTS],
+            ),
+            ("extras", [_extra(name) for name in EXTRAS]),
+        ]
+    )
+
+
+def _once(sections: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+    """Return findings in which the command that installs an extra stands with the extra alone."""
+    *others, extras = sections
+    needed = {install(name): f"no: needs the extra {name}, see below" for name in EXTRAS}
+
+    def short(found: str) -> str:
+        return next((text for command, text in needed.items() if command in found), found)
+
+    return [*((title, [(name, short(found)) for name, found in rows]) for title, rows in others), extras]
 
 
 def to_text(sections: Sequence[tuple[str, list[Row]]]) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
@@ -16,11 +16,12 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from lightning_ppo.collection.collector import RolloutCollector
 from lightning_ppo.collection.worker import END, SIGNALS, Surroundings, tensors_of, work
+from lightning_ppo.envs.changes import Change, from_plain, to_plain
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Episodes, Rollout
 from lightning_ppo.speed import switch
 from lightning_ppo.support.distributed import from_bytes, to_bytes
-from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError, one_line
 from lightning_ppo.support.tree import tree_map
 
 GRACE = 10.0
@@ -78,6 +79,7 @@ class RemoteCollector:
         self._end = Finalize(self, _end, (self._pipe, self._process), exitpriority=10)
         self._found: Rollout | UserError | None = None
         self._last_state: dict[str, Any] | None = None
+        self._changes: list[Change] = []
         self.begun = False
         """Whether a rollout has been begun or given back."""
 
@@ -89,7 +91,24 @@ class RemoteCollector:
         """
         self._found, self.begun = None, True
         weights = [x.detach().numpy() for x in tensors_of(self.policy)]
-        self._send("collect", (self.policy.version, weights))
+        changes, self._changes = self._changes, []
+        self._send("collect", (self.policy.version, weights, changes))
+
+    def change(self, changes: Sequence[Change]) -> None:
+        """Have changes made before the next rollout is begun: they go with the order to collect.
+
+        Raises:
+            ConfigError: If they cannot be sent.
+        """
+        for change in changes:
+            try:
+                pickle.dumps(change)
+            except Exception as error:  # whatever an object of the user's raises
+                raise ConfigError(
+                    f"{change}: the process that collects cannot be sent it: {one_line(error)}; set "
+                    "rollout.overlap=false and rollout.processes=1"
+                ) from error
+        self._changes += changes
 
     def finish(self) -> Rollout:
         """Return the rollout that was begun when it is complete; again, if it is asked again.
@@ -153,7 +172,7 @@ class RemoteCollector:
             state = self._receive()
         except UserError:
             return None
-        return None if state is None else from_bytes(state)
+        return None if state is None else from_bytes(state) | {"changes": to_plain(self._changes)[0]}
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
         """Go on where `state` was taken; return why episodes start anew, if any do.
@@ -161,8 +180,10 @@ class RemoteCollector:
         Raises:
             EnvironmentFault: If that fails over there.
         """
-        self._send("load", to_bytes(state))
-        return self._receive()
+        self._send("load", to_bytes({**state, "changes": []}))
+        reason = self._receive()
+        self._changes = [] if reason else from_plain(state.get("changes", ()))
+        return reason
 
 
 def _to_rollout(plain: dict[str, Any]) -> Rollout:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ppo.collection.collector import RolloutCollector
+from lightning_ppo.envs.changes import Change
 from lightning_ppo.rollout.shapes import Rollout
 from lightning_ppo.speed import switch
 from lightning_ppo.support.distributed import from_bytes, to_bytes
@@ -112,8 +113,11 @@ class _Worker:
             text = f"{type(error).__name__}: {one_line(error)}"
             return None, EnvironmentFault(f"the process that collects failed: {text}")
 
-    def collect(self, collector: RolloutCollector, argument: tuple[int, list[np.ndarray]]) -> dict[str, Any]:
-        version, weights = argument
+    def collect(
+        self, collector: RolloutCollector, argument: tuple[int, list[np.ndarray], list[Change]]
+    ) -> dict[str, Any]:
+        version, weights, changes = argument
+        collector.change(changes)
         with torch.no_grad():
             for own, learnt in zip(tensors_of(collector.policy), weights, strict=True):
                 own.copy_(torch.from_numpy(learnt))

@@ -14,6 +14,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
 from lightning_ppo.envs.built import built_of
+from lightning_ppo.envs.changes import Change, Outcome, change_innermost, layers_within
 from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, outside
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.scores import notices_of
@@ -59,6 +60,8 @@ class GuardedEnv(gymnasium.Wrapper):
         self._restarts = 0
         self._mendable = lambda: self._restarts < max_restarts
         self._raises = lambda: raises
+        changes: dict[Any, Change] = {}
+        self._changes = lambda: changes
         self._seed = 0
         self._fault = ""
         self._notices = notices_of(self.env)
@@ -103,6 +106,18 @@ class GuardedEnv(gymnasium.Wrapper):
             observation = copy.deepcopy(observation)
         return observation, reward, terminated, truncated, info
 
+    def make_change(self, change: Change) -> Outcome:
+        """Make a change in this copy, and in each that takes its place."""
+        try:
+            with self._time_limit():
+                outcome = change_innermost(layers_within(self.env), change)
+        except _TimedOut as limit:
+            return Outcome("failed", f"env {self.index} did not return within {limit} (env.timeout)")
+        if outcome.status == "made":
+            self._changes().pop(change.key, None)
+            self._changes()[change.key] = change
+        return outcome
+
     @property
     def exact_state(self) -> tuple[bytes, str]:
         """The state of the environment as bytes, empty where it cannot be had, and why not."""
@@ -131,6 +146,10 @@ class GuardedEnv(gymnasium.Wrapper):
             self.env = self._make()
         except Exception as error:
             raise EnvironmentFault(f"{fault}; and could not be built again: {one_line(error)}") from error
+        for change in list(self._changes().values()):
+            outcome = self.make_change(change)
+            if outcome.status != "made":
+                raise EnvironmentFault(f"{fault}; and {change} could not be made again: {outcome.reason}")
         seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
         observation, info = self._checked("reset", lambda: self.env.reset(seed=seed))
         return observation, {**info, FAULT: fault, REPLACED: True}

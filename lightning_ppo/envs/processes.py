@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
+from lightning_ppo.envs.changes import Change, Outcome
 from lightning_ppo.speed.copy_process import step_copy
 from lightning_ppo.support.errors import EnvironmentFault, one_line
 from lightning_ppo.support.randomness import (
@@ -49,6 +51,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self._limit = None if timeout is None else 3 * timeout + GRACE
         self._max_restarts, self._restarts = max_restarts, 0
         self._seeds: list[int] = []
+        self._changes: dict[Any, Change] = {}
         trainer = os.getpid()
         here = np.random.RandomState()
         here.set_state(np.random.get_state())  # nothing is drawn from the generator itself
@@ -89,6 +92,8 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self._restarts += 1
         self.close()
         self._start()
+        for change in list(self._changes.values()):
+            self.make_change(change)
         seeds = [int(np.random.SeedSequence([s, self._restarts]).generate_state(1)[0]) for s in self._seeds]
         observations, infos = self.reset(seed=seeds)
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
@@ -99,6 +104,26 @@ class ProcessVectorEnv(AsyncVectorEnv):
             "final_obs": list(iterate(self.observation_space, observations)),
         }
         return observations, np.zeros(self.num_envs), ~everywhere, everywhere, infos
+
+    def make_change(self, change: Change) -> list[Outcome]:
+        """Make a change in every copy, and in all that take their places; return what came of it in each.
+
+        Raises:
+            EnvironmentFault: If a process dies or hangs.
+        """
+        try:
+            pickle.dumps(change)
+        except Exception as error:  # whatever an object of the user's raises; half of the copies may not be reached
+            return [Outcome("failed", f"the processes of the copies cannot be sent it: {one_line(error)}")]
+        try:
+            self.call_async("make_change", change)
+            outcomes = list(self.call_wait(self._limit))
+        except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
+            raise EnvironmentFault(self._what_happened(f"{change.how} {change.name}", error)) from error
+        if all(outcome.status == "made" for outcome in outcomes):
+            self._changes.pop(change.key, None)
+            self._changes[change.key] = change
+        return outcomes
 
     def _what_happened(self, what: str, error: Exception, actions: Sequence[Any] | None = None) -> str:
         """Return a sentence on the first process that is dead or has not answered."""

@@ -55,6 +55,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     from lightning_ppo.collection.datamodule import RolloutDataModule
     from lightning_ppo.run.callbacks import Timing
     from lightning_ppo.run.launch import check_launch
+    from lightning_ppo.run.told import info_table, told
     from lightning_ppo.speed.freed_memory import keep_freed_memory
     from lightning_ppo.speed.hardware import limit_threads, use_cores
     from lightning_ppo.support.checkpoint_files import read_checkpoint
@@ -141,12 +142,13 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         "eval_return_mean": test.get("test/return_mean"),
         "eval_return_std": test.get("test/return_std"),
         "eval_episodes": int(test.get("test/episodes", 0)),
+        **told(fit_metrics, test),
         "versions": package_versions(),
     }
     if writes:
         with replacing(run_dir / "summary.json") as file:
             file.write(json.dumps(summary, indent=2) + "\n")
-        print(_table(summary, fit_metrics, run_dir))
+        print(_table(summary, fit_metrics, run_dir) + info_table(summary))
     return summary
 
 

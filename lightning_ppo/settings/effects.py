@@ -123,7 +123,7 @@ EVERYWHERE = (
         "loss_terms",
         "rollouts_per_epoch",
     ),
-    *("env.id", "env.num_envs", "env.backend", "env.kwargs", "env.scores", "env.large_state"),
+    *("env.id", "env.num_envs", "env.backend", "env.kwargs", "env.scores", "env.large_state", "env.log_info"),
     *("rollout.num_steps", "rollout.gamma", "rollout.gae_lambda"),
     *("update.minibatch_size", "update.value_clip_range", "update.entropy_coefficient", "update.value_coefficient"),
     *("update.max_grad_norm", "update.target_kl", "update.recompute_advantages", "update.normalize_advantages"),

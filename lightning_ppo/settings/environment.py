@@ -83,12 +83,23 @@ class EnvConfig:
     action_mask: str = "auto"
     """Where legal actions are told: `auto` (info["action_mask"], if it is there), `none`, `info`, `observation:KEY`
     (an entry of a Dict observation, which the networks then do not see) or `method:NAME` of the environment."""
+    log_info: Any = field(default_factory=list)
+    """Entries of `info` whose means are logged, per step and per episode, such as `[reward_dist, distance]`; entries of
+    nested dicts have dotted names. `auto` takes all floating-point numbers of the first step, at most 32. `is_success`
+    needs no mention: the share of episodes that reach their goal is always logged."""
     atari: AtariConfig = field(default_factory=AtariConfig)
     large_state: float = 50.0
     """Megabytes of the environments' state in a checkpoint, on one rank, above which a line says what holds most."""
 
     def __post_init__(self) -> None:
         self.wrappers = [as_path(wrapper) for wrapper in self.wrappers]
+        if isinstance(self.log_info, str) and self.log_info != "auto":
+            self.log_info = [self.log_info]
+        require(
+            self.log_info == "auto"
+            or (isinstance(self.log_info, list | tuple) and all(isinstance(name, str) for name in self.log_info)),
+            f"env.log_info: expected auto or a list of names, got {self.log_info!r}",
+        )
         require(self.num_envs >= 1, f"env.num_envs: must be at least 1, got {self.num_envs}")
         require(
             self.timeout is None or (self.timeout > 0.0 and math.isfinite(self.timeout)),

@@ -59,6 +59,15 @@ def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) 
     return replace(made, **{name: _copied(setting) for name, setting in objects.items()})
 
 
+def section_with(kind: type[T], given: T | Mapping[str, Any] | None, single: dict[str, Any], key: str) -> T:
+    """Return a section of settings in which single ones that are not None replace those of the section."""
+    single = {name: value for name, value in single.items() if value is not None}
+    if not single:
+        return as_section(kind, given, key)
+    base = given if isinstance(given, Mapping) else vars(given) if given is not None else {}
+    return as_section(kind, {**base, **single}, key)
+
+
 def _plain_number(value: Any) -> Any:
     """Return a number or list of numbers in place of NumPy's and torch's."""
     return value.tolist() if hasattr(value, "tolist") else value

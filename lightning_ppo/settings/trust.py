@@ -37,7 +37,7 @@ LISTED: dict[str, tuple[str, ...]] = {
         *("pytorch_lightning.callbacks.EarlyStopping", "pytorch_lightning.callbacks.LearningRateMonitor"),
         *("pytorch_lightning.callbacks.DeviceStatsMonitor", "pytorch_lightning.callbacks.ModelSummary"),
         *("pytorch_lightning.callbacks.RichProgressBar", "pytorch_lightning.callbacks.TQDMProgressBar"),
-        "lightning_ppo.run.recording.RecordVideo",
+        *("lightning_ppo.run.recording.RecordVideo", "lightning_ppo.run.curriculum.SetProgress"),
     ),
     "logger": ("csv", "tensorboard", "wandb", "mlflow"),
 }
@@ -146,6 +146,13 @@ def _references(content: Mapping[str, Any]) -> Iterator[Reference]:
         yield from named_in({name: settings[name] for name in names if settings.get(name) is not None})
         if "_instantiator" in settings:
             yield Reference("_instantiator", "function", str(settings["_instantiator"]), settings)
+    env = to_container(content.get("datamodule_hyper_parameters") or {}).get("env") or {}
+    for state in content.values():
+        changes = state.get("changes", {}) if isinstance(state, Mapping) and "ranks" in state else {}
+        for change in changes.get("training", ()):
+            if change.get("how") == "call":
+                key, arguments = f"datamodule.call({change.get('name')!r})", [change.get("args"), change.get("kwargs")]
+                yield Reference(key, "call", str(env.get("id") or "environments"), arguments)
     for key in ("hparams_name", "datamodule_hparams_name", "hparams_type", "datamodule_hparams_type"):
         if content.get(key) not in (None, "", "kwargs"):
             yield Reference(key, "name", str(content[key]), None)

@@ -1,5 +1,6 @@
 """What one PPO iteration reports, as means over minibatches and ranks."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,16 +86,32 @@ def report_iteration(module: "PPO", rollout: Rollout, batch: Minibatch, epochs: 
     names, valid = module.statistics, batch.weights > 0
     bad = torch.stack([~epochs[..., names.index(name)].isfinite() for name in learnt_from(module)]).any()
     measured = (module.divergence(batch), bad, *variance_sums(batch.values[valid], batch.returns[valid]))
+    infos = tuple(rollout.infos)
     counts = [len(epochs), *module.recent_episodes.sums(), rollout.collect_seconds]
-    counted = torch.tensor(counts, dtype=torch.float64, device=epochs.device)
-    local = torch.cat((epochs.mean((0, 1)).double(), torch.stack([x.double() for x in measured]), counted))
+    told = [*module.recent_episodes.told(infos)]
+    counted = torch.tensor(counts + told, dtype=torch.float64, device=epochs.device)
+    measurements = torch.stack([x.double() for x in measured])
+    local = torch.cat((epochs.mean((0, 1)).double(), measurements, counted, *_steps_told(rollout)))
     total = mean_over_ranks(local).tolist()
     metrics = dict(zip(names, total, strict=False))
-    divergence_sum, bad, *sums = total[len(names) : -5]
-    count, returns, lengths, ended, collect_seconds = total[-5:]
+    found = iter(total[len(names) :])
+    divergence_sum, bad, *sums = itertools.islice(found, len(measured))
+    count, returns, lengths, ended, collect_seconds = itertools.islice(found, len(counts))
     steps = sums[0]
     kl = divergence_sum / max(steps, 1.0 / world_size())
     metrics |= {"update/kl": kl, "update/epochs": count, "update/explained_variance": explained_variance(sums)}
     if ended:
         metrics |= {"rollout/return_mean": returns / ended, "rollout/length_mean": lengths / ended}
+    keys = ["rollout/success_rate", *(f"rollout/info/{name}_per_episode" for name in infos)]
+    for key in (*keys, *(f"rollout/info/{name}_per_step" for name in infos)):
+        value, number = next(found), next(found)
+        if number:
+            metrics[key] = value / number
     return IterationReport(not bad, kl, round(steps * world_size()), collect_seconds, metrics)
+
+
+def _steps_told(rollout: Rollout) -> list[Tensor]:
+    """Return sum and number of what the steps of a rollout have told, (2,) for each of its infos."""
+    return [
+        torch.stack((values.double().nansum(), (~values.isnan()).sum().double())) for values in rollout.infos.values()
+    ]
