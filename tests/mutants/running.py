@@ -147,7 +147,7 @@ def holds(root: Path, fault: Fault, result: Result | None) -> bool:
 
 
 def try_fault(copy: Copy, fault: Fault, before: Result | None, timeout: float) -> Result:
-    """Return what becomes of a fault: the test that noticed it last time first, then the likeliest, then all of the room.
+    """Return what becomes of a fault; the test that noticed it last time comes first, then the likeliest, then all.
 
     Args:
         copy: Of the project.
