@@ -20,11 +20,12 @@ logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--examples", type=int, default=60, help="damaged configs to try in tests/test_damage.py")
+    parser.addoption("--examples", type=int, default=60, help="damaged configs to try in tests/whole/test_damage.py")
     parser.addoption("--plain", action="store_true", help="turn the shortcuts of speed/ off in this process")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    pytest.register_assert_rewrite("tests.kit")
     if config.getoption("--plain"):
         switch.is_on = lambda: False
 
@@ -51,3 +52,11 @@ def _unlaunched() -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture
+def imitation(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Imitate CUDA graphs on the CPU; what is recorded is in the list."""
+    from tests.kit.devices import imitate_graphs
+
+    return imitate_graphs(monkeypatch)
