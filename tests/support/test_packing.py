@@ -44,3 +44,9 @@ def test_a_checkpoint_of_many_environments_has_few_tensors(tmp_path):
     (state,) = torch.load(tmp_path / "one.ckpt", weights_only=True)["RolloutDataModule"]["ranks"]
     assert len(state["tensors"]) < 8
     assert len(unpack(state)["collector"]["stepper"]["env"]) > 0
+
+
+def test_what_was_equal_is_not_the_same_afterwards():
+    first, second = unpack(pack([torch.zeros(2048), torch.zeros(2048)]))
+    first += 1.0
+    assert float(second.sum()) == 0.0
