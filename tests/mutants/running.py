@@ -22,6 +22,8 @@ LEFT_OUT = shutil.ignore_patterns(
     *(".git", "__pycache__", ".venv", ".venvs", ".*_cache", "runs", "lightning_logs", "build", "dist", "_build")
 )
 PACKAGE = "lightning_ppo"
+TEST_SECONDS = 100
+"""That a single test may take before it fails."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Copy:
         failed = folder / "failed"
         failed.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-p", "tests.mutants.watch", "-p", "no:cacheprovider", "--tb=no"]
-        command += ["-p", "no:randomly", f"--basetemp={folder / 'tmp'}", *(["-x"] if exitfirst else []), *tests]
+        command += ["-p", "no:randomly", "-o", f"timeout={TEST_SECONDS}", f"--basetemp={folder / 'tmp'}"]
+        command += [*(["-x"] if exitfirst else []), *tests]
         own = {VARIABLE: str(failed), "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
         outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         process = subprocess.Popen(
