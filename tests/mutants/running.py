@@ -65,8 +65,8 @@ class Results:
         """Write down a result."""
         with self._lock:
             self._results[key] = result
-            content = {name: asdict(self._results[name]) for name in sorted(self._results)}
-            self.path.write_text(json.dumps(content, indent=1) + "\n")
+            lines = [f"{json.dumps(name)}: {json.dumps(asdict(self._results[name]))}" for name in sorted(self._results)]
+            self.path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 class Copy:
