@@ -22,6 +22,7 @@ LEFT_OUT = shutil.ignore_patterns(
     *(".git", "__pycache__", ".venv", ".venvs", ".*_cache", "runs", "lightning_logs", "build", "dist", "_build")
 )
 PACKAGE = "lightning_ppo"
+OF_ANOTHER_PYTEST = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST", "PYTEST_RUN")
 TEST_SECONDS = 100
 """That a single test may take before it fails."""
 
@@ -116,7 +117,7 @@ class Copy:
         command += ["-p", "no:randomly", "-o", f"timeout={TEST_SECONDS}", f"--basetemp={folder / 'tmp'}"]
         command += [*(["-x"] if exitfirst else []), *tests]
         own = {VARIABLE: str(failed), "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
-        outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        outer = {name: value for name, value in os.environ.items() if not name.startswith(OF_ANOTHER_PYTEST)}
         process = subprocess.Popen(
             command,
             cwd=self.root,
