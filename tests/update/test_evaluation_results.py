@@ -17,12 +17,15 @@ class Log:
         self.logged.append({name: float(value) for name, value in metrics.items()})
 
 
-def test_an_evaluation_is_logged_once_with_the_deviation_of_all_its_episodes():
+def test_each_evaluation_is_logged_with_the_deviation_of_all_its_episodes():
     results, log = EvaluationResults(), Log()
     results.add(Episodes(torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([10, 20])))
     results.add(Episodes(torch.tensor([5.0], dtype=torch.float64), torch.tensor([60])))
     results.log(log, "eval", 640)
-    results.log(log, "eval", 640)  # nothing has been played since
+    results.add(Episodes(torch.tensor([7.0], dtype=torch.float64), torch.tensor([3])))
+    results.log(log, "test", 640)
     # mean (1 + 3 + 5) / 3 = 3, variance (4 + 0 + 4) / 3
-    expected = {"return_mean": 3.0, "return_std": (8.0 / 3.0) ** 0.5, "length_mean": 30.0, "episodes": 3.0}
-    assert log.logged == [pytest.approx({f"eval/{name}": value for name, value in expected.items()} | {"step": 640.0})]
+    first = {"return_mean": 3.0, "return_std": (8.0 / 3.0) ** 0.5, "length_mean": 30.0, "episodes": 3.0}
+    second = {"return_mean": 7.0, "return_std": 0.0, "length_mean": 3.0, "episodes": 1.0}
+    for logged, (prefix, expected) in zip(log.logged, [("eval", first), ("test", second)], strict=True):
+        assert logged == pytest.approx({f"{prefix}/{name}": value for name, value in expected.items()} | {"step": 640})
