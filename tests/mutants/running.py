@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,8 @@ LEFT_OUT = shutil.ignore_patterns(
     *(".git", "__pycache__", ".venv", ".venvs", ".*_cache", "runs", "lightning_logs", "build", "dist", "_build")
 )
 PACKAGE = "lightning_ppo"
+SLOW = ("torch", "pytorch_lightning", "torchmetrics", "gymnasium.vector", "omegaconf", "tensorboard", "pytest")
+"""What takes long to import, and has no faults."""
 OF_ANOTHER_PYTEST = ("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST", "PYTEST_RUN")
 TEST_SECONDS = 100
 """That a single test may take before it fails."""
@@ -82,9 +85,13 @@ class Copy:
         self.root = Path(self._folder.name) / "project"
         shutil.copytree(root, self.root, ignore=LEFT_OUT)
         self._written = 0
+        self._nursery: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
         """Remove the copy."""
+        if self._nursery is not None:
+            self._nursery.kill()
+            self._nursery.communicate()
         self._folder.cleanup()
 
     @contextlib.contextmanager
@@ -113,28 +120,34 @@ class Copy:
         folder = Path(self._folder.name)
         failed = folder / "failed"
         failed.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "pytest", "-p", "tests.mutants.watch", "-p", "no:cacheprovider", "--tb=no"]
-        command += ["-p", "no:randomly", "-o", f"timeout={TEST_SECONDS}", f"--basetemp={folder / 'tmp'}"]
-        command += [*(["-x"] if exitfirst else []), *tests]
+        arguments = ["-p", "tests.mutants.watch", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=no"]
+        arguments += ["-o", f"timeout={TEST_SECONDS}", f"--basetemp={folder / 'tmp'}"]
+        arguments += [*(["-x"] if exitfirst else []), *tests]
+        self._nursery = self._nursery or self._start(failed)
+        assert self._nursery.stdin is not None and self._nursery.stdout is not None
+        self._nursery.stdin.write(f"{json.dumps(arguments)}\n".encode())
+        self._nursery.stdin.flush()
+        child, status = int(self._nursery.stdout.readline()), -1
+        if select.select([self._nursery.stdout], [], [], timeout)[0]:
+            status = int(self._nursery.stdout.readline())
+        with contextlib.suppress(ProcessLookupError):  # and what it has started
+            os.killpg(child, signal.SIGKILL)
+        if status == -1:
+            self._nursery.stdout.readline()
+        return (failed.read_text() if failed.exists() else None), status
+
+    def _start(self, failed: Path) -> subprocess.Popen[bytes]:
         own = {VARIABLE: str(failed), "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
         outer = {name: value for name, value in os.environ.items() if not name.startswith(OF_ANOTHER_PYTEST)}
-        process = subprocess.Popen(
-            command,
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.mutants.nursery", *SLOW],
             cwd=self.root,
             env={**outer, **own},
-            stdout=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            bufsize=0,
         )
-        try:
-            status = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            status = -1
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # and what it has started
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        return (failed.read_text() if failed.exists() else None), status
 
 
 def digest(root: Path, fault: Fault, by: str) -> str:

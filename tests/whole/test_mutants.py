@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants import running
 from tests.mutants.__main__ import main
 from tests.mutants.faults import HERE, ROOT, chosen, likeliest_tests, read_faults
 from tests.mutants.running import Results
@@ -121,7 +122,9 @@ meaning = "a call never returns"
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # which take longer than these tests
+    # which take longer than these tests
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setattr(running, "SLOW", ("pytest",))
     files = {
         "lightning_ppo/__init__.py": "",
         "lightning_ppo/sums/__init__.py": "",
