@@ -34,7 +34,7 @@ def table(faults: Sequence[Fault], results: Results) -> str:
     rooms = sorted({fault.room for fault in faults})
     lines = [
         "`python -m tests.mutants` puts the faults below into a copy of the package, one at a time, and runs the short "
-        "selection of the room's tests until one fails. `-j 2` tries two at a time, `--only NAME` those of a room, or a "
+        "selection of the room's tests until one fails. `-j 2` tries two at a time, `--only NAME` those of a room or a "
         "single one. What it finds is kept in `tests/mutants/results.json`, so a run that was stopped goes on, and a "
         "fault is tried again only when its file, or the test that noticed it, has changed. The faults are data, "
         "`tests/mutants/ROOM.toml`. A fault of yours is one more entry there; if it survives, a test is missing.",
