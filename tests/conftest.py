@@ -15,6 +15,9 @@ import torch
 from lightning_ppo.speed import switch
 from lightning_ppo.support import notices
 
+# the package comes first: so its modules are rewritten to say why an assertion fails
+pytest_plugins = ["tests.kit", "tests.kit.selection", "tests.kit.limits", "tests.kit.signals"]
+
 torch.set_num_threads(1)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
@@ -25,7 +28,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    pytest.register_assert_rewrite("tests.kit")
     if config.getoption("--plain"):
         switch.is_on = lambda: False
 

@@ -22,6 +22,7 @@ from lightning_ppo.settings.loading import load, to_container, to_yaml
 from lightning_ppo.support.errors import ConfigError
 from tests.kit.commands import SMALL, rows
 from tests.kit.paths import ROOT
+from tests.kit.signals import send
 
 
 def run(*arguments: str) -> int:
@@ -40,6 +41,7 @@ NEEDS = {"cartpole": None, "pendulum": None, "atari": "ale_py", "minigrid_memory
 """What a config's environment needs besides the core packages, `mujoco` unless said otherwise."""
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs").with_suffix("")))
 def test_every_config_that_comes_along_trains(config, tmp_path):
     needed = NEEDS.get(config.stem, "mujoco")
@@ -289,7 +291,7 @@ def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
     class Interrupt(Callback):
         def on_validation_end(self, trainer, module):
             if module.iterations == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
+                send(signal.SIGTERM)
 
     run_dir = tmp_path / "run"
     config = load([], [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=300"])
@@ -311,7 +313,10 @@ def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
     assert json.loads((run_dir / "summary.json").read_text())["env_steps"] == 256
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.representative)]
+)
 def test_signals_finish_the_iteration_save_and_exit(number, code, tmp_path):
     run_dir = tmp_path / "run"
     arguments = [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "rollouts_per_epoch=100000"]

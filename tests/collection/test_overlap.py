@@ -18,6 +18,7 @@ from tests.kit.collecting import Snapshots, build
 from tests.kit.commands import SMALL, rows
 from tests.kit.envs import Count, vector
 from tests.kit.resuming import MidEpoch, assert_same_agent
+from tests.kit.signals import send
 from tests.kit.training import Recording, make_trainer
 
 
@@ -27,10 +28,13 @@ def _no_process_is_left():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("env", "policy", "precision", "env_settings"),
     [
-        ("CartPole-v1", {"core": "lstm"}, "32-true", {"backend": "sync"}),
+        pytest.param(
+            *("CartPole-v1", {"core": "lstm"}, "32-true", {"backend": "sync"}), marks=pytest.mark.representative
+        ),
         ("Pendulum-v1", {}, "64-true", {}),
         ("tests.kit.rich_envs:Forbidden", {"shared_trunk": True}, "bf16-mixed", {"backend": "async", "timeout": 600.0}),
         ("tests.kit.envs:Sleepy", {"dropout": 0.5}, "32-true", {"timeout": 600.0}),
@@ -74,6 +78,7 @@ def test_the_first_two_rollouts_are_those_of_an_untrained_policy():
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("middle", [False, True], ids=["epoch end", "middle of an epoch"])
 @pytest.mark.parametrize(("overlap", "processes"), [(True, 1), (False, 2), (True, 3)])
 def test_train_stop_resume_is_train_through_bit_for_bit(overlap, processes, middle, tmp_path):
@@ -100,6 +105,7 @@ def test_train_stop_resume_is_train_through_bit_for_bit(overlap, processes, midd
     assert_same_agent(*through, *resumed)
 
 
+@pytest.mark.ranks
 def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
     arguments = [
         *SMALL,
@@ -114,7 +120,7 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
     class Interrupt(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             if module.iterations == 4:
-                signal.raise_signal(signal.SIGINT)
+                send(signal.SIGINT)
 
     build_trainer = training.build_trainer
     monkeypatch.setattr(
@@ -134,6 +140,7 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
         assert torch.equal(value, ends[1]["state_dict"][name]), name
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(("kind", "said"), [("raises", "raised in step"), ("dies", "ended by SIGKILL")])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_fault_over_there_is_one_line_here(processes, kind, said, tmp_path, capfd, monkeypatch):

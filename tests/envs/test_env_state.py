@@ -215,7 +215,7 @@ def test_a_given_vector_environment_has_the_settings_that_it_was_given_with():
 @pytest.mark.parametrize("place", ["class", "function", "import"])
 def test_source_that_was_edited_wins(place, tmp_path, monkeypatch):
     source = (
-        "from tests.test_env_state import Count\n{imported}\n"
+        "from tests.kit.envs import Count\n{imported}\n"
         "class Falling(Count):\n    {body}\n"
         "    def reset(self, **kwargs):\n        self.now = {used}\n        return super().reset(**kwargs)\n"
         "    def step(self, action):\n        observation, _, *rest = super().step(action)\n"
@@ -240,7 +240,11 @@ def test_source_that_was_edited_wins(place, tmp_path, monkeypatch):
     assert resumed(falling(1.62), falling(1.62)) == ("", [1.62, 1.62])
 
 
-@pytest.mark.parametrize("modes", [[], ["rollout.overlap=true", "rollout.processes=2"]], ids=["plain", "elsewhere"])
+@pytest.mark.parametrize(
+    "modes",
+    [[], pytest.param(["rollout.overlap=true", "rollout.processes=2"], marks=pytest.mark.ranks)],
+    ids=["plain", "elsewhere"],
+)
 def test_training_and_evaluation_step_the_same_task_after_resuming(modes, tmp_path, capsys, caplog):
     arguments = [*SMALL, *modes, "env.id=tests.envs.test_env_state:Level", "env.stagger=false", f"run_dir={tmp_path}"]
     assert train.main([*arguments, "total_env_steps=64"]) == 0

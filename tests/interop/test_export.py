@@ -40,7 +40,9 @@ def make(case: str, seed: int = 0) -> Deployed:
     return Deployed(policy, observation_space, action_space, masks)
 
 
-@pytest.mark.parametrize(("case", "kind"), [*((case, "torch") for case in CASES), ("memory", "onnx")])
+@pytest.mark.parametrize(
+    ("case", "kind"), [*((case, "torch") for case in CASES), pytest.param("memory", "onnx", marks=pytest.mark.compiled)]
+)
 def test_a_thousand_observations(case, kind, tmp_path):
     if kind == "onnx":
         pytest.importorskip("onnxruntime", reason="needs the extra export")
@@ -62,8 +64,8 @@ KINDS = [
     ("image", "discrete", None, True, "torch"),
     ("tuple", "mixed gsde", "gru", True, "torch"),
     ("dict", "mixed tanh_gaussian", "lstm", True, "torch"),
-    ("nested", "mixed beta", "gru", True, "onnx"),
-    ("dict", "mixed state_gaussian", "lstm", False, "onnx"),
+    pytest.param("nested", "mixed beta", "gru", True, "onnx", marks=pytest.mark.compiled),
+    pytest.param("dict", "mixed state_gaussian", "lstm", False, "onnx", marks=pytest.mark.compiled),
 ]
 """Every kind of observation and action is in some case; `export_matrix.py`, which takes a while, has every pair."""
 
@@ -116,6 +118,7 @@ def checkpoint(tmp_path_factory):
     return folder / "agent.ckpt"
 
 
+@pytest.mark.compiled
 def test_onnx_runs_without_this_package(checkpoint, tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     pytest.importorskip("onnxscript", reason="needs the extra export")

@@ -121,7 +121,7 @@ class Copy:
         failed = folder / "failed"
         failed.unlink(missing_ok=True)
         arguments = ["-p", "tests.mutants.watch", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=no"]
-        arguments += ["-o", f"timeout={TEST_SECONDS}", f"--basetemp={folder / 'tmp'}"]
+        arguments += ["-o", f"timeout={TEST_SECONDS}", "-o", "short_limit=1000", f"--basetemp={folder / 'tmp'}"]
         arguments += [*(["-x"] if exitfirst else []), *tests]
         self._nursery = self._nursery or self._start(failed)
         assert self._nursery.stdin is not None and self._nursery.stdout is not None

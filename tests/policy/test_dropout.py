@@ -96,6 +96,7 @@ def test_every_first_order_objective_trains_with_it(name, shared):
     assert torch.isfinite(after).all() and not torch.equal(before, after)
 
 
+@pytest.mark.compiled
 def test_compiled_dropout_leaves_out_other_units_in_each_minibatch():
     gradients = []
 

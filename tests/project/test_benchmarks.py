@@ -158,6 +158,7 @@ def test_table_of_a_race_has_medians_and_their_ratios():
     assert lines[-1].endswith("otherwise, c (2 cores), d, commit a; torch 1.")
 
 
+@pytest.mark.docs
 def test_racers_do_what_they_are_asked(tmp_path):
     results = tmp_path / "speed.csv"
     workload = {"Pendulum-v1, tiny": speed.TINY["Pendulum-v1, tiny"]}
@@ -170,6 +171,7 @@ def test_racers_do_what_they_are_asked(tmp_path):
     assert any(line.startswith("| single-file loop, CleanRL-style |") for line in speed.table(rows))
 
 
+@pytest.mark.docs
 def test_the_smoke_test_of_a_race_prints_its_page_and_keeps_nothing(monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="needs the extra benchmark")
     before = (speed.RESULTS / "speed.csv").read_bytes(), (speed.ROOT / "docs" / "speed.md").read_bytes()
@@ -203,6 +205,7 @@ def test_a_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert len(learning.read_rows(results)) == 4
 
 
+@pytest.mark.docs
 def test_games_are_raced_by_those_who_see_pictures(tmp_path):
     pytest.importorskip("ale_py", reason="needs the extra atari")
     results = tmp_path / "speed.csv"
@@ -437,6 +440,7 @@ def test_a_reproduction_leaves_nothing_to_the_defaults(name):
         assert {f.name for f in fields(settings)} - set(given[section]) == without_effect.get(section, set()), section
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("compiled", [False, True])
 def test_parts_of_an_iteration_add_up_to_its_time(compiled):
     task = speed.TINY["Pendulum-v1, tiny"]
@@ -456,6 +460,7 @@ def test_the_cost_of_memory_is_measured(monkeypatch, capsys):
     assert lines[0][5] == "1.00" and all(float(line[2]) > 0 for line in lines)
 
 
+@pytest.mark.docs
 def test_everything_that_is_timed_on_a_gpu_runs_on_the_cpu(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--smoke"])
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)

@@ -136,7 +136,11 @@ def workplace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks_of(p)], ids=lambda page: page.stem)
+CASES = [pytest.param(p, marks=[pytest.mark.representative] * (p.stem == "objectives")) for p in PAGES if blocks_of(p)]
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("page", CASES, ids=lambda page: page.stem)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*:pytorch_lightning.utilities.warnings.PossibleUserWarning")
 def test_code_blocks_run(page, workplace, capfd):
     modules = set(sys.modules)
@@ -177,6 +181,7 @@ def test_every_setting_of_the_source_is_in_the_reference():
     assert f"| `seed` | `int` | `1` | {by_key['seed'].meaning} |" in to_markdown()
 
 
+@pytest.mark.docs
 def test_the_site_builds_without_a_warning(tmp_path):
     for module in ("sphinx", "furo", "myst_parser"):
         pytest.importorskip(module, reason="needs the extra docs")

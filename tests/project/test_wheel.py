@@ -22,6 +22,8 @@ import torch
 import lightning_ppo
 from tests.kit.paths import ROOT
 
+pytestmark = pytest.mark.docs
+
 COMMAND = ["lightning-ppo"]
 """How the installed command is called; the first word lies beside the new environment's interpreter."""
 
@@ -106,6 +108,7 @@ def trained(installed) -> Path:
     return installed.folder / "run"
 
 
+@pytest.mark.representative
 def test_the_archives_hold_the_package_and_nothing_of_the_workshop(archives):
     with zipfile.ZipFile(archives.wheel) as file:
         names = set(file.namelist())

@@ -199,7 +199,8 @@ def browse(page: Path, width: int, folder: Path, *flags: str) -> tuple[dict, np.
     """Return what the probe saw and a screenshot (height, width, 3)."""
     from PIL import Image
 
-    assert CHROMIUM is not None, "there is no browser: apt install chromium"
+    if CHROMIUM is None:
+        pytest.skip("there is no browser: apt install chromium")
     harness = folder / "harness.html"
     frame = f'<iframe style="border: 0" width={width} height={HEIGHT} srcdoc="{html.escape(page.read_text() + PROBE)}">'
     harness.write_text(f'<!DOCTYPE html><body style="margin: 0">{frame}</iframe></body>')

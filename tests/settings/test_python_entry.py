@@ -162,7 +162,7 @@ def test_functions_partials_and_built_modules_make_networks(tmp_path):
 @pytest.mark.parametrize(
     ("encoder", "said"),
     [
-        (Count, r"tests\.helpers\.Count is no torch\.Module"),
+        (Count, r"tests\.kit\.envs\.Count is no torch\.Module"),
         (lambda space: "nothing", "makes a str, expected a Module"),
         (3, "expected a class path, a class, or class_path with init_args, got 3"),
         (lambda: None, "could not be built"),

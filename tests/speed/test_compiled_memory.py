@@ -45,10 +45,11 @@ def learn(compile: bool, env: str, policy: dict, precision: str) -> Compiled:
     return model
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     ("env", "policy", "precision"),
     [
-        ("CartPole-v1", {"core": "lstm"}, "32-true"),
+        pytest.param("CartPole-v1", {"core": "lstm"}, "32-true", marks=pytest.mark.representative),
         ("CartPole-v1", {"core": "gru"}, "64-true"),
         ("tests.kit.rich_envs:Guided", {"core": "lstm", "shared_trunk": True, "hidden_sizes": []}, "32-true"),
         ("tests.kit.rich_envs:Guided", {"core": "gru", "hidden_sizes": []}, "32-true"),

@@ -13,6 +13,7 @@ def compiled(function, *inputs):
     return run_and_get_code(torch.compile(function, fullgraph=True, backend=cpu_compiler), *inputs)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("outputs", [1, NARROW, NARROW + 1])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [(), (7,), (5, 7)])

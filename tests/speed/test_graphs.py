@@ -88,6 +88,7 @@ def test_recorded_acting_and_updates_learn_the_same(imitation, monkeypatch, env,
     assert found_returns == pytest.approx(returns)
 
 
+@pytest.mark.compiled
 def test_a_recorded_loss_sees_what_a_callback_changes_between_iterations(imitation):
     data = RolloutDataModule("Pendulum-v1", num_envs=2, num_steps=16, rollouts_per_epoch=4)
     spaces = data.observation_space, data.action_space
@@ -117,6 +118,7 @@ def test_a_policy_that_cannot_be_recorded_acts_as_it_is_with_one_line(monkeypatc
     assert torch.equal(rollouts[0].actions, rollouts[1].actions)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("env", ["lightning_ppo.envs.torch_envs:TorchCartPole", "Pendulum-v1"])
 def test_compiled_and_recorded_training_learns_the_same(request, env, device):

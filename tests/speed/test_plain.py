@@ -74,6 +74,7 @@ def test_weights_are_the_same_without_shortcuts(task, precision, tolerance):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
 
 
+@pytest.mark.ranks
 def test_two_ranks_learn_the_same_without_shortcuts(tmp_path):
     fast, plain = (launch(tmp_path / name, 2, "CartPole-v1", name, "64-true") for name in ("", "plain"))
     for one, other in zip(fast, plain, strict=True):

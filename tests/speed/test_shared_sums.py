@@ -22,6 +22,7 @@ def shared_files() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if "lightning_ppo" in name}
 
 
+@pytest.mark.ranks
 def test_three_ranks_get_what_the_process_group_gives_and_notice_a_death(tmp_path):
     before = shared_files() if SHARES else set()
     command = [sys.executable, str(ROOT / "tests" / "kit" / "sums_worker.py"), str(tmp_path / "out")]

@@ -13,7 +13,7 @@ from lightning_ppo.settings.algorithm import UpdateConfig
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.objectives import adapted_coefficient
 from lightning_ppo.update.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms, make_objective
-from tests.kit.training import FIRST_ORDER, Watched, make_pair, make_trainer
+from tests.kit.training import FIRST_ORDER, Watched, eager_and_compiled, make_pair, make_trainer
 
 NAMES = (*FIRST_ORDER, "trpo")
 COEFFICIENTS = {"clip_range": torch.tensor(0.2, dtype=torch.float64), "kl_coefficient": torch.tensor(3.0).double()}
@@ -91,7 +91,7 @@ def test_the_adapted_coefficient_is_in_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", FIRST_ORDER)
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@eager_and_compiled
 def test_every_objective_trains_eager_and_compiled(name, compiled):
     model, data = make_pair(objective=name, update={"minibatch_size": 16}, compile=compiled)
     before = model.policy.network.actor_output.weight.detach().clone()
@@ -195,6 +195,7 @@ def test_an_objective_of_the_users_own_by_class_path():
             make_pair(objective=name)
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("name", ["clip", "policy_gradient", "kl_penalty", "adaptive_kl", "trpo"])
 def test_objectives_learn_cartpole(name):
     """From about 20 steps per episode to more than 100 within 20k steps, in seconds."""

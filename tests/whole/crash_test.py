@@ -168,6 +168,7 @@ def crash(settings: list[str], folder: Path, kills: list[str], seed: int = 0) ->
     return found, runs
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("settings", "kills"),
     [

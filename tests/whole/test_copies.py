@@ -38,7 +38,10 @@ WAYS = {"pickle": lambda model: pickle.loads(pickle.dumps(model)), "torch.save":
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"objective": "trpo"}, {"policy": {"core": "lstm"}}, {"compile": True}],
+    [
+        *({}, {"objective": "trpo"}, {"policy": {"core": "lstm"}}),
+        pytest.param({"compile": True}, marks=pytest.mark.compiled),
+    ],
     ids=["plain", "trpo", "lstm", "compiled"],
 )
 def test_a_copy_goes_on_like_its_original(way, settings):
@@ -93,6 +96,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(("strategy", "backend"), [("ddp_spawn", "sync"), ("ddp_notebook", "async")])
 def test_processes_that_a_trainer_launches_report_to_their_parent(strategy, backend, tmp_path):
     script = tmp_path / "launch.py"
@@ -192,7 +196,7 @@ def test_a_whole_file_that_cannot_be_loaded_is_not_called_damaged(tmp_path):
     path = tmp_path / "last.ckpt"
     checkpoint_io.save_checkpoint(good, path)
     for content, said in (
-        ({**good, "teacher": Teacher()}, r"last.ckpt: whole, but holds objects \(tests\.test_copies\.Teacher\)"),
+        ({**good, "teacher": Teacher()}, r"last.ckpt: whole, but holds objects \(tests\.whole\.test_copies\.Teacher\)"),
         ({"state_dict": {}}, "last.ckpt: not a checkpoint of lightning_ppo$"),
     ):
         checkpoint_io.save_checkpoint(content, path)

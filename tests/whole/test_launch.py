@@ -116,6 +116,7 @@ class Ranks:
         return [(process.returncode, output) for process, output in zip(self.processes, outputs, strict=True)]
 
 
+@pytest.mark.ranks
 def test_returns_are_those_of_the_latest_hundred_episodes_of_all_ranks(tmp_path):
     for code, errors in Ranks("env.id=CartPole-v1", f"run_dir={tmp_path}", "total_env_steps=3840").wait():
         assert code == 0, errors
@@ -127,6 +128,7 @@ def test_returns_are_those_of_the_latest_hundred_episodes_of_all_ranks(tmp_path)
     assert summary["train_return_mean"] == pytest.approx(mean) and logged[-1] == pytest.approx(mean, rel=1e-6)
 
 
+@pytest.mark.ranks
 def test_a_signal_to_one_rank_saves_requeues_and_stops_all(tmp_path, scontrol):
     run_dir = tmp_path / "run"
     arguments = ["env.id=Pendulum-v1", f"run_dir={run_dir}", "resume=auto"]
@@ -147,6 +149,7 @@ def test_a_signal_to_one_rank_saves_requeues_and_stops_all(tmp_path, scontrol):
     assert steps == list(range(128, saved + 257, 128))
 
 
+@pytest.mark.ranks
 def test_what_happens_on_one_rank_stops_none_or_all(tmp_path):
     started = time.monotonic()
     finished = torchrun(ROOT / "tests" / "kit" / "rank_events.py", tmp_path / "out")
@@ -172,6 +175,7 @@ def test_what_happens_on_one_rank_stops_none_or_all(tmp_path):
     assert all("gamma: 0.9 on rank 0, 0.95 on rank 1" in rank["other settings on rank 1"] for rank in errors)
 
 
+@pytest.mark.ranks
 def test_torchrun_restarts_killed_ranks_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
     script, settings = (
         ROOT / "tests" / "whole" / "crash_test.py",

@@ -112,6 +112,7 @@ CHANGES = {
 RESTART = ("num_envs", "masks off", "masks on", "processes")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(
     ("core", "way"),
@@ -147,6 +148,7 @@ def test_training_goes_on(change, core, way, tmp_path, monkeypatch):
         assert first.states[0].abs().max() > 0.0 and first.states.dtype == dtype
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("precisions", [("64-true", "32-true"), ("32-true", "64-true")], ids=str)
 def test_so_it_does_with_a_process_of_its_own(precisions, tmp_path):
     first, second = precisions
