@@ -20,7 +20,8 @@ class Fault:
         before: What stands there, once.
         after: What stands there with the fault.
         meaning: What goes wrong then.
-        tests: Test files that are run before all others of the room, the likeliest first; some are of the whole.
+        tests: Test files, `test_file` or `test_file::test_name`, that are run before all others of the room, the
+            likeliest first; some are of other rooms, or of the whole.
         survives: Why no test can notice it; empty where one must.
     """
 
@@ -70,16 +71,19 @@ def chosen(faults: Sequence[Fault], only: Sequence[str]) -> list[Fault]:
     return [f for f in faults if not only or {f.room, f.name, f.key} & set(only)]
 
 
-def likeliest_tests(root: Path, fault: Fault) -> list[Path]:
-    """Return where the tests that a fault names lie, relative to the root.
+def likeliest_tests(root: Path, fault: Fault) -> list[str]:
+    """Return the tests that a fault names, as pytest takes them, relative to the root.
 
     Raises:
-        ValueError: If there is no such file, or more than one.
+        ValueError: If there is no such file, or more than one, or it has no such test.
     """
     found = []
-    for name in fault.tests:
+    for entry in fault.tests:
+        name, separator, test = entry.partition("::")
         paths = sorted((root / "tests").rglob(f"{name}.py"))
         if len(paths) != 1:
             raise ValueError(f"{fault.key}: there are {len(paths)} files {name}.py among the tests")
-        found.append(paths[0].relative_to(root))
+        if test and f"def {test}(" not in paths[0].read_text():
+            raise ValueError(f"{fault.key}: {name}.py has no {test}")
+        found.append(f"{paths[0].relative_to(root)}{separator}{test}")
     return found

@@ -174,7 +174,7 @@ def try_fault(copy: Copy, fault: Fault, before: Result | None, timeout: float) -
     """
     started = time.perf_counter()
     killer = [before.by] if before is not None and before.by else []
-    steps = [killer, [str(path) for path in likeliest_tests(copy.root, fault)]]
+    steps = [killer, *([test] for test in likeliest_tests(copy.root, fault))]
     if (copy.root / "tests" / fault.room).is_dir():
         steps.append([f"tests/{fault.room}"])
     outcome, by = "survived", ""
