@@ -75,6 +75,10 @@ def test_run_directory_holds_what_the_contract_names(finished, capsys):
     assert summary["versions"]["torch"] == torch.__version__
     saved = load([finished / "config.yaml"])
     assert (saved.env.id, saved.total_env_steps, saved.update.epochs) == ("Pendulum-v1", 300, 2)
+    evaluated = [float(row["eval/return_mean"]) for row in rows(finished / "metrics.csv") if row["eval/return_mean"]]
+    states = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"].values()
+    (best,) = (state for state in states if "best" in str(state.get("best_model_path", "")))
+    assert float(best["best_model_score"]) == pytest.approx(max(evaluated)) and max(evaluated) > min(evaluated)
 
 
 def test_curves_are_logged_against_env_steps(finished):
@@ -498,3 +502,10 @@ def test_settings_are_judged_together(tmp_path, capsys):
     assert train.main(["rollout.num_steps=100", "env.num_envs=1", str(path), "--print-config"]) == 0
     assert train.main([*SMALL, "total_env_steps=10", f"run_dir={tmp_path / 'run'}"]) == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_asks_for_tracebacks_too(tmp_path, capsys):
+    config = tmp_path / "mine.yaml"
+    config.write_text("debug: true\nenv: {id: no_such_module:Env}\n")
+    assert run(str(config)) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -344,6 +344,25 @@ def test_masks_come_back_after_a_process_has_died(tmp_path: Path) -> None:
         env.close()
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_mask_of_the_next_action_comes_back_on_resuming(source: str, mode: AutoresetMode) -> None:
+    envs = [forbidden(source, mode) for _ in range(2)]
+    here, there = (VectorStepper(env, source) for env in envs)
+    here.reset([1, 2])
+    for _ in range(2):
+        here.step(2 + here.action_masks.argmax(1))
+    there.reset([3, 4])
+    assert not np.array_equal(there.action_masks, here.action_masks)
+    assert there.load_state_dict(here.state_dict()) == ""
+    for _ in range(6):
+        np.testing.assert_array_equal(there.action_masks, here.action_masks)
+        for stepper in (here, there):
+            stepper.step(2 + stepper.action_masks.argmax(1))
+    for env in envs:
+        env.close()
+
+
 # ---------------------------------------------------------------- the distribution
 
 

@@ -149,3 +149,17 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, monkeypatch, capsys):
     assert command(["export", str(checkpoint)]) == 1
     error = capsys.readouterr().err
     assert "ONNX needs onnxruntime: pip install 'lightning-ppo[export]'" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_difference_in_any_step_and_output_counts(wrong):
+    deployed, calls = make("memory"), 0
+
+    def function(inputs):
+        nonlocal calls
+        calls += 1
+        found = deployed.named(inputs)
+        name = deployed.outputs[wrong]
+        return found | {name: found[name] + (0.5 if calls == 1 else 0.0)}
+
+    assert greatest_difference(deployed, function, steps=2) >= 0.5

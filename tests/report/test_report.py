@@ -255,3 +255,8 @@ def test_it_is_dark_where_the_reader_wants_it_dark(runs, tmp_path):
     assert light[2, 2].min() > 240 and dark[2, 2].max() < 40
     # text stands out from the ground in both
     assert np.ptp(light[:120].sum(-1)) > 500 and np.ptp(dark[:120].sum(-1)) > 500
+
+
+def test_a_run_that_is_named_twice_counts_once(runs, capsys):
+    assert command(["report", str(runs[0]), str(runs[0])]) == 0
+    assert "CartPole-v1 · 1 run<" in Path(capsys.readouterr().out.strip()).read_text()

@@ -459,3 +459,11 @@ def test_the_state_of_one_optimizer_is_not_given_to_another(tmp_path):
     _, straight = fit(sgd, 2)
     for one, other in zip(resumed.parameters(), straight.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_plateau_does_not_hear_of_the_evaluation_before_training():
+    model, data = with_validation(rollouts_per_epoch=2, model=configured(plateau("eval/return_mean")))
+    noted = Rates()
+    make_trainer(max_epochs=2, callbacks=[noted], limit_val_batches=1.0, num_sanity_val_steps=1).fit(model, data)
+    # the first evaluation after training has begun is the best there is
+    assert noted.seen == pytest.approx([1e-3] * 4)
