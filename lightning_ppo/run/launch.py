@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
+from lightning_ppo.settings.other_names import name_here
 from lightning_ppo.support.errors import ConfigError, nearest
 from lightning_ppo.update.trainer_checks import check_strategy_name
 
@@ -24,7 +25,8 @@ def check_trainer_settings(settings: dict[str, Any]) -> None:
         if name in ("callbacks", "logger") and value not in (None, True, False):
             raise ConfigError(f"trainer.{name}: name classes in the setting {name.removesuffix('s')}s instead")
         if name not in known:
-            raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {nearest(name, known)}?")
+            meant = name_here(name) or f"trainer.{nearest(name, known)}"
+            raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {meant}?")
         if not _fits(value, hints[name]):
             raise ConfigError(f"trainer.{name}: expected {_describe(hints[name])}, got {value!r}")
         if name in ("plugins", "barebones") and value:
