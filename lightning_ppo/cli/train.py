@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_ppo.cli.seeds import take_seeds, train_seeds
 from lightning_ppo.support.errors import ConfigError, nearest, report
 from lightning_ppo.support.program import program
 
@@ -22,6 +23,7 @@ EXAMPLES = (
     ("train mine.yaml", "a config of yours"),
     ("train env.id=Acrobot-v1 total_env_steps=300000", "any Gymnasium environment"),
     ("train env.id=my_package.my_env:MyEnv", "an environment class of yours"),
+    ("train pendulum seeds=5", "five runs side by side, and what they say together; seed=1,2,3 works, too"),
     ("train run_dir=runs/mine trainer.max_time=00:01:00:00", ""),
     ("train run_dir=runs/mine resume=last", "go on where it stopped"),
     ("train trainer.devices=2 trainer.strategy=ddp", "two processes; docs/scaling.md has torchrun and SLURM"),
@@ -122,6 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = arguments[asked[0] + 1 :]
             print("\n".join(section_help(name) for name in names) if names else help_text(), end="")
             return 0
+        seeds, others = take_seeds(arguments)
+        if seeds and "--print-config" not in arguments:
+            return train_seeds(seeds, others, called_as())
         from lightning_ppo.run.arguments import read_arguments
         from lightning_ppo.settings.loading import to_yaml
 
