@@ -13,7 +13,9 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a run directory of `train`, or a folder of some")
+    parser.add_argument(
+        "run_dirs", metavar="RUN_DIR", nargs="+", help="a run directory of `train`, or a folder of some"
+    )
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first folder)")
 
 

@@ -8,6 +8,7 @@ from pytorch_lightning.callbacks import Callback
 
 from lightning_ppo.update.ppo import PPO
 
+
 def as_ppo(module: pl.LightningModule) -> PPO:
     """Return the module that a callback is used with, if it is PPO."""
     if not isinstance(module, PPO):

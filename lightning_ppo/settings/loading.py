@@ -142,13 +142,18 @@ def _read_override(override: str | Mapping[str, Any]) -> DictConfig:
     if not separator or not key:
         raise ConfigError(f"{override!r}: expected key=value or the path of a .yaml file")
     if key.startswith("-"):
-        name = key.lstrip("-").replace("-", "_")
-        here = name_here(name) or f"{nearest(name, valid_keys(Config, ''))}={value}"
-        raise ConfigError(f"{key}: settings are given without dashes; here it is {here}")
+        raise ConfigError(no_option(key, value))
     try:
         return OmegaConf.from_dotlist([override])
     except Exception as error:
         raise ConfigError(f"{key}: cannot read the value {value}: {yaml_mistake(error)}") from None
+
+
+def no_option(option: str, value: str = "...") -> str:
+    """Return the message about an option with dashes, which are no settings here."""
+    name = option.lstrip("-").replace("-", "_")
+    here = name_here(name) or f"{nearest(name, valid_keys(Config, ''))}={value}"
+    return f"{option}: settings are given as name=value, without dashes; here it is {here}"
 
 
 def _not_plain(error: OmegaConfBaseException, prefix: str, given: Any) -> ConfigError:
@@ -200,6 +205,9 @@ def _merge(base: Any, update: Any, section: type, prefix: str) -> Any:
     unknown = _first_unknown_key(given, section, "")
     if unknown is not None:
         raise ConfigError(f"{prefix}{unknown}: {_meant(unknown, section, prefix)}")
+    missing = next((key for key, value in flat(given).items() if isinstance(value, str) and value == "???"), None)
+    if missing is not None:
+        raise ConfigError(f"{prefix}{missing}: ??? stands for a value that is missing; give one")
     for key, number in whole_numbers(section, given).items():
         OmegaConf.update(update, key, number, merge=False)
     for key in valid_keys(section, ""):

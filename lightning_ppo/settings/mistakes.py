@@ -1,14 +1,16 @@
 """What is wrong with a setting or a YAML file, in the words of a person instead of OmegaConf's and PyYAML's."""
 
+import json
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf.errors import (
     GrammarParseError,
     InterpolationKeyError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
 )
 from yaml import MarkedYAMLError
@@ -18,12 +20,17 @@ from lightning_ppo.support.errors import one_line
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _PLURALS = {int: "integers", float: "numbers", str: "texts"}
 _REFERENCE = "${...} refers to another setting, such as ${rollout.num_steps}; for the text itself write \\${"
+TAB = "\t"
+_TAB = "a tab; YAML is indented with spaces"
 _CAUSES = (
-    ("found character '\\t'", "a tab; YAML is indented with spaces"),
     ("found duplicate key", "`{name}` stands there twice; keep one"),
     ("found duplicate anchor", "the anchor `{name}` stands there twice; keep one"),
-    ("mapping values are not allowed", "a colon where no setting can begin; mend the indentation, or put text in quotes"),
+    (
+        "mapping values are not allowed",
+        "a colon where no setting can begin; mend the indentation, or put text in quotes",
+    ),
     ("expected <block end>", "the indentation is not that of the lines above"),
+    ("did not find expected key", "the indentation is not that of the lines above"),
     ("could not find expected ':'", "expected `name: value`"),
     ("expected ',' or", "a comma is missing, or a { or [ is not closed"),
     ("expected the node content", "a comma is missing, or a { or [ is not closed"),
@@ -41,9 +48,12 @@ def yaml_mistake(error: Exception, file: str = "") -> str:
         error: What reading it raised.
         file: Where the text is from; it stands before the cause, with the line where that is known.
     """
-    mark = getattr(error, "problem_mark", None) if file else None
-    line = f", line {mark.line + 1}" if mark else ""
-    return f"{file}{line}: {_cause(error)}" if file else _cause(error)
+    mark = getattr(error, "problem_mark", None)
+    if not file or mark is None:
+        return f"{file}: {_cause(error)}" if file else _cause(error)
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    indent = re.match(r"\s*", lines[mark.line])[0] if mark.line < len(lines) else ""  # type: ignore[index]
+    return f"{file}, line {mark.line + 1}: {_TAB if TAB in indent else _cause(error)}"
 
 
 def _cause(error: Exception) -> str:
@@ -69,13 +79,17 @@ def setting_mistake(error: OmegaConfBaseException, section: type, given: Any) ->
         given: The settings as plain data.
     """
     key = str(error.full_key or "")
+    found = _as_yaml(value_at(given, key))
     if isinstance(error, InterpolationKeyError):
-        return f"{key}: {value_at(given, key)!r} refers to a setting that does not exist"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{key}: ??? stands for a value that is missing; give one, or leave the setting out"
+        return f"{key}: {found} refers to a setting that does not exist"
     if isinstance(error, GrammarParseError):
         return f"{key}: {_REFERENCE}"
-    return f"{key}: expected {expected(section, key)}, got {value_at(given, key)!r}"
+    return f"{key}: expected {expected(section, key)}, got {found}"
+
+
+def _as_yaml(value: Any) -> str:
+    """Return null, true and false as YAML has them, and anything else as Python does."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _names(key: str) -> list[str]:

@@ -96,7 +96,9 @@ def _section_markdown(section: Section) -> str:
     if section.settings:
         lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{s.key}` | `{s.type}` | `{yaml_text(s.default)}` | {_text(s.meaning)} |".replace(" | None`", " \\| None`")
+            f"| `{s.key}` | `{s.type}` | `{yaml_text(s.default)}` | {_text(s.meaning)} |".replace(
+                " | None`", " \\| None`"
+            )
             for s in section.settings
         ]
     return "\n".join([*lines, ""])

@@ -61,9 +61,7 @@ def test_runs_side_by_side_are_as_many_as_the_cores_hold(monkeypatch):
 def test_the_end_tells_mean_middle_interval_and_worst():
     text = over_seeds([0.0, 1.0, 2.0, 3.0])
     assert text.startswith("mean 1.5, interquartile mean 1.5 (95 % interval ") and text.endswith("worst 0.0 of 4")
-    assert over_seeds([5.0, 5.0]) == (
-        "mean 5.0, interquartile mean 5.0 (95 % interval 5.0 to 5.0), worst 5.0 of 2"
-    )
+    assert over_seeds([5.0, 5.0]) == ("mean 5.0, interquartile mean 5.0 (95 % interval 5.0 to 5.0), worst 5.0 of 2")
 
 
 def test_two_seeds_are_two_runs_that_equal_those_of_one_seed_and_are_left_alone_when_over(tmp_path, capfd, monkeypatch):
@@ -88,7 +86,9 @@ def test_two_seeds_are_two_runs_that_equal_those_of_one_seed_and_are_left_alone_
 
 def test_a_run_that_fails_is_told_and_does_not_stop_the_others(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    script = "import sys; print('error: seed 1 is unlucky' if {0} == 1 else 'fine', file=sys.stderr); sys.exit({0} == 1)"
+    script = (
+        "import sys; print('error: seed 1 is unlucky' if {0} == 1 else 'fine', file=sys.stderr); sys.exit({0} == 1)"
+    )
 
     def start(seed, arguments, parent, aside):
         with open(several._log(parent, seed), "w") as file:
