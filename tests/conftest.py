@@ -15,12 +15,15 @@ import torch
 from lightning_ppo.speed import switch
 from lightning_ppo.support import notices
 
+# the package comes first: so its modules are rewritten to say why an assertion fails
+pytest_plugins = ["tests.kit", "tests.kit.selection", "tests.kit.limits", "tests.kit.signals"]
+
 torch.set_num_threads(1)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--examples", type=int, default=60, help="damaged configs to try in tests/test_damage.py")
+    parser.addoption("--examples", type=int, default=60, help="damaged configs to try in tests/whole/test_damage.py")
     parser.addoption("--plain", action="store_true", help="turn the shortcuts of speed/ off in this process")
 
 
@@ -51,3 +54,11 @@ def _unlaunched() -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture
+def imitation(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Imitate CUDA graphs on the CPU; what is recorded is in the list."""
+    from tests.kit.devices import imitate_graphs
+
+    return imitate_graphs(monkeypatch)

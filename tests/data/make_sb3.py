@@ -1,4 +1,4 @@
-"""Makes the Stable-Baselines3 agents of tests/test_import_sb3.py; run with stable-baselines3 2.9.2 and torch 2.13.0."""
+"""Makes the agents of tests/interop/test_import_sb3.py; run with stable-baselines3 2.9.2 and torch 2.13.0."""
 
 import json
 import zipfile

@@ -1,0 +1,160 @@
+"""One rank of a data-parallel training whose data does not depend on how many ranks share it.
+
+Run alone, or under torchrun:
+`python -m torch.distributed.run --nproc_per_node=2 tests/kit/ddp_worker.py OUT ENV [CONTROL]`.
+Environments are seeded by global index, action noise is a function of step and global index, and the minibatches of
+the ranks together are the minibatches of one process. What is left is what the library does with it.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import gymnasium
+import pytorch_lightning as pl
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.collection import stream
+from lightning_ppo.collection.collector import Collector
+from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.support import distributed
+from lightning_ppo.update import minibatch_update as optimization
+from lightning_ppo.update import shuffle
+
+ENVS, STEPS, MINIBATCHES = 8, 16, 4
+WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+OWN = ENVS // WORLD
+
+
+def shared_noise(collector: Collector) -> None:
+    """Draw the noise of all environments on every rank, and keep the rank's own part."""
+    draw, generator = collector.policy.head.noise, torch.Generator().manual_seed(11)
+
+    def noise(shape, _):
+        return draw((shape[0], ENVS), generator)[:, RANK * OWN : (RANK + 1) * OWN].contiguous()
+
+    collector.policy.head.noise = noise
+
+
+def shared_minibatches():
+    """Return a shuffle under which rank r's minibatches are the part of one process's that lies in its environments.
+
+    Row (t, n) of a rollout whose sequences have L steps is number ((t // L) x N + n) x L + t % L.
+    """
+    generators = [torch.Generator().manual_seed(100 + block) for block in range(2)]
+    half = ENVS // 2
+
+    def shuffle(size, minibatch_size, generator, sequence_length):
+        parts = []
+        for block, own in enumerate(generators):
+            length = sequence_length
+            sequences = torch.randperm(STEPS // length * half, generator=own)
+            if WORLD == 1:
+                sequences = sequences // half * ENVS + sequences % half + block * half
+            rows = sequences.unsqueeze(1) * length + torch.arange(length)
+            parts.append(rows.view(MINIBATCHES, -1))
+        return parts[RANK] if WORLD == 2 else torch.cat(parts, 1)
+
+    return shuffle
+
+
+class Shared(RolloutDataModule):
+    def train_dataloader(self):
+        fresh = self._stream is None
+        loader = super().train_dataloader()
+        if fresh:
+            shared_noise(loader.collector)
+        return loader
+
+
+def main(out: str, env: str, control: str = "", precision: str = "32-true") -> None:
+    torch.set_num_threads(1)
+    pl.seed_everything(5, verbose=False)
+    compiled, trpo, lstm = control == "compiled", control == "trpo", control == "lstm"
+    if control not in ("apart", "overlap", "groups"):
+        shuffle.shuffled_indices = shared_minibatches()
+    if control == "own advantages":
+        stream.sum_over_ranks = lambda tensor: tensor
+    if control == "own statistics":
+        merged = ActorCritic.update_statistics
+        ActorCritic.update_statistics = lambda self, rollout, _: merged(self, rollout, lambda tensor: tensor)
+    if control == "gradient sum":
+        optimization.mean_over_ranks = distributed.sum_over_ranks
+    if control == "own rows":
+        mean = shuffle.mean_over_ranks
+        shuffle.mean_over_ranks = lambda tensor: tensor if len(tensor) == MINIBATCHES else mean(tensor)
+    source: str | VectorEnv = env
+    if control in (
+        "filler rows",
+        "own rows",
+        "gradient sum",
+    ):  # as many as episodes end, so a number of its own on each rank
+        source = SyncVectorEnv([partial(gymnasium.make, env)] * OWN, autoreset_mode=AutoresetMode.NEXT_STEP)
+    data_class = RolloutDataModule if control in ("apart", "overlap", "groups") else Shared
+    data = data_class(
+        source,
+        num_envs=OWN,
+        num_steps=STEPS,
+        overlap=control == "overlap",
+        processes=2 if control == "groups" else 1,
+        backend="sync",
+        rollouts_per_epoch=5,
+        seed=5,
+        evaluation={"episodes": 3 if source is env else 0},
+    )
+    mirror = {"observation_indices": [0, 1, 2, 3], "observation_signs": [-1] * 4, "action_indices": [1, 0]}
+    terms = {
+        "CartPole-v1": {"class_path": "lightning_ppo.update.loss_terms.MirrorSymmetry", "init_args": mirror},
+        "Pendulum-v1": {"class_path": "lightning_ppo.update.loss_terms.DualClip", "init_args": {"bound": 1.001}},
+    }
+    model = PPO(
+        data.observation_space,
+        data.action_space,
+        objective=control if control in ("trpo", "adaptive_kl") else "clip",
+        update={
+            "epochs": 2,
+            "minibatch_size": OWN * STEPS // MINIBATCHES,
+            "target_kl": None if trpo else 0.05,
+            "sequence_length": 4 if lstm else None,
+            "trust_region": {"max_kl": 0.005},
+        },
+        optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
+        policy={"core": "lstm"} if lstm else None,
+        compile=compiled,
+        plain=control == "plain",
+        loss_terms=[] if trpo or lstm else [terms[env]],
+    )
+    states, metrics, actions = [], [], []
+
+    class Record(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            states.append({k: v.detach().clone() for k, v in pl_module.state_dict().items()})
+            metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("time/")})
+            actions.append(batch.actions.clone())
+
+    trainer = pl.Trainer(
+        max_epochs=4 if control in ("", "lstm", "trpo", "adaptive_kl", "apart") else 1,
+        precision=precision,
+        accelerator="cpu",
+        devices=WORLD,
+        strategy="ddp" if WORLD > 1 else "auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[Record()],
+    )
+    trainer.fit(model, data)
+    final = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    path = f"{out}.{RANK}"
+    torch.save({"states": states, "metrics": metrics, "actions": actions, "final": final}, path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

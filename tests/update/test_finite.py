@@ -1,0 +1,97 @@
+"""What is learnt from must be finite; what is only logged may be anything."""
+
+import gymnasium
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.support.errors import NonFiniteError
+from tests.kit.training import make_trainer
+
+
+class Noise(gymnasium.Env):
+    """Shows nothing of interest."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32), float(action[0]), self.t == 9, False, {}
+
+
+class Normalised(nn.Module):
+    """An encoder with batch normalisation."""
+
+    def __init__(self, space: gymnasium.Space) -> None:
+        super().__init__()
+        self.num_features = 2
+        self.layer = nn.BatchNorm1d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class FarOff(PPO):
+    """Reports ratios that no float holds."""
+
+    def minibatch_loss(self, minibatch):
+        loss, reported = super().minibatch_loss(minibatch)
+        return loss, reported._replace(log_ratios=reported.log_ratios + 1000.0)
+
+
+def make_pair(actions: int = 2, model: type[PPO] = PPO, rollouts: int = 2, **settings) -> tuple[PPO, RolloutDataModule]:
+    pl.seed_everything(3, verbose=False)
+    data = RolloutDataModule("tests.update.test_finite:Noise", 2, 16, rollouts_per_epoch=rollouts, backend="sync")
+    update = {"epochs": 2, "minibatch_size": 16} | settings.pop("update", {})
+    return model(data.observation_space, data.action_space, update=update, **settings), data
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_a_sampled_divergence_that_overflows_stops_nothing(compile):
+    model, data = make_pair(model=FarOff, compile=compile)
+    trainer = make_trainer()
+    trainer.fit(model, data)
+    assert model.iterations == 2
+    assert trainer.callback_metrics["update/approximate_kl"].isinf()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("objective", ["clip", "trpo"])
+def test_an_entropy_counts_where_it_has_a_weight(monkeypatch, objective):
+    def boundless(parameters: Tensor) -> Tensor:
+        return parameters.sum(-1) * 0.0 - torch.inf
+
+    model, data = make_pair(objective=objective)
+    monkeypatch.setattr(model.policy.head, "entropy", boundless)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    make_trainer().fit(model, data)
+    assert model.iterations == 2
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert not any(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    model, data = make_pair(objective="clip", update={"entropy_coefficient": 0.01})
+    monkeypatch.setattr(model.policy.head, "entropy", boundless)
+    with pytest.raises(NonFiniteError, match="loss/entropy is -inf in minibatch 1"):
+        make_trainer().fit(model, data)
+
+
+def test_statistics_of_batch_normalisation_are_put_back():
+    model, data = make_pair(rollouts=1, policy={"encoder": "tests.update.test_finite.Normalised"})
+    make_trainer().fit(model, data)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    model.coefficients.schedules["value_coefficient"] = lambda progress: torch.nan
+    with pytest.raises(NonFiniteError, match="update/grad_norm is nan in minibatch 1"):
+        make_trainer().fit(model, data)
+    after = model.state_dict()
+    moved = {name for name, x in before.items() if not torch.equal(x, after[name])}
+    assert all("reward_scaler" in name for name in moved)  # which takes rewards in before they are learnt from
+    assert after["policy.network.actor_trunk.encoder.layer.num_batches_tracked"] > 0

@@ -1,0 +1,186 @@
+"""Launchers and what befalls their processes: mismatches, signals, requeueing, a rank that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_ppo.cli import train
+from lightning_ppo.run.stopping import requeue
+from tests.kit.commands import SMALL, rows
+from tests.kit.paths import ROOT
+from tests.kit.resuming import differences
+
+SLURM = {"SLURM_JOB_ID": "4242", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    environment = {**ENVIRONMENT, "PYTHONWARNINGS": "ignore", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "message"),
+    [
+        (TORCHRUN | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, [], "trainer.devices: is 1, but torchrun started 2"),
+        (
+            TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
+            ["trainer.devices=2", "trainer.strategy=ddp"],
+            "trainer.devices: is 2, but torchrun started 1; set trainer.devices=1, or --nproc_per_node=2",
+        ),
+        (
+            TORCHRUN | {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+            ["trainer.devices=2", "trainer.strategy=ddp"],
+            "trainer.num_nodes: is 1, but torchrun started 2; set trainer.num_nodes=2, or --nnodes=1",
+        ),
+        (
+            SLURM | {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"},
+            ["trainer.devices=2", "trainer.strategy=ddp"],
+            "trainer.devices: is 2, but SLURM started 4; set trainer.devices=4, or --ntasks-per-node=2",
+        ),
+        (SLURM | {"SLURM_NTASKS": "2"}, [], "Use `--ntasks-per-node=2` instead"),
+        (
+            SLURM | {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "2"},
+            ["trainer.devices=2", "trainer.strategy=ddp"],
+            "SLURM: started 1 processes, not 2 on each of 1 nodes",
+        ),
+        ({}, ["trainer.num_nodes=2", "trainer.strategy=ddp"], "trainer.num_nodes: 2 nodes need a launcher on each"),
+    ],
+)
+def test_a_mismatch_of_launcher_and_settings_is_an_error_at_once(
+    environment, settings, message, tmp_path, monkeypatch, capsys
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run_dir = tmp_path / "run"
+    assert train.main([*SMALL, *settings, f"run_dir={run_dir}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+    assert not run_dir.exists()
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch) -> Path:
+    """Put an scontrol on the PATH that writes its arguments to the file which is returned."""
+    called, folder = tmp_path / "called", tmp_path / "bin"
+    folder.mkdir()
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {called}\n')
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return called
+
+
+def test_requeueing_names_job_or_array_task(scontrol, monkeypatch):
+    requeue()
+    assert not scontrol.exists()  # outside of SLURM
+    monkeypatch.setenv("SLURM_JOB_ID", "4242")
+    requeue()
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4200")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    requeue()
+    assert scontrol.read_text() == "requeue 4242\nrequeue 4200_7\n"
+
+
+class Ranks:
+    """Two ranks started as srun starts them."""
+
+    def __init__(self, *arguments: str) -> None:
+        port = str(20000 + os.getpid() % 20000)
+        shared = SLURM | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "MASTER_PORT": port}
+        command = [sys.executable, str(ROOT / "train.py"), *SMALL, *arguments, "trainer.devices=2"]
+        self.processes = [
+            subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **shared, "MASTER_ADDR": "127.0.0.1"}
+                | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            )
+            for rank in range(2)
+        ]
+
+    def wait(self) -> list[tuple[int, str]]:
+        outputs = [process.communicate(timeout=120)[1] for process in self.processes]
+        return [(process.returncode, output) for process, output in zip(self.processes, outputs, strict=True)]
+
+
+def test_returns_are_those_of_the_latest_hundred_episodes_of_all_ranks(tmp_path):
+    for code, errors in Ranks("env.id=CartPole-v1", f"run_dir={tmp_path}", "total_env_steps=3840").wait():
+        assert code == 0, errors
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["ranks"]
+    assert [len(rank["recent_returns"]) for rank in saved] == [50, 50]
+    mean = np.mean([rank["recent_returns"] for rank in saved])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    logged = [float(row["rollout/return_mean"]) for row in rows(tmp_path / "metrics.csv") if row["rollout/return_mean"]]
+    assert summary["train_return_mean"] == pytest.approx(mean) and logged[-1] == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_signal_to_one_rank_saves_requeues_and_stops_all(tmp_path, scontrol):
+    run_dir = tmp_path / "run"
+    arguments = ["env.id=Pendulum-v1", f"run_dir={run_dir}", "resume=auto"]
+    ranks = Ranks(*arguments, "rollouts_per_epoch=100000")
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not (run_dir / "metrics.csv").exists():
+        time.sleep(0.1)
+    ranks.processes[1].send_signal(signal.SIGUSR1)
+    for code, errors in ranks.wait():
+        assert code == 143 and "Traceback" not in errors, errors
+    assert scontrol.read_text() == "requeue 4242\n"
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["env_steps"]
+    assert saved == int(rows(run_dir / "metrics.csv")[-1]["step"]) > 0
+    # the same command again, as the requeued job gives it
+    for code, errors in Ranks(*arguments, "rollouts_per_epoch=2", f"total_env_steps={saved + 256}").wait():
+        assert code == 0, errors
+    steps = [int(row["step"]) for row in rows(run_dir / "metrics.csv") if row["loss/policy"]]
+    assert steps == list(range(128, saved + 257, 128))
+
+
+def test_what_happens_on_one_rank_stops_none_or_all(tmp_path):
+    started = time.monotonic()
+    finished = torchrun(ROOT / "tests" / "kit" / "rank_events.py", tmp_path / "out")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert time.monotonic() - started < 120
+    first, second = (torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) for rank in range(2))
+    for event in first:
+        assert torch.equal(first[event]["weights"], second[event]["weights"]), event
+        assert first[event]["steps"] == second[event]["steps"], event
+    steps = {event: found["steps"] for event, found in first.items()}
+    # 4 iterations of 3 epochs of 2 minibatches; 1 epoch where the divergence ends each
+    assert steps["nothing"] == steps["slow environment on rank 0"] == steps["no episode ends on rank 1"] == 24
+    assert steps["divergence on rank 0"] == 8
+    assert first["no episode ends on rank 1"]["return"] == second["no episode ends on rank 1"]["return"] == 4.0
+    errors = [{event: found["error"] for event, found in rank.items()} for rank in (first, second)]
+    assert all(rank["nan on rank 1"].startswith("NonFiniteError") for rank in errors)
+    cause = "EnvironmentFault: rank 1: env 0 raised in step after 21 steps: OSError: the cable was pulled"
+    assert errors[1]["environment fails on rank 1"].startswith(cause)
+    assert "an environment of rank 1 failed" in errors[0]["environment fails on rank 1"]
+    assert steps["environment fails on rank 1"] == 6  # one iteration
+    assert all(rank["Ctrl-C on rank 1"] == "Interrupted: stopped by SIGINT" for rank in errors)
+    assert steps["Ctrl-C on rank 1"] == 12  # the second iteration is finished on both
+    assert all("gamma: 0.9 on rank 0, 0.95 on rank 1" in rank["other settings on rank 1"] for rank in errors)
+
+
+def test_torchrun_restarts_killed_ranks_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
+    script, settings = (
+        ROOT / "tests" / "whole" / "crash_test.py",
+        [*SMALL, "env.id=CartPole-v1", "total_env_steps=2048"],
+    )
+    settings += ["trainer.devices=2", "trainer.strategy=ddp", "resume=auto"]
+    for name, victim in (("reference", ""), ("killed", "1")):
+        child = [script, "--child", "minibatch", "40", *settings, f"run_dir={tmp_path / name}"]
+        finished = torchrun("--max-restarts=1", *child, VICTIM=victim, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        assert ("Signal 9 (SIGKILL)" in finished.stderr or "exitcode: -9" in finished.stderr) == bool(victim)
+    assert differences(tmp_path / "reference", tmp_path / "killed") == []
