@@ -105,7 +105,7 @@ def runs_that_fit(config: Any) -> int:
     """Return how many runs of these settings the cores can hold side by side; one where there is a GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     accelerator, devices = (config.trainer.get(name, "auto") for name in ("accelerator", "devices"))
-    if shutil.which("nvidia-smi") and accelerator != "cpu" or config.env.backend == "async":
+    if (shutil.which("nvidia-smi") and accelerator != "cpu") or config.env.backend == "async":
         return 1
     ranks = devices if isinstance(devices, int) and devices > 0 else 1
     return max(1, cores // (ranks * (config.rollout.processes + config.rollout.overlap)))

@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked = [place for place, argument in enumerate(arguments) if argument in ("--help", "-h")]
         if asked:
-            names = arguments[asked[0] + 1 :]
+            names = [argument for argument in arguments[asked[0] + 1 :] if "=" not in argument]
             print("\n".join(section_help(name) for name in names) if names else help_text(), end="")
             return 0
         seeds, others = take_seeds(arguments)

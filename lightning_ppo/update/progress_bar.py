@@ -106,7 +106,7 @@ class _Nowhere:
         pass
 
 
-def show_env_steps(trainer: pl.Trainer) -> None:
+def show_env_steps(trainer: Any) -> None:
     """Put `EnvStepsProgressBar` in the place of the bar that a Trainer has by default."""
     bar: Any = trainer.progress_bar_callback
     if type(bar) in (TQDMProgressBar, RichProgressBar) and vars(bar) == vars(type(bar)()):

@@ -19,6 +19,7 @@ from lightning_ppo.cli.seeds import runs_that_fit, take_seeds
 from lightning_ppo.settings.loading import load
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.statistics import over_seeds
+from tests.kit.signals import send
 
 TINY = ("env.num_envs=2", "rollout.num_steps=32", "update.minibatch_size=64", "update.epochs=1", "total_env_steps=256")
 TINY += ("evaluation.episodes=0", "evaluation.final_episodes=2", "trainer.enable_progress_bar=false")
@@ -102,14 +103,15 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(tmp_path, capfd, 
 
 def test_a_signal_reaches_every_run_once_and_the_line_says_how_to_go_on(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    wait = "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.3), sys.exit(143))); print(1, flush=True); time.sleep(60)"
+    wait = "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.3), sys.exit(143)))"
+    wait += "; print(1, flush=True); time.sleep(60)"
     children = []
 
     def start(seed, arguments, parent, aside):
         children.append(subprocess.Popen([sys.executable, "-c", wait], stdout=subprocess.PIPE, start_new_session=True))
         children[-1].stdout.readline()
         if len(children) == 2:
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            threading.Timer(0.2, send, (signal.SIGTERM,)).start()
         return children[-1]
 
     monkeypatch.setattr(several, "_start", start)
@@ -118,6 +120,8 @@ def test_a_signal_reaches_every_run_once_and_the_line_says_how_to_go_on(tmp_path
     assert train.main(["pendulum", "seed=1,2,3", "run_dir=runs"]) == 143
     assert time.monotonic() - began < 20.0
     assert len(children) == 2 and [child.returncode for child in children] == [143, 143]
+    for child in children:
+        child.stdout.close()
     assert "pendulum seed=1,2,3 run_dir=runs\n" in capfd.readouterr().err
 
 
