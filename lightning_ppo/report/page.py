@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lightning_ppo.report.charts import Series, chart, short
 from lightning_ppo.report.runs import Group, Run, changed_settings, group_runs
+from lightning_ppo.support.statistics import over_seeds
 
 METRICS = {
     "rollout/return_mean": ("Training return", "mean of the last 100 training episodes"),
@@ -110,12 +111,18 @@ def _over_seeds(group: Group) -> list[str]:
             return "–"
         return _spread(fmean(known), stdev(known) if len(known) > 1 else None)
 
+    def returns(values: list[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        if len(known) < 3:
+            return spread(values)
+        return f'{spread(values)} <span class=muted title="over seeds">{over_seeds(known)}</span>'
+
     speeds = [
         (run.summary or {}).get("env_steps_per_second") or run.last("time/env_steps_per_second") for run in group.runs
     ]
     return [
-        spread([_training_return(run)[0] for run in group.runs]),
-        spread([_evaluation_return(run)[0] for run in group.runs]),
+        returns([_training_return(run)[0] for run in group.runs]),
+        returns([_evaluation_return(run)[0] for run in group.runs]),
         "",
         spread(speeds),
         "",

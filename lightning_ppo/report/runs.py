@@ -108,15 +108,20 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     path = Path(path)
     config, metrics, summary = (path / name for name in ("config.yaml", "metrics.csv", "summary.json"))
     if not (config.is_file() and metrics.is_file()):
-        found = sorted({str(file.parent) for file in path.glob("*/metrics.csv")}) if path.is_dir() else []
-        hint = f"; did you mean {' '.join(found[:3])}?" if found else ""
-        raise UserError(f"{path}: no run directory, which holds config.yaml and metrics.csv{hint}")
+        raise UserError(f"{path}: no run directory, which holds config.yaml and metrics.csv")
     return Run(
         path,
         cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(config))),
         _read_curves(metrics),
         json.loads(summary.read_text()) if summary.is_file() else None,
     )
+
+
+def find_runs(path: str | os.PathLike[str]) -> list[Path]:
+    """Return a run directory, or those inside a folder that is none itself, such as the one of several seeds."""
+    path = Path(path)
+    inside = sorted(file.parent for file in path.glob("*/config.yaml"))
+    return [path] if (path / "config.yaml").is_file() or not inside else inside
 
 
 def _read_curves(path: Path) -> dict[str, Curve]:

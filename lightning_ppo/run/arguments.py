@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_ppo.settings import named_configs
 from lightning_ppo.settings.existence import check_existence
-from lightning_ppo.settings.loading import flat, given_keys, load, load_over, one_by_one, peek, to_container
+from lightning_ppo.settings.loading import flat, given_keys, load, load_over, no_option, one_by_one, peek, to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.settings.trust import check_names
 from lightning_ppo.support.errors import ConfigError
@@ -41,7 +41,7 @@ def read_arguments(arguments: Sequence[str | Mapping[str, Any]]) -> Config:
     overrides: list[str | Mapping[str, Any]] = [*texts, *(nested for m in mappings for nested in one_by_one(m))]
     for name in files:
         if name.startswith("-"):
-            raise ConfigError(f"{name}: unknown option; the options are --help, --print-config and --trust")
+            raise ConfigError(f"{no_option(name)}; the options are --help, --print-config and --trust")
     given = [named_configs.find(name) for name in files]
     paths = given or [named_configs.find(named_configs.DEFAULT)]
     resume = peek(given, overrides, "resume")

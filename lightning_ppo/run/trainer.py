@@ -30,7 +30,6 @@ def build_trainer(
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import Callback, ProgressBar
 
-    from lightning_ppo.run.callbacks import EnvStepsProgressBar
     from lightning_ppo.run.checkpointing import LastCheckpoint, RecordConfig, RelocatableCheckpoint
     from lightning_ppo.run.evaluation_pace import EvaluationPace
     from lightning_ppo.run.launch import check_trainer_settings, cluster_environment
@@ -38,6 +37,7 @@ def build_trainer(
     from lightning_ppo.run.stopping import GracefulStop
     from lightning_ppo.speed.hardware import choose_accelerator, fastest_precision
     from lightning_ppo.support.checkpoint_files import AtomicCheckpointIO
+    from lightning_ppo.update.progress_bar import EnvStepsProgressBar
 
     given = dict(config.trainer)
     check_trainer_settings(given)

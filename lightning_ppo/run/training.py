@@ -112,6 +112,9 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         for logger in trainer.loggers if trainer.enable_autolog_hparams else []:
             logger.log_hyperparams(to_container(config))
     print_once(_headline(config, model, data, trainer, run_dir))
+    if config.total_env_steps % size:
+        made = config.total_env_steps // size * size
+        print_once(f"{config.total_env_steps:,} is no multiple of {size:,}: the run ends after {made:,} steps")
 
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.fast_dev_run:

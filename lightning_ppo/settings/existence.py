@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.other_names import name_here
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.settings.trust import named_in
 from lightning_ppo.support.errors import ConfigError, nearest
@@ -36,7 +37,8 @@ def check_flags(settings: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise ConfigError for flags that the Trainer does not have."""
     for name in settings:
         if known and name not in known:
-            raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {nearest(name, known)}?")
+            meant = name_here(name) or f"trainer.{nearest(name, known)}"
+            raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {meant}?")
 
 
 def _trainer_flags() -> list[str]:

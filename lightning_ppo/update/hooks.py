@@ -17,6 +17,7 @@ from lightning_ppo.update import training_state
 from lightning_ppo.update.checks import check_fit
 from lightning_ppo.update.compiling import choose
 from lightning_ppo.update.optimizers import Optimizers, check_when_configured
+from lightning_ppo.update.progress_bar import show_env_steps
 from lightning_ppo.update.trainer_checks import check_trainer
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 
 def configure_callbacks(module: "PPO") -> list:
-    """Explain what of the Trainer cannot work here, before Lightning rejects it without saying what to do."""
+    """Explain what of the Trainer cannot work here, before Lightning rejects it, and show progress in steps."""
     check_trainer(module.trainer)
     if module.trainer.state.fn == TrainerFn.FITTING:
         check_when_configured(module)
+        show_env_steps(module.trainer)
     return []
 
 

@@ -18,15 +18,16 @@ from lightning_ppo.policy.distributions.continuous import GaussianHead
 from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, RolloutConfig, UpdateConfig
 from lightning_ppo.settings.loading import flat, load, to_container
 from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.statistics import interquartile_mean
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
     # 8 scores: 2 cut at each end, (2 + 3 + 4 + 5) / 4
-    assert learning.interquartile_mean([7, 0, 1, 6, 2, 5, 3, 4]) == 3.5
+    assert interquartile_mean([7, 0, 1, 6, 2, 5, 3, 4]) == 3.5
     # outliers do not count
-    assert learning.interquartile_mean([-1e9, 1, 2, 3, 4, 1e9, 2, 3]) == 2.5
+    assert interquartile_mean([-1e9, 1, 2, 3, 4, 1e9, 2, 3]) == 2.5
     # along the last axis; of 3 scores none is cut
-    np.testing.assert_allclose(learning.interquartile_mean([[0, 3, 6], [1, 1, 4]]), [3.0, 2.0])
+    np.testing.assert_allclose(interquartile_mean([[0, 3, 6], [1, 1, 4]]), [3.0, 2.0])
 
 
 def test_seeds_are_drawn_anew_within_their_task_only():

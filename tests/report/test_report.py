@@ -133,7 +133,9 @@ def text_of(page: str) -> str:
 def test_the_table_has_means_over_seeds(runs):
     text = text_of(make_page([read_run(path) for path in runs]))
     # 50, 100 and 150: mean 100, standard deviation 50; the evaluation's last values are 100, 200 and 300
-    assert "gamma=0.995 3 seeds 100 ± 50 200 ± 100" in text
+    # the middle half of three are all of them
+    assert "gamma=0.995 3 seeds 100 ± 50 mean 100.0, interquartile mean 100.0 (95 % interval 50.0 to 150.0)" in text
+    assert "worst 50.0 of 3 200 ± 100 mean 200.0, interquartile mean 200.0" in text
     assert f"seed 2 {runs[2]} 100 ± 2 200 100,000 1,234 2 min 5 s (25% collecting)" in text
     assert "Constant throughout a run: update/clip_range 0.2." in text
     assert "torch 2.1, 2.2, 2.3" in text
@@ -166,10 +168,16 @@ def test_the_command_writes_the_page(runs, tmp_path, capsys):
     assert (tmp_path / "new" / "page.html").is_file()
 
 
-def test_what_is_no_run_directory_is_one_clear_line(runs, tmp_path, capsys):
+def test_what_is_no_run_directory_is_one_clear_line(tmp_path, capsys):
     assert command(["report", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert "no run directory" in error and str(tmp_path / "a1") in error and error.count("\n") == 1
+    expected = f"error: {tmp_path}: no run directory, which holds config.yaml and metrics.csv\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path):
+    assert command(["report", str(tmp_path)]) == 0
+    page, expected = (tmp_path / "report.html").read_text(), make_page([read_run(path) for path in sorted(runs)])
+    assert text_of(page).split("Curves")[1] == text_of(expected).split("Curves")[1]
 
 
 # in a browser
