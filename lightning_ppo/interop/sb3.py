@@ -124,6 +124,7 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
     if shared and sizes:
         notes.append("actor and critic shared one image network; here each has a copy, and they are trained apart")
     settings["policy"] = {"hidden_sizes": sizes, "activation": _activation(data), "shared_trunk": shared and not sizes}
+    settings["policy"] |= {"layer_norm": False, "noise_color": 0.0}  # whatever our defaults
     settings["normalize"] = {"observations": False, "rewards": False}
     return load_over(settings), notes
 

@@ -15,8 +15,9 @@ class ActionHead(nn.Module, ABC):
     A distribution is one tensor of parameters (B, P), an action one tensor (B, *action_shape). Sampling takes its noise
     as an argument, so that the noise of a whole rollout is drawn at once and a step of acting stays cheap.
 
-    The constructor takes the space and, by these names where it has such parameters, the setting `log_std_init` and the
-    number of the policy's last features, `num_features`. All other parameters are those of `init_args`.
+    The constructor takes the space and, by these names where it has such parameters, the settings `log_std_init` and
+    `noise_color` and the number of the policy's last features, `num_features`. All other parameters are those of
+    `init_args`.
 
     Attributes:
         handles: The kinds of spaces it is for. Without Dict and Tuple among them, their parts have a head each.
@@ -52,7 +53,10 @@ class ActionHead(nn.Module, ABC):
 
     @abstractmethod
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw the noise (*shape, num_noise) for samples of shape (B,) or (T, N), on the generator's device."""
+        """Draw the noise (*shape, num_noise) for samples of shape (B,) or (T, N), on the generator's device.
+
+        Steps of one rollout may share noise, samples of shape (B,) do not.
+        """
 
     @abstractmethod
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:

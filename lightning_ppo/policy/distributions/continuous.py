@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo.policy.distributions.base import ActionHead
+from lightning_ppo.policy.distributions.noise import colored_noise
 from lightning_ppo.support.errors import UnsupportedSpaceError
 from lightning_ppo.support.spaces import finite_bounds
 
@@ -71,12 +72,18 @@ class GaussianHead(BoxHead):
 
     What the environment gets is clipped to its bounds, what is stored and scored is the sample. Parameters (B, 2A) are
     the means and the log standard deviations.
+
+    Args:
+        space: The action space.
+        log_std_init: Initial log standard deviation.
+        noise_color: Exponent of the spectrum of the noise of a rollout, see `colored_noise`.
     """
 
     log_std: Tensor
 
-    def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
+    def __init__(self, space: spaces.Box, log_std_init: float = 0.0, noise_color: float = 0.0) -> None:
         super().__init__(space)
+        self.noise_color = noise_color
         self.num_outputs = self.num_noise = self.size
         self.num_parameters = 2 * self.size
         self._add_log_std(log_std_init)
@@ -97,8 +104,9 @@ class GaussianHead(BoxHead):
         return torch.cat((outputs, self.log_std.expand_as(outputs)), -1)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw standard normal noise."""
-        return torch.empty(*shape, self.num_noise, device=generator.device).normal_(generator=generator)
+        """Draw standard normal noise, which is correlated over the T steps of a shape (T, N) unless it is white."""
+        white = torch.empty(*shape, self.num_noise, device=generator.device).normal_(generator=generator)
+        return colored_noise(white, self.noise_color) if self.noise_color and len(shape) > 1 else white
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """Return mean + std x noise, (B, A)."""
@@ -133,8 +141,8 @@ class StateGaussianHead(GaussianHead):
     Outputs are means and log standard deviations, the latter relative to the buffer `log_std` (A,).
     """
 
-    def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
-        super().__init__(space, log_std_init)
+    def __init__(self, space: spaces.Box, log_std_init: float = 0.0, noise_color: float = 0.0) -> None:
+        super().__init__(space, log_std_init, noise_color)
         self.num_outputs = 2 * self.size
 
     def _add_log_std(self, initial: float) -> None:
