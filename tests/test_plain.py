@@ -29,7 +29,7 @@ SHORTCUTS = {str(path) for path in SPEED.glob("*.py") if path.name not in NO_SHO
 
 TASKS = {
     "discrete": ("CartPole-v1", {"core": None}),
-    "continuous": ("Pendulum-v1", {"core": None}),
+    "continuous": ("Pendulum-v1", {"core": None, "layer_norm": True, "noise_color": 1.0}),
     "lstm": ("CartPole-v1", {}),
     "gru": ("Pendulum-v1", {"core": "gru"}),
 }
