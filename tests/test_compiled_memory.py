@@ -49,7 +49,7 @@ def learn(compile: bool, env: str, policy: dict, precision: str) -> Compiled:
     ("env", "policy", "precision"),
     [
         ("CartPole-v1", {"core": "lstm"}, "32-true"),
-        ("CartPole-v1", {"core": "gru"}, "64-true"),
+        ("CartPole-v1", {"core": "gru", "layer_norm": True}, "64-true"),
         ("Guided-v0", {"core": "lstm", "shared_trunk": True, "hidden_sizes": []}, "32-true"),
         ("Guided-v0", {"core": "gru", "hidden_sizes": []}, "32-true"),
         ("CartPole-v1", {"core": "tests.test_compiled_memory.Decay"}, "32-true"),
