@@ -39,7 +39,8 @@ def report(page: Path) -> None:
         cells = []
         for task in TASKS:
             rows = table.get(task, {}).get(experiment, [])
-            cells += [extremes([float(row[f"{kind}_return_mean"]) for row in rows]) for kind in ("train", "eval")]
+            for name in ("train_return_mean", "eval_return_mean"):
+                cells.append(extremes([float(row[name]) for row in rows if row[name]]))
         lines.append(f"| {title} | {' | '.join(cells)} |")
     learning.write_between_markers(page, lines)
 
