@@ -1,6 +1,6 @@
-"""What has been tried and is not part of the package, by class path: objectives and networks of docs/defaults.md.
+"""What is tried without being part of the package, by class path: objectives and networks of docs/defaults.md.
 
-    python benchmarks/learning.py run try-spo configs/hopper.yaml objective=benchmarks.candidates.SimplePolicy --seeds 1
+`python benchmarks/learning.py run spo configs/hopper.yaml objective=benchmarks.candidates.SimplePolicy` tries one.
 """
 
 import math

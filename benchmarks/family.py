@@ -1,8 +1,9 @@
-"""The objectives of the policy gradient family, and deep Q-learning beside them, on four tasks with discrete actions.
+r"""The objectives of the policy gradient family, and deep Q-learning beside them, on four tasks with discrete actions.
 
     pip install -c constraints.txt -e ".[box2d]"
     python benchmarks/family.py run --workers 2
-    python benchmarks/peers/sb3.py CartPole-v1 Acrobot-v1 MountainCar-v0 LunarLander-v3 --algorithm dqn --total-env-steps 200000
+    python benchmarks/peers/sb3.py {CartPole,Acrobot}-v1 MountainCar-v0 LunarLander-v3 \
+        --algorithm dqn --total-env-steps 200000
     python benchmarks/family.py report
 
 Three seeds each, 200,000 environment steps. Ours have the universal defaults but for the objective, DQN those of

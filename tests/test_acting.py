@@ -59,7 +59,13 @@ def test_both_actors_take_the_same_actions(action_space, observation_space, hidd
 @pytest.mark.parametrize("activation", ["relu", "elu", "silu"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"dropout": 0.3}, {"layer_norm": True, "dropout": 0.3}, {"distribution": "state_gaussian"}, {"noise_color": 1}],
+    [
+        {},
+        {"dropout": 0.3},
+        {"layer_norm": True, "dropout": 0.3},
+        {"distribution": "state_gaussian"},
+        {"noise_color": 1.0},
+    ],
     ids=str,
 )
 @torch.no_grad()

@@ -27,9 +27,7 @@ def build_networks(
     The entries are None where the actor sees all.
     """
     if policy.network is not None:
-        head = make_action_head(
-            action_space, policy.distribution, policy.log_std_init, noise_color=policy.noise_color
-        )
+        head = make_action_head(action_space, policy.distribution, policy.log_std_init, noise_color=policy.noise_color)
         network = _own_module(policy.network, NETWORKS, observation_space, head.num_outputs)
         return head, CustomNetwork(network), None
     actor_space, actor_keys = _without_entries(observation_space, policy.critic_observation_keys)

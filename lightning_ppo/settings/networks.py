@@ -47,8 +47,8 @@ class PolicyConfig:
     log_std_init: float = -0.5
     """Initial log standard deviation of Gaussian actions, in units of the half action range."""
     noise_color: float = 0.0
-    """Beta of the noise of Gaussian actions, whose power falls as 1 / f^beta with frequency f over the steps of a rollout:
-    0 is white (every step by itself), 1 pink."""
+    """Beta of the noise of Gaussian actions, whose power over the steps of a rollout falls as 1 / f^beta with frequency
+    f: 0 is white (each step by itself), 1 pink."""
     core: Any = None
     """Memory after the hidden layers: null, `lstm`, `gru`, or a class path of your own."""
     core_size: int = 64

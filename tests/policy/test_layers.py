@@ -8,7 +8,7 @@ from lightning_ppo.policy.layers import MLP
 
 def test_what_a_layer_computes_is_normalised_before_the_activation():
     mlp = MLP(3, [5, 4], "tanh", layer_norm=True)
-    first, norm, activation, second, *_ = mlp
+    first, norm, _, second, *_ = mlp
     assert [type(module) for module in mlp] == [nn.Linear, nn.LayerNorm, nn.Tanh] * 2
     x = 100.0 * torch.randn(7, 3)
     computed = first(x)

@@ -29,7 +29,7 @@ def test_each_number_is_a_standard_normal_one(exponent, steps):
 def test_power_falls_with_the_frequency_to_the_exponent():
     noise = colored_noise(torch.randn(STEPS, 20_000, generator=generator()), 1.0)
     power = torch.fft.rfft(noise, dim=0).abs().square().mean(1)
-    # 1 / f, of f = 1, 2, ..., 31 times 1 / T; the constant part as the lowest frequency, of which it has half the numbers
+    # of f = 1, 2, ..., 31 times 1 / T; the constant part is treated as the lowest
     torch.testing.assert_close(power[1:32] / power[1], 1.0 / torch.arange(1.0, 32.0), rtol=0.05, atol=0)
     assert power[0] / power[1] == pytest.approx(1.0, rel=0.05)
 

@@ -7,9 +7,9 @@ from torch import Tensor
 def colored_noise(white: Tensor, exponent: float) -> Tensor:
     """Return noise (T, ...) whose power falls with frequency f as 1 / f^exponent, made of white noise (T, ...).
 
-    Each number is a standard normal one, as before; numbers of neighbouring steps resemble each other. The constant part
-    has the power of the lowest frequency, 1 / T. Exponent 0 is white, 1 pink noise; between them PPO explores best
-    (Hollenstein et al. 2024, "Colored Noise in PPO", arXiv:2312.11091).
+    Each number is a standard normal one, as before; numbers of neighbouring steps resemble each other. The constant
+    part has the power of the lowest frequency, 1 / T. Exponent 0 is white, 1 pink noise (Hollenstein et al. 2024,
+    "Colored Noise in PPO", arXiv:2312.11091).
 
     Args:
         white: Independent standard normal numbers.
