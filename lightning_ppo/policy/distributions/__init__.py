@@ -60,7 +60,7 @@ def make_action_head(
         ConfigError: If the distribution cannot be used here.
     """
     own = DISTRIBUTIONS.load(distribution)
-    settings = {"log_std_init": log_std_init, "num_features": num_features, "noise_color": noise_color}
+    settings: dict[str, Any] = {"log_std_init": log_std_init, "num_features": num_features, "noise_color": noise_color}
     if isinstance(space, spaces.Dict | spaces.Tuple) and space.spaces and not isinstance(space, own.handles):
         return CompositeHead(space, lambda part: make_action_head(part, distribution, **settings))
     if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
