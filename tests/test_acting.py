@@ -70,7 +70,10 @@ def test_both_actors_take_the_same_actions(action_space, observation_space, hidd
 )
 @torch.no_grad()
 def test_so_they_do_with_other_layers_and_other_noise(activation, settings):
+    color = settings.get("noise_color", 0.0)
+    settings = {key: value for key, value in settings.items() if key != "noise_color"}
     policy = make_policy(ACTIONS["uneven box"], activation=activation, hidden_sizes=[64, 32], **settings).eval()
+    policy.head.set_noise_color(color)
     for norm in (m for m in policy.modules() if isinstance(m, torch.nn.LayerNorm)):
         norm.weight.normal_()
         norm.bias.normal_()

@@ -456,7 +456,7 @@ def test_a_reproduction_leaves_nothing_to_the_defaults(name):
     if name != "paper/mujoco.yaml":  # whose other objectives are compared
         without_effect["update"] |= {"kl_coefficient", "kl_target", "trust_region"}
     if name == "paper/atari.yaml":  # no layers after the CNN, discrete actions, nothing normalised
-        without_effect["policy"] |= {"activation", "log_std_init", "noise_color"}
+        without_effect["policy"] |= {"activation", "log_std_init"}
         without_effect["normalize"] |= {"observation_clip", "epsilon"}
     if not given["normalize"]["rewards"]:
         without_effect["normalize"] |= {"reward_clip"}

@@ -104,6 +104,9 @@ class UpdateConfig:
     )
     """Log units by which the standard deviation of Gaussian actions is lowered besides what is learnt, a schedule over
     the training budget; 0 leaves it to learning. Nothing is lowered with the objective `trpo`."""
+    noise_color: Any = 0.0
+    """Colour of the noise of Gaussian actions, a number in [0, 2] or a schedule over the training budget: 0 is white, each
+    step by itself, 1 is pink; the power over the steps of a rollout falls as 1 / f^colour with frequency f."""
     max_grad_norm: float | None = 0.5
     """Bound on the global gradient norm; null turns clipping off."""
     target_kl: float | None = None
@@ -129,13 +132,18 @@ class UpdateConfig:
 
     def schedules(self) -> dict[str, Schedule]:
         """Return the scheduled coefficients by name; those that may be null only where they are set."""
-        names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient", "std_decay"]
+        names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient", "std_decay", "noise_color"]
         names += [name for name in ("clip_range_high", "value_clip_range") if getattr(self, name) is not None]
         schedules = {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
         require(
             max(schedules["clip_range"].values) < 1.0,
             f"update.clip_range: a ratio is never below 0, so it must be less than 1, got {self.clip_range}; "
             "clip_range_high may be larger",
+        )
+        colors = schedules["noise_color"].values
+        require(
+            min(colors) >= 0.0 and max(colors) <= 2.0,
+            f"update.noise_color: must lie in [0, 2], got {self.noise_color}",
         )
         return schedules
 

@@ -96,7 +96,7 @@ NEEDED = (
     ),
     Needed(("policy.log_std_init",), "Box actions of a Gaussian distribution", lambda s: not _gaussian(s)),
     Needed(
-        ("policy.noise_color",),
+        ("update.noise_color",),
         "Box actions of a Gaussian distribution other than gsde, which has a correlation of its own",
         lambda s: not _colored(s),
     ),

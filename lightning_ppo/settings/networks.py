@@ -46,9 +46,6 @@ class PolicyConfig:
     class path of your own, which may handle other actions."""
     log_std_init: float = -0.5
     """Initial log standard deviation of Gaussian actions, in units of the half action range."""
-    noise_color: float = 0.0
-    """Beta of the noise of Gaussian actions, whose power over the steps of a rollout falls as 1 / f^beta with frequency
-    f: 0 is white (each step by itself), 1 pink."""
     core: Any = None
     """Memory after the hidden layers: null, `lstm`, `gru`, or a class path of your own."""
     core_size: int = 64
@@ -82,7 +79,6 @@ class PolicyConfig:
                 f"policy.{name}: a network of your own brings its own; set policy.{name} or policy.network to null",
             )
         require(math.isfinite(self.log_std_init), f"policy.log_std_init: must be a number, got {self.log_std_init}")
-        require(0.0 <= self.noise_color <= 2.0, f"policy.noise_color: must lie in [0, 2], got {self.noise_color:g}")
         require(
             all(size >= 1 for size in self.hidden_sizes),
             f"policy.hidden_sizes: every layer needs at least 1 unit, got {list(self.hidden_sizes)}",

@@ -56,7 +56,8 @@ def test_copies_and_dimensions_have_noise_of_their_own():
 
 @pytest.mark.parametrize("distribution", ["gaussian", "state_gaussian", "tanh_gaussian"])
 def test_gaussian_actions_take_their_noise_from_it(distribution):
-    white, pink = (make_action_head(BOX, distribution, noise_color=color) for color in (0.0, 1.0))
+    white, pink = (make_action_head(BOX, distribution) for _ in range(2))
+    pink.set_noise_color(1.0)
     expected = colored_noise(white.noise((STEPS, 4), generator()), 1.0)
     torch.testing.assert_close(pink.noise((STEPS, 4), generator()), expected)
     # of a batch no row follows another
@@ -65,7 +66,8 @@ def test_gaussian_actions_take_their_noise_from_it(distribution):
 
 def test_the_parts_of_a_dict_have_it_each():
     space = spaces.Dict({"arm": BOX, "hand": spaces.Discrete(2)})
-    white, pink = (make_action_head(space, noise_color=color) for color in (0.0, 1.0))
+    white, pink = (make_action_head(space) for _ in range(2))
+    pink.set_noise_color(1.0)
     before, after = (head.noise((STEPS, 4), generator()) for head in (white, pink))
     torch.testing.assert_close(after[..., :3], colored_noise(before[..., :3], 1.0))
     torch.testing.assert_close(after[..., 3:], before[..., 3:])

@@ -39,11 +39,7 @@ __all__ = [
 
 
 def make_action_head(
-    space: gymnasium.Space,
-    distribution: Any = "gaussian",
-    log_std_init: float = 0.0,
-    num_features: int = 0,
-    noise_color: float = 0.0,
+    space: gymnasium.Space, distribution: Any = "gaussian", log_std_init: float = 0.0, num_features: int = 0
 ) -> ActionHead:
     """Return the action head of a space.
 
@@ -53,23 +49,21 @@ def make_action_head(
             head of their kind.
         log_std_init: Initial log standard deviation of the Gaussian ones.
         num_features: F, features of the policy network that `gsde` builds on; 0 if they are not known.
-        noise_color: Exponent of the spectrum of the noise of those that take one.
 
     Raises:
         UnsupportedSpaceError: If no head handles the space.
         ConfigError: If the distribution cannot be used here.
     """
     own = DISTRIBUTIONS.load(distribution)
-    settings: dict[str, Any] = {"log_std_init": log_std_init, "num_features": num_features, "noise_color": noise_color}
     if isinstance(space, spaces.Dict | spaces.Tuple) and space.spaces and not isinstance(space, own.handles):
-        return CompositeHead(space, lambda part: make_action_head(part, distribution, **settings))
+        return CompositeHead(space, lambda part: make_action_head(part, distribution, log_std_init, num_features))
     if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
         raise _unsupported(space)
     if isinstance(space, own.handles):
-        return _build(own, distribution, space, settings)
+        return _build(own, distribution, space, {"log_std_init": log_std_init, "num_features": num_features})
     for head in (CategoricalHead, MultiCategoricalHead, GaussianHead):
         if isinstance(space, head.handles):
-            return _build(head, head, space, settings)
+            return _build(head, head, space, {"log_std_init": log_std_init})
     raise _unsupported(space)
 
 

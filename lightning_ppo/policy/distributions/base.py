@@ -15,9 +15,8 @@ class ActionHead(nn.Module, ABC):
     A distribution is one tensor of parameters (B, P), an action one tensor (B, *action_shape). Sampling takes its noise
     as an argument, so that the noise of a whole rollout is drawn at once and a step of acting stays cheap.
 
-    The constructor takes the space and, by these names where it has such parameters, the settings `log_std_init` and
-    `noise_color` and the number of the policy's last features, `num_features`. All other parameters are those of
-    `init_args`.
+    The constructor takes the space and, by these names where it has such parameters, the setting `log_std_init` and the
+    number of the policy's last features, `num_features`. All other parameters are those of `init_args`.
 
     Attributes:
         handles: The kinds of spaces it is for. Without Dict and Tuple among them, their parts have a head each.
@@ -84,3 +83,6 @@ class ActionHead(nn.Module, ABC):
 
     def shrink(self, amount: float) -> None:
         """Lower the log standard deviations of Gaussian actions by `amount`, in place; others stay as they are."""
+
+    def set_noise_color(self, exponent: float) -> None:
+        """Set how the noise of Gaussian actions is correlated over the steps of a rollout; that of others stays."""

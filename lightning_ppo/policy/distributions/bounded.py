@@ -22,8 +22,8 @@ class TanhGaussianHead(GaussianHead):
     nodes: Tensor
     quadrature: Tensor
 
-    def __init__(self, space: spaces.Box, log_std_init: float = 0.0, noise_color: float = 0.0) -> None:
-        super().__init__(space, log_std_init, noise_color)
+    def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
+        super().__init__(space, log_std_init)
         self._require_bounds("tanh_gaussian")
         # the trapezoidal rule for expectations over a standard normal, which converges geometrically (Trefethen and
         # Weideman 2014); Gauss-Hermite nodes lie too far apart for wide Gaussians, whose log slope has a kink

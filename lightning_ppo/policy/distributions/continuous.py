@@ -72,18 +72,15 @@ class GaussianHead(BoxHead):
 
     What the environment gets is clipped to its bounds, what is stored and scored is the sample. Parameters (B, 2A) are
     the means and the log standard deviations.
-
-    Args:
-        space: The action space.
-        log_std_init: Initial log standard deviation.
-        noise_color: Exponent of the spectrum of the noise of a rollout, see `colored_noise`.
     """
 
     log_std: Tensor
+    noise_color: Tensor
 
-    def __init__(self, space: spaces.Box, log_std_init: float = 0.0, noise_color: float = 0.0) -> None:
+    def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
         super().__init__(space)
-        self.noise_color = noise_color
+        # a tensor, so that copies in other processes get it with the weights
+        self.register_buffer("noise_color", torch.zeros(()), persistent=False)
         self.num_outputs = self.num_noise = self.size
         self.num_parameters = 2 * self.size
         self._add_log_std(log_std_init)
@@ -96,6 +93,11 @@ class GaussianHead(BoxHead):
         """Lower the log standard deviations by `amount`, in place."""
         self.log_std.sub_(amount)
 
+    @torch.no_grad()
+    def set_noise_color(self, exponent: float) -> None:
+        """Set the exponent of the spectrum of a rollout's noise, see `colored_noise`."""
+        self.noise_color.fill_(exponent)
+
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return parameters[..., : self.size], parameters[..., self.size : 2 * self.size]
 
@@ -106,7 +108,8 @@ class GaussianHead(BoxHead):
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw standard normal noise, which is correlated over the T steps of a shape (T, N) unless it is white."""
         white = torch.empty(*shape, self.num_noise, device=generator.device).normal_(generator=generator)
-        return colored_noise(white, self.noise_color) if self.noise_color and len(shape) > 1 else white
+        exponent = float(self.noise_color) if len(shape) > 1 else 0.0
+        return colored_noise(white, exponent) if exponent else white
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """Return mean + std x noise, (B, A)."""
@@ -141,8 +144,8 @@ class StateGaussianHead(GaussianHead):
     Outputs are means and log standard deviations, the latter relative to the buffer `log_std` (A,).
     """
 
-    def __init__(self, space: spaces.Box, log_std_init: float = 0.0, noise_color: float = 0.0) -> None:
-        super().__init__(space, log_std_init, noise_color)
+    def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
+        super().__init__(space, log_std_init)
         self.num_outputs = 2 * self.size
 
     def _add_log_std(self, initial: float) -> None:
