@@ -105,8 +105,8 @@ class UpdateConfig:
     """Log units by which the standard deviation of Gaussian actions is lowered besides what is learnt, a schedule over
     the training budget; 0 leaves it to learning. Nothing is lowered with the objective `trpo`."""
     noise_color: Any = 0.0
-    """Colour of the noise of Gaussian actions, a number in [0, 2] or a schedule over the training budget: 0 is white, each
-    step by itself, 1 is pink; the power over the steps of a rollout falls as 1 / f^colour with frequency f."""
+    """Colour of the noise of Gaussian actions, a number up to 2 or a schedule over the training budget: its power over
+    the steps falls as 1 / f^colour with frequency f. 0 is white, each step by itself, 1 is pink."""
     max_grad_norm: float | None = 0.5
     """Bound on the global gradient norm; null turns clipping off."""
     target_kl: float | None = None
@@ -140,10 +140,9 @@ class UpdateConfig:
             f"update.clip_range: a ratio is never below 0, so it must be less than 1, got {self.clip_range}; "
             "clip_range_high may be larger",
         )
-        colors = schedules["noise_color"].values
         require(
-            min(colors) >= 0.0 and max(colors) <= 2.0,
-            f"update.noise_color: must lie in [0, 2], got {self.noise_color}",
+            max(schedules["noise_color"].values) <= 2.0,
+            f"update.noise_color: must be at most 2, got {self.noise_color}",
         )
         return schedules
 
