@@ -106,7 +106,7 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
         if name in data:
             settings[section][key] = data[name]
     settings["env"]["id"] = env_id
-    settings["update"]["std_decay"] = 0.0  # theirs is learnt alone
+    settings["update"] |= {"std_decay": 0.0, "noise_color": 0.0}  # theirs is learnt alone, and white
     # theirs weighs the squared error, ours half of it
     settings["update"]["value_coefficient"] = 2.0 * float(data.get("vf_coef", 0.5))
     settings["optimizer"] = {}
@@ -124,6 +124,7 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
     if shared and sizes:
         notes.append("actor and critic shared one image network; here each has a copy, and they are trained apart")
     settings["policy"] = {"hidden_sizes": sizes, "activation": _activation(data), "shared_trunk": shared and not sizes}
+    settings["policy"]["layer_norm"] = False  # whatever our defaults
     settings["normalize"] = {"observations": False, "rewards": False}
     return load_over(settings), notes
 

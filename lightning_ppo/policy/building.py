@@ -77,7 +77,7 @@ def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, 
         chosen = [leaves[number] for number in tree_leaves(wanted)]
         sizes = [_input_shape(leaf) for leaf in chosen]
         encoder = Encoder(sizes, [is_image(leaf) for leaf in chosen], ImpalaCNN if policy.encoder else NatureCNN)
-    mlp = MLP(encoder.num_features, policy.hidden_sizes, policy.activation, policy.dropout)
+    mlp = MLP(encoder.num_features, policy.hidden_sizes, policy.activation, policy.dropout, policy.layer_norm)
     core: Any = policy.core
     if core in CORES:
         core = RecurrentCore(core, mlp.num_features, policy.core_size)

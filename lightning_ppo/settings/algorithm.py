@@ -104,6 +104,9 @@ class UpdateConfig:
     )
     """Log units by which the standard deviation of Gaussian actions is lowered besides what is learnt, a schedule over
     the training budget; 0 leaves it to learning. Nothing is lowered with the objective `trpo`."""
+    noise_color: Any = 0.0
+    """Colour of the noise of Gaussian actions, a number up to 2 or a schedule over the training budget: its power over
+    the steps falls as 1 / f^colour with frequency f. 0 is white, each step by itself, 1 is pink."""
     max_grad_norm: float | None = 0.5
     """Bound on the global gradient norm; null turns clipping off."""
     target_kl: float | None = None
@@ -129,13 +132,17 @@ class UpdateConfig:
 
     def schedules(self) -> dict[str, Schedule]:
         """Return the scheduled coefficients by name; those that may be null only where they are set."""
-        names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient", "std_decay"]
+        names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient", "std_decay", "noise_color"]
         names += [name for name in ("clip_range_high", "value_clip_range") if getattr(self, name) is not None]
         schedules = {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
         require(
             max(schedules["clip_range"].values) < 1.0,
             f"update.clip_range: a ratio is never below 0, so it must be less than 1, got {self.clip_range}; "
             "clip_range_high may be larger",
+        )
+        require(
+            max(schedules["noise_color"].values) <= 2.0,
+            f"update.noise_color: must be at most 2, got {self.noise_color}",
         )
         return schedules
 

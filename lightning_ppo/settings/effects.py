@@ -64,6 +64,11 @@ def _gaussian(settings: Settings) -> bool:
     return distribution not in DISTRIBUTIONS or ("Box" in settings["actions"] and distribution != "beta")
 
 
+def _colored(settings: Settings) -> bool:
+    """Return whether the noise of actions is, or may be, correlated over steps."""
+    return settings["policy.distribution"] != "gsde" and _gaussian(settings)
+
+
 NEEDED = (
     Needed(("env.max_restarts",), "env.on_error=restart", lambda s: s["env.on_error"] != "restart"),
     Needed(("env.atari.*",), "an Atari game (env.id=ALE/...)", lambda s: not s["env.id"].startswith("ALE/")),
@@ -90,9 +95,14 @@ NEEDED = (
         lambda s: "Box" not in s["actions"] and s["policy.distribution"] in DISTRIBUTIONS,
     ),
     Needed(("policy.log_std_init",), "Box actions of a Gaussian distribution", lambda s: not _gaussian(s)),
+    Needed(
+        ("update.noise_color",),
+        "Box actions of a Gaussian distribution other than gsde, which has a correlation of its own",
+        lambda s: not _colored(s),
+    ),
     Needed(("policy.core_size",), "policy.core=lstm or gru", lambda s: s["policy.core"] not in CORES),
     Needed(
-        ("policy.hidden_sizes", "policy.activation", "policy.shared_trunk", "policy.dropout"),
+        ("policy.hidden_sizes", "policy.activation", "policy.layer_norm", "policy.shared_trunk", "policy.dropout"),
         "the built-in network (policy.network=null)",
         lambda s: s["policy.network"] is not None,
     ),

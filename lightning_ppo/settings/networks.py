@@ -35,6 +35,8 @@ class PolicyConfig:
     """Units of each hidden layer."""
     activation: str = "tanh"
     """`tanh`, `relu`, `elu`, `silu` or `gelu`."""
+    layer_norm: bool = False
+    """Normalise what each hidden layer computes, before the activation (LayerNorm)."""
     shared_trunk: bool = False
     """One trunk with two heads instead of two networks."""
     dropout: float = 0.0

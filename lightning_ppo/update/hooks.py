@@ -16,6 +16,7 @@ from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update import training_state
 from lightning_ppo.update.checks import check_fit
 from lightning_ppo.update.compiling import choose
+from lightning_ppo.update.iteration import set_noise_color
 from lightning_ppo.update.optimizers import Optimizers, check_when_configured
 from lightning_ppo.update.progress_bar import show_env_steps
 from lightning_ppo.update.trainer_checks import check_trainer
@@ -63,6 +64,7 @@ def on_train_start(module: "PPO") -> None:
     module.fit_optimizers.use_settings()
     data: Any = getattr(module.trainer, "datamodule", None)
     module.budget.begin(module.trainer, data.num_steps * data.num_envs if hasattr(data, "num_steps") else None)
+    set_noise_color(module)
 
 
 def on_train_epoch_start(module: "PPO") -> None:

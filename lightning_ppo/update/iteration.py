@@ -49,6 +49,7 @@ def finish_iteration(
     module.policy.version += 1
     module.budget.count(report.env_steps, module.trainer)
     _decay_std(module)
+    set_noise_color(module)
     module.action_masks = rollout.action_masks is not None
     module.policy.update_statistics(rollout, sum_over_ranks)
     module.compile_seconds += update.latest_compile_seconds
@@ -71,6 +72,11 @@ def _decay_std(module: "PPO") -> None:
     due = 0.0 if module.trust_region else module.coefficients.schedules["std_decay"](module.progress)
     module.policy.head.shrink(due - module.std_decay)
     module.std_decay = due
+
+
+def set_noise_color(module: "PPO") -> None:
+    """Set the colour of the noise to where its schedule now is, before anyone acts."""
+    module.policy.head.set_noise_color(module.coefficients.schedules["noise_color"](module.progress))
 
 
 def _metrics(module: "PPO", rollout: Rollout, report: IterationReport) -> dict[str, float]:

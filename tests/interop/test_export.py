@@ -21,7 +21,7 @@ from tests.kit.export_matrix import check
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 CASES = {
-    "vector": (BOX, spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 1.0])), {}, False),
+    "vector": (BOX, spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 1.0])), {"layer_norm": True}, False),
     "masked": (spaces.Dict(a=BOX, b=spaces.Discrete(4, start=2)), spaces.MultiDiscrete([2, 3]), {}, True),
     "memory": (BOX, spaces.Box(-2.0, 2.0, (2,), np.float32), {"core": "lstm", "core_size": 8}, False),
 }

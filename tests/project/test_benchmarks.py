@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablations, gpu, learning, recurrent, shortcuts, speed, table1, where_time_goes
+from benchmarks import ablations, family, gpu, learning, recurrent, shortcuts, speed, table1, where_time_goes
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.distributions.continuous import GaussianHead
 from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, RolloutConfig, UpdateConfig
@@ -394,6 +394,35 @@ def test_the_ablation_table_is_on_the_scale_of_the_defaults(results, tmp_path):
     assert "| none | 100.0 ± 10.0 | 1,000.0 ± 100.0 | 2 | 1.00 | 0.90 to 1.10 |" in text
     assert "| copies in step | 40.0 ± 10.0 | 400.0 ± 100.0 | 2 | 0.40 | 0.30 to 0.50 |" in text
     assert "| log standard deviation 0 at the start | 100.0 |  |  |  |  |" in text  # one task is not all of them
+
+
+def test_deep_q_learning_stands_beside_the_family(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "results")
+    for experiment, played in (("family-trpo", [450.0, 500.0]), ("sb3-dqn-200000", [9.0])):
+        for seed, value in enumerate(played, 1):
+            row = {"env_id": "CartPole-v1", "seed": seed, "train_return_mean": value - 1.0, "eval_return_mean": value}
+            learning.append_row(experiment, row)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: begin -->\n<!-- table: end -->\n")
+    family.report(page)
+    lines = page.read_text().splitlines()
+    assert "| `trpo` | 474 (449 to 499) | 475 (450 to 500) |  |  |  |  |  |  |" in lines
+    assert "| DQN (Stable-Baselines3) | 8 (8 to 8) | 9 (9 to 9) |  |  |  |  |  |  |" in lines
+    assert len(lines) == 2 + 2 + len(family.OBJECTIVES) + 1  # markers, header, ours, theirs
+
+
+def test_the_family_differs_in_the_objective_alone(monkeypatch):
+    runs = []
+    monkeypatch.setattr(learning, "run_all", lambda tasks, workers: runs.extend(tasks))
+    monkeypatch.setattr(sys, "argv", ["family.py", "run", "--seeds", "1"])
+    family.main()
+    assert len(runs) == len(family.OBJECTIVES) * len(family.TASKS)
+    configs = [load([learning.ROOT / paths[0]], [*settings, f"env.id={task}"]) for _, paths, task, _, settings in runs]
+    alike = {"objective": "clip", "compile": True, "update": configs[0].update}
+    for config, (experiment, _, task, _, _) in zip(configs, runs, strict=True):
+        assert experiment == f"family-{config.objective}"
+        expected = replace(configs[0], env=replace(configs[0].env, id=task))
+        assert replace(config, **alike) == expected
 
 
 def test_a_time_limit_can_be_taken_for_a_termination():

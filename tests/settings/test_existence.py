@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 TYPOS = {
     "totel_env_steps=1": "totel_env_steps: unknown setting; did you mean total_env_steps",
-    "trainer.max_epoch=1": "trainer.max_epoch: unknown setting of the Trainer; did you mean max_epochs",
+    "trainer.max_epoch=1": "trainer.max_epoch: unknown setting of the Trainer; did you mean trainer.max_epochs",
     "loggers=[wandbb]": "loggers: .*did you mean wandb",
     "callbacks=[EarlyStopping]": "callbacks: expected a class path",
     "callbacks=[pytorch_lightning.callbacks.EarlyStoping]": "did you mean pytorch_lightning.callbacks.EarlyStopping",
@@ -45,7 +45,7 @@ def test_a_typing_error_is_named(typo):
 
 
 def test_a_training_from_python_is_checked_alike():
-    with pytest.raises(ConfigError, match="did you mean max_epochs"):
+    with pytest.raises(ConfigError, match="did you mean trainer.max_epochs"):
         as_config({"trainer": {"max_epoch": 1}})
 
 

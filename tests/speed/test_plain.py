@@ -29,7 +29,7 @@ SHORTCUTS = {str(path) for path in SPEED.glob("*.py") if path.name not in NO_SHO
 
 TASKS = {
     "discrete": ("CartPole-v1", {"core": None}),
-    "continuous": ("Pendulum-v1", {"core": None}),
+    "continuous": ("Pendulum-v1", {"core": None, "layer_norm": True}),
     "lstm": ("CartPole-v1", {}),
     "gru": ("Pendulum-v1", {"core": "gru"}),
 }
@@ -59,7 +59,7 @@ def shortcuts_that_run():
 
 def learn(task: str, plain: bool, precision: str) -> PPO:
     env, policy = TASKS[task]
-    update = {"epochs": 2, "sequence_length": 8 if policy.get("core", "lstm") else None}
+    update = {"epochs": 2, "sequence_length": 8 if policy.get("core", "lstm") else None, "noise_color": 1.0}
     model, data = make_pair(env, 2, PPO, policy=policy, update=update, normalize={"rewards": True}, plain=plain)
     make_trainer(precision=precision, max_epochs=3).fit(model, data)
     return model
