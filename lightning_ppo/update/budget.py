@@ -87,6 +87,24 @@ class Budget:
                 f"total_env_steps={self.total_env_steps:,}; raise it"
             )
 
+    def iterations_left(self, trainer: Any, rows: int | None, steps: int) -> int | None:
+        """Return how many iterations a fit makes at least if nothing interrupts it; None if that is not known.
+
+        Args:
+            trainer: The Trainer, at the start of a fit.
+            rows: Of a rollout on every rank, if that is known.
+            steps: Optimizer steps of an iteration, at most; 0 if that is not known.
+        """
+        left: list[float] = []
+        if rows and self.total_env_steps:
+            left.append((self.total_env_steps - self.env_steps) // (rows * world_size()))
+        if steps and trainer.max_steps > 0:
+            left.append(math.ceil((trainer.max_steps - trainer.global_step) / steps))
+        if (trainer.max_epochs or 0) > 0:
+            left.append((trainer.max_epochs - trainer.current_epoch) * trainer.num_training_batches)
+        known = left and math.isfinite(min(left)) and not _timers(trainer)
+        return max(int(min(left)), 0) if known else None
+
     def begin_epoch(self, trainer: Any) -> None:
         """Count iterations from here as those of this epoch, however many the epochs before had."""
         if math.isfinite(trainer.num_training_batches):
