@@ -61,6 +61,7 @@ def fit(make, trainer=None, total_env_steps=None, collected=None, **when):
     return made, model
 
 
+@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'")
 @pytest.mark.parametrize("make", [one_cycle, listed, in_sequence, multiplied])
 @pytest.mark.parametrize(
     ("when", "trainer", "steps", "said"),
