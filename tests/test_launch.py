@@ -192,7 +192,7 @@ def test_ranks_report_the_innermost_returns_and_learn_from_the_outermost_rewards
         assert ((rewards == 0.0) | ((rewards - 0.1).abs() < 1e-6)).all() and rewards.max() > 0.0
         assert found["error"] == ""
     said = [[line for line in rank[f"wrapped rewards, {way}"]["said"] if "(Tenth)" in line] for rank in events]
-    assert len(said[0]) == (0 if way == "overlap" else 1) and said[1] == []  # of all ranks the first speaks
+    assert len(said[0]) == 1 and said[1] == []  # of all ranks the first speaks
 
 
 @pytest.mark.parametrize("way", WAYS)
