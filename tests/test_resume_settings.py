@@ -182,7 +182,7 @@ def test_from_eager_to_compiled_and_back(core, way, tmp_path, monkeypatch):
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="compile")
             resumed, trainer = fit(epochs, core, path, compile=compiled, **way)
-        assert resumed.minibatch_update is None and (resumed.compile_seconds > 0.0) == (epochs > 1)
+        assert (resumed.compile_seconds > 0.0) == compiled
         if epochs > 1:
             went_on_exactly(resumed, core, 8 * (epochs - 1))
         path = tmp_path / f"{epochs}.ckpt"

@@ -1,4 +1,4 @@
-"""Brax itself behind `TensorVectorEnv`; skipped where brax is not installed (`pip install brax gym`, which needs JAX)."""
+"""Brax itself behind `TensorVectorEnv`; skipped where it is not installed (`pip install brax gym`, which needs JAX)."""
 
 import numpy as np
 import pytest
