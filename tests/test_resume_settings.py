@@ -188,7 +188,7 @@ def test_from_eager_to_compiled_and_back(core, way, tmp_path, monkeypatch):
         path = tmp_path / f"{epochs}.ckpt"
         trainer.save_checkpoint(path)
     for (name, expected), found in zip(straight.named_parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=3e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def of_a_gpu(tree):

@@ -235,11 +235,11 @@ def _modules(classes: Iterable[type]) -> list[str]:
 def _outside(layers: Sequence[Layer], classes: set[type]) -> dict[str, str]:
     """Return digests of what environments and the objects in them keep outside of themselves, by name."""
     classes = classes | {type(layer.env) for layer in layers}
-    modules = [name for name in _modules(classes) if not name.startswith("gymnasium.")]
+    modules = _modules(classes)
     own = {base for cls in classes for base in cls.__mro__ if base.__module__ in modules}
     values = [value for layer in layers for value in attributes(layer.env).values()]
     found, writer = {}, GraphWriter({})
-    for name, value in kept_outside(own, modules, values):
+    for name, value in kept_outside(own, values):
         with contextlib.suppress(Exception):  # what cannot be read is left out
             found[name] = _digest(writer.add(name, value, name))
     return found

@@ -5,7 +5,6 @@ complete.
 """
 
 import random
-import sys
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,22 +20,28 @@ _KINDS = (
 """Numbers, collections and generators; flags and dicts are left out, which say what was warned of or is cached."""
 
 
-def kept_outside(classes: Iterable[type], modules: Iterable[str], values: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+def kept_outside(classes: Iterable[type], values: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """Yield what is kept outside, by name.
 
     Args:
         classes: Of the environments and the objects in them.
-        modules: Where these classes are defined.
         values: Attributes of the environments, of which functions have variables.
     """
-    for module in modules:
-        yield from _numbers(module, vars(sys.modules[module]))
+    functions = [function for function in map(_function, values) if function is not None]
     for cls in classes:
         yield from _numbers(cls.__qualname__, vars(cls))
-        for value in vars(cls).values():
-            yield from _variables(value)
-    for value in values:
-        yield from _variables(value)
+        functions += [function for function in map(_function, vars(cls).values()) if function is not None]
+    for function in functions:
+        yield from _variables(function)
+    # not those of the modules of that name, which may have been imported again
+    for module in {id(function.__globals__): function.__globals__ for function in functions}.values():
+        yield from _numbers(str(module.get("__name__")), module)
+
+
+def _function(value: Any) -> types.FunctionType | None:
+    """Return the function in a method, a property or whatever else a class or an object has."""
+    found = getattr(value, "__func__", getattr(value, "fget", value))
+    return found if isinstance(found, types.FunctionType) else None
 
 
 def _numbers(owner: str, found: Any) -> Iterator[tuple[str, Any]]:
@@ -45,11 +50,8 @@ def _numbers(owner: str, found: Any) -> Iterator[tuple[str, Any]]:
             yield f"{owner}.{name}", value
 
 
-def _variables(function: Any) -> Iterator[tuple[str, Any]]:
+def _variables(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield what a function keeps from one call to the next: variables around it, defaults, attributes."""
-    function = getattr(function, "__func__", getattr(function, "fget", function))
-    if not isinstance(function, types.FunctionType):
-        return
     around = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     held = {}
     for name, cell in around:
