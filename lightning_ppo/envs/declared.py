@@ -94,6 +94,8 @@ def as_declared(space: gymnasium.Space, observation: Any, path: str = "") -> tup
         converted = {key: part[0] for key, part in parts.items()}
         return (converted if isinstance(space, spaces.Dict) else tuple(converted.values())), problem, note
     declared: Any = space.dtype
+    if isinstance(observation, np.ma.MaskedArray) and np.ma.is_masked(observation):
+        return observation, (f"an observation with masked numbers{_entry(path)}", f"expected {named(space)}"), ""
     if getattr(observation, "dtype", None) == declared or not isinstance(space, (spaces.Box, *_CHOICES)):
         return observation, None, ""
     if type(observation) is int and isinstance(space, spaces.Discrete):

@@ -90,8 +90,8 @@ class ActorCritic(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of parameters, and of everything that is computed with them."""
-        return next(self.parameters()).dtype
+        """Of parameters that are trained, and of everything that is computed with them."""
+        return next((p for p in self.parameters() if p.requires_grad), next(self.parameters())).dtype
 
     def act(
         self,
@@ -172,7 +172,7 @@ class ActorCritic(nn.Module):
         """Return the recurrent states (N, H) before the first step, or None for a policy without memory."""
         if not self.state_size:
             return None
-        return next(self.parameters()).new_zeros(num_envs, self.state_size)
+        return next(self.parameters()).new_zeros(num_envs, self.state_size, dtype=self.dtype)
 
     @torch.no_grad()
     def step(

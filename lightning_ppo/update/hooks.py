@@ -75,7 +75,8 @@ def on_train_batch_end(module: "PPO", outputs: Any, batch: Any, batch_idx: int) 
 
 
 def on_train_epoch_end(module: "PPO") -> None:
-    """Step schedulers that monitor what is known at the end of an epoch only."""
+    """Step schedulers that monitor what is known at the end of an epoch only; tell of an epoch that was broken off."""
+    module.budget.end_epoch(module.trainer)
     module.fit_optimizers.after_epoch(module)
 
 

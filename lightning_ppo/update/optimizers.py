@@ -1,5 +1,6 @@
 """The optimizers of a fit: made from settings, read on their way to Lightning, checked, their schedulers stepped."""
 
+import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -241,6 +242,7 @@ def _check(module: pl.LightningModule, optimizers: list[Optimizer]) -> None:
                 f"configure_optimizers: {kind} evaluates the loss again within a step, which minibatches do not allow; "
                 "take a first-order optimizer such as Adam"
             )
+        _try_out(optimizer)
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             if id(parameter) not in names:
                 raise ConfigError(
@@ -262,3 +264,20 @@ def _check(module: pl.LightningModule, optimizers: list[Optimizer]) -> None:
         raise ConfigError(
             "trainer.precision: 16-mixed scales the gradients of one optimizer only; use bf16-mixed or 32-true"
         )
+
+
+def _try_out(optimizer: Optimizer) -> None:
+    """Raise ConfigError if an optimizer of torch cannot make a step; a copy of it makes one with gradients of 0."""
+    kind = type(optimizer)
+    if not kind.__module__.startswith("torch.optim"):
+        return
+    try:
+        optimizer = copy.deepcopy(optimizer)
+    except Exception:
+        return  # what cannot be copied shows what it does in training
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise ConfigError(f"configure_optimizers: {kind.__name__} cannot make a step: {one_line(error)}") from error
