@@ -33,7 +33,8 @@ from lightning_ppo.settings.environment import EnvConfig, EvaluationConfig
 from lightning_ppo.settings.loading import as_section, section_with, to_container
 from lightning_ppo.support.distributed import raise_together, rank, world_size
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault, require
-from lightning_ppo.support.randomness import derive_seeds, kept_generators, seed_process
+from lightning_ppo.support.randomness import checked_seed, derive_seeds, kept_generators, seed_process
+from lightning_ppo.support.tree import tree_map
 from lightning_ppo.update.checked_loading import checked_loading
 
 _log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class RolloutDataModule(pl.LightningDataModule):
             )
         require(rollouts_per_epoch >= 1, f"rollouts_per_epoch: must be at least 1, got {rollouts_per_epoch}")
         self.rollouts_per_epoch = rollouts_per_epoch
-        self.seed = seed
+        self.seed = None if seed is None else checked_seed(seed)
         self.save_hyperparameters(
             {
                 "env": to_container(self.env_settings) | {"kwargs": self.env_settings.kwargs},
@@ -176,7 +177,7 @@ class RolloutDataModule(pl.LightningDataModule):
         return self.rollout_settings.num_steps
 
     def _base_seed(self) -> int:
-        return (self.seed if self.seed is not None else torch.initial_seed()) % 2**32
+        return torch.initial_seed() % 2**32 if self.seed is None else self.seed
 
     def _module(self) -> Any:
         assert self.trainer is not None

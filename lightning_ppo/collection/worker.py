@@ -109,7 +109,7 @@ class _Worker:
             return getattr(self, order)(self.collector, argument), None
         except UserError as error:
             return None, error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = f"{type(error).__name__}: {one_line(error)}"
             return None, EnvironmentFault(f"the process that collects failed: {text}")
 

@@ -94,6 +94,8 @@ def as_declared(space: gymnasium.Space, observation: Any, path: str = "") -> tup
         converted = {key: part[0] for key, part in parts.items()}
         return (converted if isinstance(space, spaces.Dict) else tuple(converted.values())), problem, note
     declared: Any = space.dtype
+    if isinstance(observation, np.ma.MaskedArray) and np.ma.is_masked(observation):
+        return observation, (f"an observation with masked numbers{_entry(path)}", f"expected {named(space)}"), ""
     if getattr(observation, "dtype", None) == declared or not isinstance(space, (spaces.Box, *_CHOICES)):
         return observation, None, ""
     if type(observation) is int and isinstance(space, spaces.Discrete):
@@ -161,15 +163,35 @@ class Declared:
             EnvironmentFault: If a value has no meaning.
         """
 
+        def say(value: str, k: int, n: int) -> str:
+            step, env = place(k, n)
+            return f"env {env} returned the observation {value} at step {step} of this process"
+
+        problem = self.problem(observations, say)
+        if problem:
+            raise EnvironmentFault(problem)
+
+    def problem(self, observations: Any, say: Callable[[str, int, int], str]) -> str:
+        """Return what has no meaning in observations (K, N, ...), in a line, or nothing.
+
+        Args:
+            observations: Of the policy.
+            say: Returns the beginning of the line, of the value and its row (k, n).
+        """
+        found: list[str] = []
+
         def check(number: int, values: Any) -> None:
             if not isinstance(values, Tensor):
                 values = torch.from_numpy(np.require(values, requirements=("C", "W")))
             broken = self._rules[number].broken(values)
             if broken is not None and broken.any():
                 first = tuple(broken.nonzero()[0].tolist())
-                self._rules[number].tell(values[first].item(), values.dtype, *place(*first[:2]))
+                found.append(
+                    self._rules[number].judge(values[first].item(), values.dtype, lambda x: say(x, *first[:2]))
+                )
 
         tree_map(check, self._structure, observations)
+        return next(filter(None, found), "")
 
 
 class _Limits(NamedTuple):
@@ -235,21 +257,23 @@ class _Rule:
         low, high = (torch.as_tensor(bound).to(values.device, dtype) for bound in (low, high))
         return _Limits(low, high, fatal)
 
-    def tell(self, value: Any, dtype: torch.dtype, step: int, env: int) -> None:
-        """Say that an environment has shown a value that was not declared.
+    def judge(self, value: Any, dtype: torch.dtype, say: Callable[[str], str]) -> str:
+        """Return why a value that was not declared has no meaning; of one that has, say once that it was not declared.
 
-        Raises:
-            EnvironmentFault: If the value has no meaning.
+        Args:
+            value: Breaks the rule.
+            dtype: It came in.
+            say: Returns the beginning of the line, of the value.
         """
-        text = f"env {env} returned the observation {value:g}{_entry(self.path)} at step {step} of this process"
+        text = say(f"{value:g}{_entry(self.path)}")
         if isinstance(self.space, _CHOICES):
-            raise EnvironmentFault(f"{text}, outside {named(self.space)}")
+            return f"{text}, outside {named(self.space)}"
         if isinstance(self.space, spaces.Box) and self.space.dtype.kind in "iu" and dtype != _dtype(self.space):
-            found = str(dtype).removeprefix("torch.")
-            raise EnvironmentFault(f"{text} as {found}, which {named(self.space)} cannot hold")
+            return f"{text} as {str(dtype).removeprefix('torch.')}, which {named(self.space)} cannot hold"
         self._told = True
         message = f"{text}, outside {named(self.space)}: the agent sees it as it is; mend the space or the environment"
         warn_once(_log, ("range", self.path, named(self.space)), message)
+        return ""
 
 
 def _rounding(bounds: np.ndarray) -> np.ndarray:

@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 MakeEnv = Callable[[], gymnasium.Env]
 
+_RESERVED = {"final_obs", "final_info"}
+"""Infos by which vector environments tell how episodes ended; those of a copy would take their place."""
+
 
 class _TimedOut(BaseException):
     """Not an Exception, so that an environment that catches those is interrupted all the same."""
@@ -65,7 +68,7 @@ class GuardedEnv(gymnasium.Wrapper):
         self._seed = 0
         self._fault = ""
         self._notices = notices_of(self.env)
-        self._noted = False
+        self._noted = self._renamed = False
         space = self.env.observation_space
         self._declared = (space.shape, space.dtype) if isinstance(space, gymnasium.spaces.Box) else None
         self.refusal = ""
@@ -137,14 +140,14 @@ class GuardedEnv(gymnasium.Wrapper):
         """Close the environment; should it raise, it is left as it is, and a warning says so."""
         try:
             super().close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _warn_of_close(f"env {self.index}", error)
 
     def _replaced(self, fault: str) -> tuple[Any, dict[str, Any]]:
         """Start an episode in a new copy, seeded by how many came before."""
         try:
             self.env = self._make()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvironmentFault(f"{fault}; and could not be built again: {one_line(error)}") from error
         for change in list(self._changes().values()):
             outcome = self.make_change(change)
@@ -169,7 +172,7 @@ class GuardedEnv(gymnasium.Wrapper):
             raise EnvironmentFault(
                 f"env {self.index} did not return from {what} {self.steps} within {limit} (env.timeout)"
             ) from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise EnvironmentFault(f"env {self.index} raised in {what} after {self.steps} steps: {reason}") from error
         if problem is not None:
@@ -200,11 +203,24 @@ class GuardedEnv(gymnasium.Wrapper):
         """Return whether an observation is the array that its Box declares, which most are; others are looked at."""
         return type(observation) is np.ndarray and (observation.shape, observation.dtype) == self._declared
 
+    def _without_reserved(self, result: Any) -> Any:
+        """Return the result of a step or reset without infos of the vector environment's own names."""
+        info = result[-1]
+        names = sorted(_RESERVED & info.keys())
+        if not self._renamed:
+            self._renamed = True
+            self._notices.append(
+                f"has {' and '.join(names)} in its infos, which are names of the vector environment's own: left out"
+            )
+        return (*result[:-1], {key: value for key, value in info.items() if key not in _RESERVED})
+
     def _as_declared(self, result: Any, where: str) -> tuple[Any, Problem]:
         """Return the result of a step or reset with an observation of the declared dtypes, and what is wrong with it.
 
         That of a copy that cannot be replaced is looked at with the others, as are whole rollouts.
         """
+        if not _RESERVED.isdisjoint(result[-1]):
+            result = self._without_reserved(result)
         if self._is_as_declared(result[0]) and not self._notices and not self._mendable():
             return result, None
         space = self.env.observation_space
@@ -227,11 +243,11 @@ def close_env(env: VectorEnv) -> None:
     """Close a vector environment; should it raise, it is left as it is, and a warning says so."""
     try:
         env.close()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _warn_of_close(type(env.unwrapped).__name__, error)
 
 
-def _warn_of_close(name: str, error: Exception) -> None:
+def _warn_of_close(name: str, error: BaseException) -> None:
     raised = f"raised in close: {type(error).__name__}: {one_line(error)}"
     warn_once(_log, raised, f"{name} {raised}; it is left as it is, and so are others that do the same")
 

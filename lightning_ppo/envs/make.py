@@ -58,7 +58,7 @@ def make_vector_env(settings: EnvConfig, render_mode: str | None = None) -> Vect
         return mark(env, "copies" if limited else "", NO_TIME_LIMIT)
     except (ConfigError, EnvironmentFault):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise explain(settings.id, error) from error
 
 

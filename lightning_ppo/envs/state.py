@@ -19,7 +19,7 @@ from gymnasium.vector import AsyncVectorEnv
 from torch import Tensor
 
 from lightning_ppo.envs.built import Layer, agreed, attributes, built_of, difference, layers_of
-from lightning_ppo.envs.graph import Chunk, as_bytes, linked
+from lightning_ppo.envs.graph import Chunk, as_bytes, delete_attribute, linked, set_attribute
 from lightning_ppo.envs.graph_reader import GraphReader
 from lightning_ppo.envs.graph_writer import GraphWriter
 from lightning_ppo.envs.native import Unreadable
@@ -98,6 +98,9 @@ def _read(env: Any) -> dict[str, Any]:
         if layer.own and not layer.hidden:
             writer.add(f"{layer.number}.{OWN}", layer.env.get_state(), f"{layer.name}.{OWN}")
     writer.check_memory()
+    outside = built.changed_outside(layers)
+    if outside:
+        raise Unreadable(f"{outside} has changed, which is kept outside of the environment")
     names: dict[int, list[list[str]]] = {}
     for layer in _read_by_attribute(layers, parallel):
         before, now = built.names.get(layer.number, set()), set(attributes(layer.env))
@@ -221,11 +224,11 @@ def _write(env: Any, state: Mapping[str, Any]) -> None:
     envs = {layer.number: layer.env for layer in layers}
     for layer in _read_by_attribute(layers, parallel):
         for name in present[layer.number].keys() - names.get(layer.number, present[layer.number].keys()):
-            del vars(layer.env)[name]
+            delete_attribute(layer.env, name)
     for key, value in values.items():
         number, name = _parts(key)
         if name != OWN:
-            vars(envs[number])[name] = value
+            set_attribute(envs[number], name, value)
     for effect in reader.effects:
         effect()
     for key, value in values.items():

@@ -180,7 +180,7 @@ def call(env: VectorEnv, method: str, num_steps: int, *args: Any, **kwargs: Any)
         return getattr(env, method)(*args, **kwargs)
     except EnvironmentFault:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EnvironmentFault(
             f"the environment raised in {method} after {num_steps} steps: {type(error).__name__}: {one_line(error)}"
         ) from error

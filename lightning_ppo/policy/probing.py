@@ -29,6 +29,10 @@ def try_out(policy: Any) -> None:
 
     They get six or, if they have a memory, one each of two sequences, then three each.
     """
+    dtypes = {p.dtype: name for name, p in policy.named_parameters() if p.requires_grad}
+    if len(dtypes) > 1:
+        (one, name), (other, other_name), *_ = dtypes.items()
+        raise ConfigError(f"policy: {name} is of {one}, {other_name} of {other}; what is trained needs one dtype")
     states = policy.initial_states(2)
     for count in (6,) if states is None else (2, 6):
         inputs, starts = _zeros(policy, count)

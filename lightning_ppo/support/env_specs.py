@@ -25,7 +25,7 @@ def find_spec(env_id: str) -> EnvSpec:
     if separator:
         try:
             module = importlib.import_module(module_name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             extra = _missing_extra(error)
             if extra is not None:
                 raise _needs(env_id, *extra) from None
@@ -61,7 +61,7 @@ def _register_optional(env_id: str) -> None:
             raise _needs(env_id, "ale_py", PROVIDERS["ale_py"]) from None
 
 
-def explain(env_id: str, error: Exception) -> EnvironmentFault:
+def explain(env_id: str, error: BaseException) -> EnvironmentFault:
     """Return the fault of an environment that could not be built, with what to install if that is why."""
     extra = _missing_extra(error)
     if extra is not None:

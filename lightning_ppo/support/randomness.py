@@ -4,11 +4,25 @@ import io
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_ppo.support.errors import require
+
+
+def checked_seed(seed: Any) -> int:
+    """Return the seed of a run as an int.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    is_seed = isinstance(seed, Integral) and not isinstance(seed, bool) and 0 <= seed < 2**32
+    require(is_seed, f"seed: expected an integer from 0 to 2**32 - 1, got {seed!r}")
+    return int(seed)
 
 
 def seed_global_generators(seed: int) -> None:

@@ -60,11 +60,16 @@ def on_fit_start(module: "PPO") -> None:
 
 
 def on_train_start(module: "PPO") -> None:
-    """Apply optimizer settings that changed on resuming, and end a run at once if its budget is used up."""
-    module.fit_optimizers.use_settings()
-    data: Any = getattr(module.trainer, "datamodule", None)
-    module.budget.begin(module.trainer, data.num_steps * data.num_envs if hasattr(data, "num_steps") else None)
+    """Apply optimizer settings that changed on resuming, end a run whose budget is used up, and try out schedulers."""
+    trainer, update, optimizers = module.trainer, module.update_settings, module.fit_optimizers
+    optimizers.use_settings()
+    data: Any = getattr(trainer, "datamodule", None)
+    rows = data.num_steps * data.num_envs if hasattr(data, "num_steps") else None
+    module.budget.begin(trainer, rows)
     set_noise_color(module)
+    minibatches = (rows or 0) // update.minibatch_size * (update.epochs or 1)
+    left = module.budget.iterations_left(trainer, rows, minibatches * len(optimizers.optimizers))
+    optimizers.try_schedulers(module, left)
 
 
 def on_train_epoch_start(module: "PPO") -> None:
@@ -78,7 +83,8 @@ def on_train_batch_end(module: "PPO", outputs: Any, batch: Any, batch_idx: int) 
 
 
 def on_train_epoch_end(module: "PPO") -> None:
-    """Step schedulers that monitor what is known at the end of an epoch only."""
+    """Step schedulers that monitor what is known at the end of an epoch only; tell of an epoch that was broken off."""
+    module.budget.end_epoch(module.trainer)
     module.fit_optimizers.after_epoch(module)
 
 
@@ -108,8 +114,34 @@ def on_test_epoch_end(module: "PPO") -> None:
     module.evaluation_results.log(module, "test", module.env_steps)
 
 
+def predict(
+    module: "PPO",
+    observations: Any,
+    state: Any = None,
+    starts: Any = None,
+    action_masks: Any = None,
+    deterministic: bool = True,
+) -> tuple[Any, Any]:
+    """Return actions as the environment takes them, and the memory that follows; None without one.
+
+    NumPy arrays, tensors and Python numbers are taken, nested in dicts and tuples, of one environment or of B of them.
+    What is returned is of the same kind, for as many.
+
+    Args:
+        module: The agent.
+        observations: (B, ...) or (...).
+        state: (B, H) or (H,), what was returned with the actions before; None before the first.
+        starts: (B,) or one bool, an episode starts with the observation; None where none does.
+        action_masks: (B, M) or (M,), or as the environment gives them; True or 1 for choices that may be taken.
+        deterministic: Return the most probable actions instead of samples.
+
+    Raises:
+        ConfigError: If an argument is not of the agent's spaces.
+    """
+    return module.policy.predict(observations, state, starts, action_masks, deterministic)
+
+
 def predict_step(module: "PPO", batch: Observations | MaskedObservations, batch_idx: int) -> Any:
     """Return deterministic actions, as the environment takes them, for a batch of observations (B, ...)."""
-    if isinstance(batch, MaskedObservations):
-        return module.policy.predict(batch.observations, action_masks=batch.action_masks)
-    return module.policy.predict(batch)
+    observations, masks = batch if isinstance(batch, MaskedObservations) else (batch, None)
+    return module.predict(observations, action_masks=masks)[0]

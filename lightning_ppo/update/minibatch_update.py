@@ -17,7 +17,7 @@ from lightning_ppo.speed.compiled_gradients import CompiledGradients
 from lightning_ppo.speed.flat import FlatAdam, FlatParameters
 from lightning_ppo.speed.internals import listener_of
 from lightning_ppo.support.distributed import max_over_ranks, mean_over_ranks, world_size
-from lightning_ppo.support.errors import one_line
+from lightning_ppo.support.errors import ConfigError, one_line
 from lightning_ppo.update.reports import MinibatchReport
 
 _log = logging.getLogger(__name__)
@@ -61,9 +61,15 @@ class MinibatchUpdate:
         self._compiled: CompiledGradients | None = None
 
     def prepare(self, batch: Minibatch, minibatch_size: int) -> None:
-        """Get ready for an iteration over the rows of a rollout, in minibatches of B."""
+        """Get ready for an iteration over the rows of a rollout, in minibatches of B.
+
+        Raises:
+            ConfigError: If no parameter can be trained.
+        """
         self.latest_compile_seconds = 0.0
         trained = [p for p in self.module.parameters() if p.requires_grad]
+        if not trained:
+            raise ConfigError("nothing can be trained: all parameters are frozen (requires_grad=False)")
         if [*map(id, trained)] != [*map(id, self._trained)]:  # the first time, or some were frozen or freed
             self._trained, self._flat, self._compiled = trained, None, None
             if (self._short_backward or self.compile) and FlatParameters.suits(trained):

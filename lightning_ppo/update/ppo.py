@@ -307,7 +307,7 @@ class PPO(pl.LightningModule):
     validation_step = test_step = hooks.take_in
     on_validation_epoch_end = hooks.on_validation_epoch_end
     on_test_epoch_end = hooks.on_test_epoch_end
-    predict_step = hooks.predict_step
+    predict, predict_step = hooks.predict, hooks.predict_step
     on_save_checkpoint = training_state.save
     on_load_checkpoint = training_state.restore
 

@@ -305,7 +305,7 @@ def test_training_evaluation_prediction_and_films_never_take_an_illegal_action(s
     assert predicted.tolist() == [4, 4, 4]  # at time 0 the first action, 2, is forbidden
     (batch,) = data.predict_dataloader()
     assert isinstance(batch, MaskedObservations)
-    assert model.policy.predict(batch.observations).tolist() == [2, 2, 2]
+    assert model.policy.predict(batch.observations)[0].tolist() == [2, 2, 2]
     frames: list[np.ndarray] = []
     with Stage(settings) as stage:
         assert stage.play(model.policy, 2, sinks=[frames.append]).returns.tolist() == [4.0, 4.0]

@@ -138,7 +138,7 @@ def test_onnx_runs_without_this_package(checkpoint, tmp_path, capsys):
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     policy = PPO.load_from_checkpoint(checkpoint, weights_only=True).policy
-    expected = policy.predict(torch.from_numpy(observations)).tolist()
+    expected = policy.predict(torch.from_numpy(observations))[0].tolist()
     assert json.loads(finished.stdout) == expected and 100 < sum(expected) < 900
 
 

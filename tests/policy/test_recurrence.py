@@ -515,7 +515,7 @@ def test_playing_keeps_the_memory_of_each_episode(mode):
     assert actions.tolist() == [2, 0] and states.tolist() == [[3.0, 3.0], [1.0, 1.0]]  # actor's and critic's
     assert policy.step(torch.zeros(2, 1), states)[0].tolist() == [2, 0]
     assert policy.step(torch.ones(2, 1), states, torch.tensor([True, False]))[0].tolist() == [0, 0]
-    assert policy.predict(torch.tensor([[2.0]])).tolist() == [1]
+    assert policy.predict(torch.tensor([[2.0]]))[0].tolist() == [1]
 
 
 def test_a_whole_network_with_memory_trains():

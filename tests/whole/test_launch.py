@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from lightning_ppo.cli import train
+from lightning_ppo.envs.stagger import first_lengths
 from lightning_ppo.run.stopping import requeue
+from lightning_ppo.support.randomness import derive_seeds
 from tests.kit.commands import SMALL, rows
 from tests.kit.paths import ROOT
 from tests.kit.resuming import differences
@@ -149,13 +151,21 @@ def test_a_signal_to_one_rank_saves_requeues_and_stops_all(tmp_path, scontrol):
     assert steps == list(range(128, saved + 257, 128))
 
 
-@pytest.mark.ranks
-def test_what_happens_on_one_rank_stops_none_or_all(tmp_path):
-    started = time.monotonic()
-    finished = torchrun(ROOT / "tests" / "kit" / "rank_events.py", tmp_path / "out")
+@pytest.fixture(scope="module")
+def events(tmp_path_factory):
+    """What two launched ranks made of what happened, one after the other."""
+    out = tmp_path_factory.mktemp("events") / "out"
+    finished = torchrun(ROOT / "tests" / "kit" / "rank_events.py", out)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert time.monotonic() - started < 120
-    first, second = (torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) for rank in range(2))
+    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(2)]
+
+
+WAYS = ["sync", "async", "overlap"]
+
+
+@pytest.mark.ranks
+def test_what_happens_on_one_rank_stops_none_or_all(events):
+    first, second = events
     for event in first:
         assert torch.equal(first[event]["weights"], second[event]["weights"]), event
         assert first[event]["steps"] == second[event]["steps"], event
@@ -163,7 +173,8 @@ def test_what_happens_on_one_rank_stops_none_or_all(tmp_path):
     # 4 iterations of 3 epochs of 2 minibatches; 1 epoch where the divergence ends each
     assert steps["nothing"] == steps["slow environment on rank 0"] == steps["no episode ends on rank 1"] == 24
     assert steps["divergence on rank 0"] == 8
-    assert first["no episode ends on rank 1"]["return"] == second["no episode ends on rank 1"]["return"] == 4.0
+    for found in events:
+        assert found["no episode ends on rank 1"]["returns"]["rollout/return_mean"] == 4.0
     errors = [{event: found["error"] for event, found in rank.items()} for rank in (first, second)]
     assert all(rank["nan on rank 1"].startswith("NonFiniteError") for rank in errors)
     cause = "EnvironmentFault: rank 1: env 0 raised in step after 21 steps: OSError: the cable was pulled"
@@ -173,6 +184,37 @@ def test_what_happens_on_one_rank_stops_none_or_all(tmp_path):
     assert all(rank["Ctrl-C on rank 1"] == "Interrupted: stopped by SIGINT" for rank in errors)
     assert steps["Ctrl-C on rank 1"] == 12  # the second iteration is finished on both
     assert all("gamma: 0.9 on rank 0, 0.95 on rank 1" in rank["other settings on rank 1"] for rank in errors)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("way", WAYS)
+def test_ranks_report_the_innermost_returns_and_learn_from_the_outermost_rewards(events, way):
+    for found in (rank[f"wrapped rewards, {way}"] for rank in events):
+        assert found["returns"] == {"rollout/return_mean": 4.0, "eval/return_mean": 4.0}
+        assert set(found["own returns"]) == {4.0}
+        rewards = found["rollout"]["rewards"]
+        assert ((rewards == 0.0) | ((rewards - 0.1).abs() < 1e-6)).all() and rewards.max() > 0.0
+        assert found["error"] == ""
+    said = [[line for line in rank[f"wrapped rewards, {way}"]["said"] if "(Tenth)" in line] for rank in events]
+    assert len(said[0]) == 1 and said[1] == []  # of all ranks the first speaks
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("way", WAYS)
+def test_no_two_ranks_draw_alike_from_global_generators(events, way):
+    seen = torch.cat([rank[f"draws, {way}"]["rollout"]["observations"] for rank in events], 1)
+    assert seen.shape == (16, 4, 6)
+    for numbers in (seen[..., :3], seen[0, :, 3:]):  # drawn in steps, and while the copies were built
+        assert len(numbers.unique()) == numbers.numel()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("way", [*WAYS, "vector"])
+def test_first_episodes_of_all_ranks_end_at_different_times(events, way):
+    expected = first_lengths(derive_seeds(3, 0, 8, "training"), 8, 8).tolist()
+    ends = [rank[f"phases, {way}"]["rollout"]["truncations"] for rank in events]
+    assert [int(column.int().argmax()) + 1 for columns in ends for column in columns.T] == expected
+    assert set(expected[:4]) != set(expected[4:]) and len(set(expected)) >= 4
 
 
 @pytest.mark.ranks
