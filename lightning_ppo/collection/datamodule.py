@@ -34,7 +34,6 @@ from lightning_ppo.settings.loading import as_section, section_with, to_containe
 from lightning_ppo.support.distributed import raise_together, rank, world_size
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault, require
 from lightning_ppo.support.randomness import checked_seed, derive_seeds, kept_generators, seed_process
-from lightning_ppo.support.tree import tree_map
 from lightning_ppo.update.checked_loading import checked_loading
 
 _log = logging.getLogger(__name__)

@@ -175,7 +175,7 @@ def test_resuming_another_task_is_refused(finished, override, message, capsys):
         (["env.id=no_such_module:Env"], 1, "cannot import 'no_such_module'"),
         (["env.id=tests.kit.envs:Hopeful", "env.backend=sync"], 1, "pip install 'lightning-ppo[mujoco]'"),
         (["env.id=tests.kit.envs:Wordy", "env.backend=sync"], 1, "observation space Text"),
-        (["trainer.max_epoch=1"], 2, "trainer.max_epoch: unknown setting of the Trainer; did you mean trainer.max_epochs?"),
+        (["trainer.max_epoch=1"], 2, "unknown setting of the Trainer; did you mean trainer.max_epochs?"),
         (["trainer.max_epochs=abc"], 2, "trainer.max_epochs: expected int or null, got 'abc'"),
         (["trainer.deterministic=sometimes"], 2, "trainer.deterministic: expected bool or 'warn' or null"),
         (["callbacks=[lightning.pytorch.callbacks.Timer]"], 2, "name pytorch_lightning.callbacks.Timer"),

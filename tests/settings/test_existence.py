@@ -45,7 +45,7 @@ def test_a_typing_error_is_named(typo):
 
 
 def test_a_training_from_python_is_checked_alike():
-    with pytest.raises(ConfigError, match="did you mean trainer.max_epochs"):
+    with pytest.raises(ConfigError, match=r"did you mean trainer\.max_epochs"):
         as_config({"trainer": {"max_epoch": 1}})
 
 
