@@ -1,30 +1,24 @@
 """Two ranks are one rank: on the same data they learn the same, to float tolerance, and never drift apart."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests import ddp_worker
+from tests.kit.preloaded import run_ranks
 
 
 def launch(out: Path, ranks: int, env: str, control: str = "", precision: str = "32-true") -> list[dict]:
-    arguments = [str(ROOT / "tests" / "ddp_worker.py"), str(out), env, control, precision]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    finished = subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(ranks)]
+    """Return what each rank saved; the same training is done once per process of tests."""
+    case = ranks, env, control, precision
+    if case not in _done:
+        run_ranks(ranks, ddp_worker.main, str(out), env, control, precision)
+        _done[case] = [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(ranks)]
+    return _done[case]
+
+
+_done: dict[tuple[int, str, str, str], list[dict]] = {}
 
 
 def distance(one: dict, other: dict) -> float:
