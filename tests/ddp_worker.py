@@ -131,8 +131,10 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
             metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("time/")})
             actions.append(batch.actions.clone())
 
+    epochs = 4 if control in ("", "lstm", "trpo", "adaptive_kl", "apart") else 1
     trainer = pl.Trainer(
-        max_epochs=4 if control in ("", "lstm", "trpo", "adaptive_kl", "apart") else 1,
+        max_epochs=epochs,
+        check_val_every_n_epoch=min(2, epochs),
         precision=precision,
         accelerator="cpu",
         devices=WORLD,

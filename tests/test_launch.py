@@ -104,7 +104,7 @@ class Ranks:
         shared |= {"MASTER_ADDR": "127.0.0.1"}
         own = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
         command = [*SMALL, *arguments, "trainer.devices=2"]
-        self.processes = [Command(train.main, command, **shared, **names) for names in own]
+        self.processes = [Command(train.main, command, **(shared | names)) for names in own]
 
     def wait(self) -> list[tuple[int, str]]:
         ended = [process.wait(120) for process in self.processes]

@@ -22,7 +22,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["pytest", "pytorch_lightning", "lightning_ppo.run.training", "lightning_ppo.cli.train", "lightning_ppo.collection"]
+    [
+        *("pytest", "gymnasium.vector", "pytorch_lightning", "lightning_ppo.cli.train", "lightning_ppo.run.training"),
+        *("lightning_ppo.collection.datamodule", "lightning_ppo.collection.processes", "lightning_ppo.update.ppo"),
+    ]
 )
 
 
