@@ -13,12 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from lightning_ppo.collection import remote
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -36,10 +38,11 @@ class _Surroundings:
         self.environment, self.output, self.errors = environment, output, errors
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        return _take_over, (self.environment, reduction.DupFd(self.output), reduction.DupFd(self.errors))
+        streams = reduction.DupFd(self.output), reduction.DupFd(self.errors)
+        return _take_over, (self.environment, *streams, remote.multiprocessing is multiprocessing_of_remote)
 
 
-def _take_over(environment: dict[str, str], output: Any, errors: Any) -> None:
+def _take_over(environment: dict[str, str], output: Any, errors: Any, preloaded: bool) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(output.detach(), 1)
@@ -47,6 +50,10 @@ def _take_over(environment: dict[str, str], output: Any, errors: Any) -> None:
     # Lightning reads it when it is imported
     names = [name for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in environment]
     rank_zero_only.rank = int(environment[names[0]]) if names else 0
+    if preloaded:
+        remote.multiprocessing = multiprocessing_of_remote
+        # processes that are started from here are forked from the same server
+        forkserver._forkserver.ensure_running = lambda: None
 
 
 def _work(surroundings: None, function: Callable, *args: Any) -> None:
