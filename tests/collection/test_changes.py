@@ -19,9 +19,9 @@ from lightning_ppo.envs.reaching import make_changes
 from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.run.curriculum import SetProgress
 from lightning_ppo.support.errors import CheckpointError, ConfigError
-from tests.helpers import make_vector_env
-from tests.test_checkpoint import MidEpoch, assert_same_agent
-from tests.test_module import Recording, make_trainer
+from tests.kit.envs import make_vector_env
+from tests.kit.resuming import MidEpoch, assert_same_agent
+from tests.kit.training import Recording, make_trainer
 
 DIAL = "tests.collection.test_changes:Dial"
 MODES = {

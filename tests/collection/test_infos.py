@@ -23,9 +23,9 @@ from lightning_ppo.rollout.episodes import EpisodeRecorder
 from lightning_ppo.run.told import info_table
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.errors import ConfigError
-from tests.test_checkpoint import MidEpoch, assert_same_agent
-from tests.test_cli import SMALL, rows
-from tests.test_module import Recording, make_trainer
+from tests.kit.commands import SMALL, rows
+from tests.kit.resuming import MidEpoch, assert_same_agent
+from tests.kit.training import Recording, make_trainer
 
 REACH = "tests.collection.test_infos:Reach"
 NAMES = ["dist", "terms.ctrl", "rare"]

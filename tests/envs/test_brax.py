@@ -10,7 +10,7 @@ from lightning_ppo.collection.collector import Collector
 from lightning_ppo.envs.simulators import TensorVectorEnv
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.policy.actor_critic import ActorCritic
-from tests.test_module import make_trainer
+from tests.kit.training import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of JAX, brax and gym
 LENGTH, COPIES, STEPS = 20, 16, 60

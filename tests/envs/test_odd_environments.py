@@ -11,7 +11,7 @@ from lightning_ppo.collection.collector import Collector
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.distributions import make_action_head
 from lightning_ppo.support.errors import EnvironmentFault, UnsupportedSpaceError
-from tests.helpers import Count, make_vector_env
+from tests.kit.envs import Count, make_vector_env
 
 HERE = "tests.envs.test_odd_environments"
 F32 = np.float32

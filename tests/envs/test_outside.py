@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from lightning_ppo.envs import get_env_state, set_env_state
 from lightning_ppo.envs.built import remember
-from tests.helpers import Count, make_vector_env
+from tests.kit.envs import Count, make_vector_env
 
 STEPS = 0
 GENERATOR = np.random.default_rng(1)

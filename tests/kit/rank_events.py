@@ -1,4 +1,4 @@
-"""Two ranks on which different things happen; run under torchrun: `tests/kit/rank_events.py OUT`.
+"""Two ranks on which different things happen.
 
 An event happens on one rank only, or concerns what ranks must share out. What the ranks made of it is in the files
 OUT.RANK.
@@ -8,9 +8,7 @@ import logging
 import os
 import random
 import signal
-import sys
 import time
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -18,15 +16,13 @@ import pytorch_lightning as pl
 import torch
 from gymnasium import spaces
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.run.stopping import GracefulStop, Interrupted
 from lightning_ppo.support import notices
 from lightning_ppo.support.errors import UserError
 from tests.kit.envs import Count
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", 0))
 
 
 class Slow(Count):
@@ -184,7 +180,3 @@ def main(out: str) -> None:
     native = {"id": "CartPole-v1", "backend": "vector", "kwargs": {"max_episode_steps": 8}}
     found["phases, vector"] = run("", native, num_envs=4, stagger=True, evaluation={"episodes": 0})
     torch.save(found, f"{out}.{RANK}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

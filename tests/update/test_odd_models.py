@@ -11,7 +11,8 @@ from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import ConfigError
-from tests.test_module import make_pair, make_trainer
+from tests.kit.memory import make_pair
+from tests.kit.training import make_trainer
 
 
 class Encoder(nn.Module):
