@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 from torch import nn
 from torch._inductor.utils import run_and_get_code
@@ -14,7 +15,7 @@ def compiled(function, *inputs):
     return run_and_get_code(torch.compile(function, fullgraph=True, backend=cpu_compiler), *inputs)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.compiled
 def test_outputs_and_gradients_are_those_of_linear_layers():
     """Narrow and wide layers with and without bias, of one and of many rows, in one graph."""
     cases = list(itertools.product((1, NARROW, NARROW + 1), (True, False), ((), (7,), (5, 7))))

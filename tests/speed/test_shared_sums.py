@@ -14,6 +14,7 @@ import torch
 from lightning_ppo.speed import shared_sums
 from lightning_ppo.support import distributed
 from tests.kit import sums_worker
+from tests.kit.paths import ROOT
 from tests.kit.preloaded import Command
 
 SHARES = sys.platform == "linux" and platform.machine() == "x86_64"
