@@ -100,18 +100,6 @@ def _instead(target: str, replacement: Any) -> Callable[[], Any]:
     return lambda: patch(f"lightning_ppo.{target}", replacement).start()
 
 
-def _torch_adam() -> None:
-    import torch
-
-    class Fused(torch.optim.Adam):
-        """What torch offers without a class of ours: one kernel, called by torch's own step."""
-
-        def __init__(self, *given: Any, **settings: Any) -> None:
-            super().__init__(*given, fused=True, **settings)
-
-    _instead("settings.algorithm.OPTIMIZERS.names", {"adam": Fused})()
-
-
 def _pictures_as_they_come() -> None:
     _off("policy.images")()
     _instead("policy.actor_critic.ActorCritic.lay_out", lambda self, observations: observations)()
@@ -147,7 +135,7 @@ VARIANTS = {
         "parameters and gradients in one buffer, no hooks around backward passes",
         _instead("speed.flat.FlatParameters.suits", staticmethod(lambda parameters: False)),
     ),
-    "adam": Variant("Adam in one call", _torch_adam),
+    "adam": Variant("Adam in one call", _instead("speed.flat.FlatAdam.lay_out", lambda *_: None)),
     "step": Variant("no hooks around the optimizer's step", _lightnings_step),
     "logging": Variant("metrics past Lightning's records", _instead("speed.shortcuts.log_metrics", _log_dict)),
     "tensorboard": Variant("one TensorBoard event for all metrics", _off("run.loggers")),
