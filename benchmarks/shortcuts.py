@@ -66,10 +66,10 @@ GRU = ("policy.core=gru", "env.num_envs=8", "rollout.num_steps=256")
 RANKS = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
 PONG = ("env.id=ALE/Pong-v5", "env.num_envs=8", "rollout.num_steps=128")
 WORKLOADS = {
-    "cartpole": Workload("CartPole-v1, two networks of 64x64, defaults", 40, ()),
+    "cartpole": Workload("CartPole-v1, two networks of 64x64, defaults", 16, ()),
     "halfcheetah": Workload("HalfCheetah-v5, 8 envs x 256, 10 epochs x 32 minibatches", 12, CHEETAH),
     "gru": Workload("CartPole-v1 with a GRU, 8 envs x 256", 12, GRU),
-    "ranks": Workload("CartPole-v1, defaults, on two ranks", 40, RANKS, 2),
+    "ranks": Workload("CartPole-v1, defaults, on two ranks", 16, RANKS, 2),
     "pictures": Workload("Pong, 8 envs x 128, 2 cores", 8, PONG, 2),
 }
 
