@@ -153,7 +153,7 @@ def report(name: str, page: Path) -> None:
     names = {f"{name}-{column}": column for column in COLUMNS}
     table = learning.load_results(["random", *names])
     lines = [
-        "| objective | ours | 95 % interval | less clipping, ε = 0.2 | paper | runs |",
+        "| objective | ours | 95 % interval | difference from clipping, ε = 0.2 | paper | runs |",
         "|---|---|---|---|---|---|",
     ]
     returns = [f"| objective | {' | '.join(task.removesuffix('-v5') for task in TASKS)} |", "|---" * 8 + "|"]
