@@ -6,9 +6,11 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 
 from lightning_ppo.support.errors import one_line
 from lightning_ppo.support.packages import EXTRAS, REQUIRED, install, installed
+from lightning_ppo.support.program import columns
 
 NAME = "doctor"
 HELP = "show versions, devices, compilers, environments and extras, and what is missing for what"
@@ -40,9 +42,8 @@ def examine() -> list[tuple[str, list[Row]]]:
 
 def to_text(sections: Sequence[tuple[str, list[Row]]]) -> str:
     """Return the findings as aligned text."""
-    width = max(len(name) for _, rows in sections for name, _ in rows)
-    blocks = ["\n".join([title, *(f"  {name:<{width}}  {found}" for name, found in rows)]) for title, rows in sections]
-    return "\n\n".join(blocks)
+    lines = iter(columns([row for _, rows in sections for row in rows], "  ").splitlines())
+    return "\n\n".join("\n".join([title, *islice(lines, len(rows))]) for title, rows in sections)
 
 
 def _versions() -> list[Row]:

@@ -23,11 +23,11 @@ def run(options: argparse.Namespace) -> int:
     import logging
 
     from lightning_ppo.interop.sb3 import convert
-    from lightning_ppo.support.program import program
+    from lightning_ppo.support.program import columns, program
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for note in convert(options.source, options.target, options.env, options.statistics):
         print(f"note: {note}")
-    print(f"play it      {program()} evaluate {options.target}")
-    print(f"train it on  {program()} train resume={options.target} run_dir=RUN_DIR total_env_steps=N")
+    more = f"{program()} train resume={options.target} run_dir=RUN_DIR total_env_steps=N"
+    print(columns([("play it", f"{program()} evaluate {options.target}"), ("train it on", more)]))
     return 0

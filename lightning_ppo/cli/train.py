@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_ppo.support.errors import report
-from lightning_ppo.support.program import program
+from lightning_ppo.support.errors import print_error
+from lightning_ppo.support.program import columns, program
 
 if TYPE_CHECKING:
     from lightning_ppo.settings.sections import Config
@@ -65,14 +65,12 @@ def help_text() -> str:
     from lightning_ppo.settings.reference import settings
 
     by_key = {setting.key: setting for setting in settings()}
-    width = max(map(len, SHOWN))
-    lines = [(f"{called_as()}{command.removeprefix('train')}", meaning) for command, meaning in EXAMPLES]
-    column = max(len(line) for line, _ in lines)
+    examples = [(f"{called_as()}{command.removeprefix('train')}", meaning) for command, meaning in EXAMPLES]
     return HELP_TEXT.format(
         program=program(),
         train=called_as(),
-        examples="\n".join(f"  {line:<{column}}  {meaning}".rstrip() for line, meaning in lines),
-        settings="\n".join(f"  {key:<{width}}  {by_key[key].meaning}" for key in SHOWN),
+        examples=columns(examples, "  "),
+        settings=columns([(key, by_key[key].meaning) for key in SHOWN], "  "),
         folder=named_configs.FOLDER,
         configs="\n  ".join(textwrap.wrap(" ".join(named_configs.names()), 100)),
     )
@@ -98,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return report(error, debug, "debug=true")
+        return print_error(error, debug, "debug=true")
 
 
 def _train(config: "Config") -> int:

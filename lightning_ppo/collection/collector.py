@@ -146,7 +146,7 @@ class Collector:
     def _finish_episodes(self, steps: Steps) -> Episodes:
         """Return the episodes that ended; those cut off at a filler row had their last step in the row before."""
         ended = steps.terminations | steps.truncations
-        episodes = self.episodes.record(steps.rewards, ended, steps.valid, steps.terminations)
+        episodes = self.episodes.add(steps.rewards, ended, steps.valid, steps.terminations)
         steps.truncations[:-1] |= steps.truncations[1:] & ~steps.valid[1:]
         return episodes
 

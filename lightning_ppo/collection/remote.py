@@ -19,8 +19,8 @@ from lightning_ppo.collection.worker import END, SIGNALS, Surroundings, tensors_
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Episodes, Rollout
 from lightning_ppo.speed import switch
-from lightning_ppo.support.distributed import from_bytes, to_bytes
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.tree import tree_map
 
 GRACE = 10.0

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from lightning_ppo.collection.collector import RolloutCollector
 from lightning_ppo.rollout.shapes import Rollout
 from lightning_ppo.speed import switch
-from lightning_ppo.support.distributed import from_bytes, to_bytes
-from lightning_ppo.support.errors import EnvironmentFault, UserError, one_line
+from lightning_ppo.support.errors import EnvironmentFault, UserError, described
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.randomness import get_random_state, set_random_state
 from lightning_ppo.support.tree import tree_map
 
@@ -109,8 +109,7 @@ class _Worker:
         except UserError as error:
             return None, error
         except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error)}"
-            return None, EnvironmentFault(f"the process that collects failed: {text}")
+            return None, EnvironmentFault(f"the process that collects failed: {described(error)}")
 
     def collect(self, collector: RolloutCollector, argument: tuple[int, list[np.ndarray]]) -> dict[str, Any]:
         version, weights = argument

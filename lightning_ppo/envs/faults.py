@@ -17,9 +17,10 @@ from lightning_ppo.envs.built import built_of
 from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, outside
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.scores import notices_of
-from lightning_ppo.envs.state import from_bytes, get_env_state, set_env_state, to_bytes
-from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.envs.state import get_env_state, set_env_state
+from lightning_ppo.support.errors import EnvironmentFault, described, one_line
 from lightning_ppo.support.notices import warn_once
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.tree import tree_leaves
 
 _log = logging.getLogger(__name__)
@@ -151,8 +152,8 @@ class GuardedEnv(gymnasium.Wrapper):
                 f"env {self.index} did not return from {what} {self.steps} within {limit} (env.timeout)"
             ) from None
         except Exception as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise EnvironmentFault(f"env {self.index} raised in {what} after {self.steps} steps: {reason}") from error
+            raised = f"env {self.index} raised in {what} after {self.steps} steps: {described(error)}"
+            raise EnvironmentFault(raised) from error
         if problem is not None:
             raise EnvironmentFault(f"env {self.index} returned {problem[0]} from {what} {self.steps}, {problem[1]}")
         return result
@@ -213,7 +214,7 @@ def close_env(env: VectorEnv) -> None:
 
 
 def _warn_of_close(name: str, error: Exception) -> None:
-    raised = f"raised in close: {type(error).__name__}: {one_line(error)}"
+    raised = f"raised in close: {described(error)}"
     warn_once(_log, raised, f"{name} {raised}; it is left as it is, and so are others that do the same")
 
 

@@ -16,11 +16,12 @@ from gymnasium.vector.utils import iterate
 
 from lightning_ppo.speed.copy_process import step_copy
 from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.randomness import (
     derive_seeds,
-    random_state_as_bytes,
+    get_random_state,
     seed_global_generators,
-    set_random_state_from_bytes,
+    set_random_state,
 )
 
 FAULT, REPLACED = "lightning_ppo.fault", "lightning_ppo.replaced"
@@ -148,11 +149,11 @@ class OwnGenerators(gymnasium.Wrapper):
     @property
     def generators(self) -> bytes:
         """The state of the global generators."""
-        return random_state_as_bytes()
+        return to_bytes(get_random_state())
 
     @generators.setter
     def generators(self, state: bytes) -> None:
-        set_random_state_from_bytes(state)
+        set_random_state(from_bytes(state))
 
 
 def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int, seed: int) -> Callable[[], gymnasium.Env]:

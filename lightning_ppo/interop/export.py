@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.class_path import Registry
-from lightning_ppo.support.errors import UserError, one_line
+from lightning_ppo.support.errors import UserError, described
 from lightning_ppo.support.spaces import space_leaves, space_structure
 from lightning_ppo.support.tree import tree_leaves, tree_map
 
@@ -125,8 +125,7 @@ def export(deployed: Deployed, path: str | os.PathLike[str], kind: Any) -> Funct
     except UserError:
         raise
     except Exception as error:
-        reason = one_line(error, 200)
-        raise UserError(f"the policy cannot be exported: {type(error).__name__}: {reason}") from error
+        raise UserError(f"the policy cannot be exported: {described(error, 200)}") from error
 
 
 @torch.no_grad()

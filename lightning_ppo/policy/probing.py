@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.policy.modes import eval_mode
-from lightning_ppo.support.errors import ConfigError, one_line
+from lightning_ppo.support.errors import ConfigError, described
 from lightning_ppo.support.tree import tree_map
 
 
@@ -36,8 +36,7 @@ def try_out(policy: Any) -> None:
             with eval_mode(policy):
                 outputs, values, after = policy.network(inputs, states, starts)
         except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error)}"
-            raise ConfigError(f"policy: the network fails on {count} observations: {text}") from error
+            raise ConfigError(f"policy: the network fails on {count} observations: {described(error)}") from error
         expected: list[tuple[str, Tensor | None, tuple[int, ...]]]
         expected = [("outputs", outputs, (count, policy.head.num_outputs + policy.head.num_features))]
         expected += [("values", values, (count,))]

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from omegaconf import OmegaConf
 
-from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.loading import flat, to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.errors import UserError
 
@@ -135,13 +135,9 @@ def _read_curves(path: Path) -> dict[str, Curve]:
     return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in points.items()}
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted name."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping) and value and "kind" not in value
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted name; schedules and empty mappings stay as they are."""
+    return flat(settings, whole=lambda value: not value or "kind" in value)
 
 
 def changed_settings(run: Run) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class EpisodeRecorder:
         self.returns = torch.zeros(num_envs, dtype=torch.float64)
         self.lengths = torch.zeros(num_envs, dtype=torch.int64)
 
-    def record(self, rewards: Tensor, ended: Tensor, valid: Tensor, terminated: Tensor | bool = False) -> Episodes:
+    def add(self, rewards: Tensor, ended: Tensor, valid: Tensor, terminated: Tensor | bool = False) -> Episodes:
         """Add T steps, each argument (T, N), and return the episodes that ended in them, in order of time.
 
         Everything is computed where the arguments are; only the result goes to the CPU, at once.

@@ -1,6 +1,5 @@
 """Callbacks that show progress in environment steps and add up where the time of training goes."""
 
-import logging
 import sys
 import time
 from typing import Any
@@ -10,8 +9,6 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from tqdm import tqdm
 
 from lightning_ppo.update.ppo import PPO
-
-_log = logging.getLogger(__name__)
 
 
 class EnvStepsProgressBar(ProgressBar):

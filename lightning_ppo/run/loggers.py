@@ -16,6 +16,7 @@ from lightning_ppo.speed import switch
 from lightning_ppo.speed.tensorboard import add_scalars
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.files import replacing
+from lightning_ppo.support.packages import install
 
 ALWAYS = ("csv", "tensorboard")
 """Names of what every run directory has: metrics.csv and TensorBoard events."""
@@ -156,7 +157,7 @@ def make_loggers(entries: Sequence[Any], run_dir: Path) -> list[Logger]:
         arguments = {}
         if isinstance(name, str) and name in SERVICES:
             if find_spec(name) is None:
-                raise ConfigError(f"loggers: {name} needs the package {name}: pip install 'lightning-ppo[{name}]'")
+                raise ConfigError(f"loggers: {name} needs the package {name}: {install(name)}")
             arguments = _service_arguments(name, run_dir)
         loggers.append(LOGGERS.instantiate(entry, **arguments))
     return loggers

@@ -8,7 +8,7 @@ from typing import Any
 from lightning_ppo.settings.class_path import instantiate
 from lightning_ppo.settings.loading import to_container
 from lightning_ppo.settings.sections import Config
-from lightning_ppo.support.errors import ConfigError, UserError, one_line
+from lightning_ppo.support.errors import ConfigError, UserError, described
 
 
 def build_trainer(
@@ -84,4 +84,4 @@ def build_trainer(
     except UserError:
         raise
     except Exception as error:
-        raise ConfigError(f"trainer: {type(error).__name__}: {one_line(error)}") from error
+        raise ConfigError(f"trainer: {described(error)}") from error

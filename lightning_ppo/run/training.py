@@ -17,7 +17,7 @@ from lightning_ppo.settings.loading import to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.distributed import print_once
 from lightning_ppo.support.packages import package_versions
-from lightning_ppo.support.program import program
+from lightning_ppo.support.program import columns, program
 
 
 def train(config: Config | str | Path | Mapping[str, Any], callbacks: Sequence[Any] = ()) -> dict[str, Any]:
@@ -206,5 +206,4 @@ def _table(summary: dict[str, Any], metrics: dict[str, Any], run_dir: Path) -> s
     ]
     if (run_dir / "checkpoints" / "last.ckpt").exists():
         rows.append(("play it", f"{program()} evaluate {run_dir}/checkpoints/last.ckpt"))
-    width = max(len(name) for name, _ in rows)
-    return "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return f"\n{columns(rows)}"

@@ -1,7 +1,7 @@
 """Settings from YAML files and `key=value` overrides, and back to plain data."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -99,11 +99,14 @@ def to_container(value: Any) -> Any:
     return value
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level of dotted keys."""
+def flat(
+    tree: Mapping[str, Any], prefix: str = "", whole: Callable[[Mapping[str, Any]], bool] = lambda _: False
+) -> dict[str, Any]:
+    """Return nested settings as one level of dotted keys; mappings that are to stay `whole` are values."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        nested = isinstance(value, Mapping) and not whole(value)
+        found |= flat(value, f"{prefix}{key}.", whole) if nested else {f"{prefix}{key}": value}
     return found
 
 

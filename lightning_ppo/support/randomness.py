@@ -1,6 +1,5 @@
 """The states of random generators: all global ones as plain data, and one that was saved on another device."""
 
-import io
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,18 +63,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(numpy_state)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-
-
-def random_state_as_bytes() -> bytes:
-    """Return what `get_random_state` does, to be sent to another process."""
-    file = io.BytesIO()
-    torch.save(get_random_state(), file)
-    return file.getvalue()
-
-
-def set_random_state_from_bytes(state: bytes) -> None:
-    """Put the global generators into the state that `random_state_as_bytes` returned."""
-    set_random_state(torch.load(io.BytesIO(state), weights_only=True))
 
 
 def restore_generator(generator: torch.Generator, state: Tensor, what: str) -> None:
