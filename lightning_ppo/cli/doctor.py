@@ -71,7 +71,7 @@ def _compiler() -> str:
     from lightning_ppo.speed.fused_linear import cxx_compiler
 
     found = cxx_compiler()
-    return f"ok, with {found}" if found else "no C++ compiler, so training goes on uncompiled: install g++"
+    return f"ok, with {found}" if found else "no C++ compiler, so training continues uncompiled: install g++"
 
 
 def _display() -> str:

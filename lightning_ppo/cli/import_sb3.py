@@ -29,5 +29,5 @@ def run(options: argparse.Namespace) -> int:
     for note in convert(options.source, options.target, options.env, options.statistics):
         print(f"note: {note}")
     more = f"{program()} train resume={options.target} run_dir=RUN_DIR total_env_steps=N"
-    print(columns([("play it", f"{program()} evaluate {options.target}"), ("train it on", more)]))
+    print(columns([("play it", f"{program()} evaluate {options.target}"), ("train it further", more)]))
     return 0

@@ -21,7 +21,7 @@ EXAMPLES = (
     ("train env.id=Acrobot-v1 total_env_steps=300000", "any Gymnasium environment"),
     ("train env.id=my_package.my_env:MyEnv", "an environment class of yours"),
     ("train run_dir=runs/mine trainer.max_time=00:01:00:00", ""),
-    ("train run_dir=runs/mine resume=last", "go on where it stopped"),
+    ("train run_dir=runs/mine resume=last", "continue where it stopped"),
     ("train trainer.devices=2 trainer.strategy=ddp", "two processes; docs/scaling.md has torchrun and SLURM"),
 )
 
@@ -106,6 +106,6 @@ def _train(config: "Config") -> int:
     try:
         train(config)
     except Interrupted as stopped:
-        print(f"stopped; go on with: {called_as()} run_dir=RUN_DIR resume=last", file=sys.stderr)
+        print(f"stopped; continue with: {called_as()} run_dir=RUN_DIR resume=last", file=sys.stderr)
         return stopped.exit_code
     return 0

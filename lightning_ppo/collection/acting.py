@@ -102,7 +102,7 @@ class RecordedActing(Recorded):
             found = self.function(*arguments)  # which raises what is wrong with the policy itself
             self.failed = True
             reason = one_line(error, 200)
-            rank_zero_warn(f"compile: acting cannot be recorded as a CUDA graph ({reason}); it goes on unrecorded")
+            rank_zero_warn(f"compile: acting cannot be recorded as a CUDA graph ({reason}); it continues without one")
             return found
 
 

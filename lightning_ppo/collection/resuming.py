@@ -76,7 +76,7 @@ class Resuming:
         ahead = state["collector"].get("ahead")
         if ahead is not None and not (self.rollout.overlap and len(ahead["rewards"]) == self.rollout.num_steps):
             reason = "rollout.overlap or rollout.num_steps has changed"
-            rank_zero_warn(f"the rollout that was collected ahead is not learnt from: {reason}")
+            rank_zero_warn(f"the rollout that was collected ahead is dropped: {reason}")
         changed = [f"env.{name}" for name, value in self._task().items() if value != task.get(name, value)]
         if changed:
             for stepper in steppers:

@@ -248,7 +248,7 @@ class _Rule:
             found = str(dtype).removeprefix("torch.")
             raise EnvironmentFault(f"{text} as {found}, which {named(self.space)} cannot hold")
         self._told = True
-        message = f"{text}, outside {named(self.space)}: the agent sees it as it is; mend the space or the environment"
+        message = f"{text}, outside {named(self.space)}: the agent sees it as it is; correct space or environment"
         warn_once(_log, ("range", self.path, named(self.space)), message)
 
 

@@ -215,7 +215,7 @@ def close_env(env: VectorEnv) -> None:
 
 def _warn_of_close(name: str, error: Exception) -> None:
     raised = f"raised in close: {described(error)}"
-    warn_once(_log, raised, f"{name} {raised}; it is left as it is, and so are others that do the same")
+    warn_once(_log, raised, f"{name} {raised}; it is left open, and so are others that do the same")
 
 
 def _not_finite(observation: Any) -> Problem:

@@ -81,6 +81,6 @@ def check_returns(returns: Tensor) -> None:
     finite = returns.float().isfinite()
     if not finite.all():
         raise EnvironmentFault(
-            f"an episode has the return {float(returns[~finite][0]):g}, which is beyond what can be learnt from or "
+            f"an episode has the return {float(returns[~finite][0]):g}, which is too large to be learnt from or "
             "reported; scale the rewards, or bound the actions that they depend on"
         )

@@ -110,7 +110,7 @@ def raise_together(error: UserError | None, device: torch.device) -> None:
     if error is not None:
         raise type(error)(f"rank {rank()}: {error}" if world_size() > 1 else str(error)) from error
     if failed:
-        raise EnvironmentFault(f"an environment of rank {failed - 1} failed, see its message; this rank stops with it")
+        raise EnvironmentFault(f"an environment of rank {failed - 1} failed, see its message; this rank stops, too")
 
 
 def gather_objects(value: Any) -> list[Any]:

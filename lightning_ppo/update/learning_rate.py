@@ -47,7 +47,7 @@ class SteeredLearningRate(LRScheduler):
             self.value = self.used = float(self.optimizer.param_groups[0]["lr"]) / (self.factors[0] or 1.0)
         if schedule.kind != "constant" and not self._told:
             self._told = True
-            then = "goes on from it, within its bounds" if schedule.adaptive else "sets that of the next"
+            then = "continues from it, within its bounds" if schedule.adaptive else "sets that of the next"
             rank_zero_warn(
                 f"the learning rate set by hand is used for an iteration, and optimizer.learning_rate "
                 f"({schedule.kind}) {then}; where that is a number, a rate set by hand stays"

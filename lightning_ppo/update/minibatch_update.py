@@ -88,7 +88,7 @@ class MinibatchUpdate:
         if max_over_ranks(failed):
             self._compiled, self.compile = None, False
             reason = failure or "another rank cannot compile"
-            rank_zero_warn(f"compile: {reason}; training goes on uncompiled")
+            rank_zero_warn(f"compile: {reason}; training continues uncompiled")
 
     def release(self) -> None:
         """Let go of the batch at the end of an iteration."""

@@ -58,7 +58,7 @@ class PPO(pl.LightningModule):
         total_env_steps: Training stops before this many environment steps over all ranks would be exceeded, and
             schedules reach their end there. None leaves the end to the Trainer.
         compile: Compile forward and backward of the minibatch loss into one graph.
-        plain: Take none of the shortcuts of `lightning_ppo.speed`: the same results, slower, to hunt a bug.
+        plain: Take none of the shortcuts of `lightning_ppo.speed`: the same results, slower, to isolate a bug.
         loss_terms: Losses added to that of the objective (see `loss_terms`).
 
     Raises:
