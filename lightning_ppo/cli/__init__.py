@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 1 if it failed, 2 for a mistake on the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # classes of the user's own lie there; an installed package is never replaced
+        sys.path.append(os.getcwd())  # users' classes are there; an installed package is never replaced
     if arguments[:1] == [train.NAME]:
         return train.main(arguments[1:])
     debug = "--debug" in arguments

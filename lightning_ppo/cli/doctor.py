@@ -1,4 +1,4 @@
-"""What this machine and installation can do, found by trying, and what to install for the rest."""
+"""Try what works on this machine and installation, and report what to install for the rest."""
 
 import argparse
 import os

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert, and say how to go on."""
+    """Convert, and print the next commands."""
     import logging
 
     from lightning_ppo.interop.sb3 import convert

@@ -85,7 +85,7 @@ class GroupedCollector:
         return {"groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken, in as many groups; return why episodes start anew, if any do."""
+        """Continue from a saved state of as many groups; return why episodes start anew, if any do."""
         groups: list[Collector | RemoteCollector] = [self.own, *self.others]
         pairs = zip(groups, state["groups"], strict=True)
         return max([collector.load_state_dict(group) for collector, group in pairs])

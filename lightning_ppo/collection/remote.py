@@ -41,7 +41,7 @@ class RemoteCollector:
         make: Makes the collector, in the other process; it is sent there with the policy in it.
         policy: The policy that learns, on the CPU.
         precision: Enters the precision context the update runs in.
-        threads: Of torch, over there; None for as many as here.
+        threads: Threads of torch in the other process; None means as many as here.
 
     Raises:
         ConfigError: If the policy or the arguments of the environment cannot be sent.
@@ -64,7 +64,7 @@ class RemoteCollector:
         self._pipe, there = context.Pipe()
         # not a daemon, which could not have the processes of env.backend=async
         self._process = context.Process(target=work, args=(there, CloudpickleWrapper(make), surroundings))
-        # blocked until they are ignored over there: a Ctrl-C would end a process that is still importing
+        # blocked until the other process ignores them: a Ctrl-C would end a process that is still importing
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._process.start()
@@ -156,10 +156,10 @@ class RemoteCollector:
         return None if state is None else from_bytes(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken; return why episodes start anew, if any do.
+        """Continue from a saved state; return why episodes start anew, if any do.
 
         Raises:
-            EnvironmentFault: If that fails over there.
+            EnvironmentFault: If that fails in the other process.
         """
         self._send("load", to_bytes(state))
         return self._receive()

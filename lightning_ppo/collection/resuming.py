@@ -1,4 +1,4 @@
-"""The state of environments, episode records and sampling of all ranks in checkpoints, and going on from there."""
+"""Save and restore the state of environments, episode records and sampling of all ranks."""
 
 import logging
 from typing import Any
@@ -22,10 +22,10 @@ TASK = ("id", "kwargs", "wrappers", "action_mask", "atari")
 
 
 class Resuming:
-    """Saves the state of a stream of rollouts, and has another one go on from it.
+    """Saves the state of a stream of rollouts, and restores it into another one.
 
     Attributes:
-        pending: A state that a stream is to go on from, None where there is none.
+        pending: A state that a stream is to continue from, or None.
 
     Args:
         env: Which environment, and how many of it.
@@ -45,7 +45,7 @@ class Resuming:
         return {"ranks": gather_objects(packed), "task": self._task()}
 
     def restore(self, stream: RolloutStream, kind: str) -> None:
-        """Have a stream go on from the pending state, if there is one.
+        """Restore the pending state into a stream, if there is one.
 
         Args:
             stream: The rollouts of this rank.
@@ -66,7 +66,7 @@ class Resuming:
             rank_zero_only(_log.info)(f"Episodes in progress were restarted: {reason}.")
 
     def _restore_rank(self, stream: RolloutStream, kind: str, state: dict[str, Any], task: dict[str, Any]) -> str:
-        """Go on where this rank stood; return why episodes start anew, if any do."""
+        """Restore the state of this rank; return why episodes start anew, if any do."""
         if state["collector"] is None:
             return "the process that collected died"
         steppers = stepper_states(state["collector"])

@@ -37,7 +37,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Surroundings(NamedTuple):
-    """What this process has set and the other one takes over."""
+    """Settings of this process that the other one takes over."""
 
     start_method: str
     """How processes of environments are started; that of a spawned process would be to spawn."""
@@ -102,7 +102,7 @@ class _Worker:
         self.collector: RolloutCollector | None = None
 
     def obey(self, order: str, argument: Any) -> tuple[Any, Exception | None]:
-        """Return what an order asks for, or what went wrong."""
+        """Return the answer to an order, or the error."""
         try:
             self.collector = self.collector or self.make()
             return getattr(self, order)(self.collector, argument), None

@@ -39,9 +39,9 @@ class Deployed(nn.Module):
 
     Args:
         policy: The agent.
-        observation_space: What it sees.
-        action_space: What it does.
-        action_masks: Whether it is told which choices are legal.
+        observation_space: Of one environment.
+        action_space: Of one environment.
+        action_masks: Whether masks of legal choices are an input.
 
     Raises:
         UserError: If masks are asked for and its actions have no choices.

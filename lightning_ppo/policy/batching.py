@@ -1,4 +1,4 @@
-"""Observations as people hand them in, made the batch of tensors that a policy takes."""
+"""Observations in any convenient form, converted to the batch of tensors that a policy takes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ class Batch:
         observations: (B, ...).
 
     Args:
-        observations: What was handed in.
+        observations: In any of these forms.
         structure: Nested dicts and tuples of the space, with the position of each part in `spaces`.
         spaces: The parts of the space by their path.
         device: Where the tensors go.

@@ -1,4 +1,4 @@
-"""What the networks of a policy do with observations of zeros: whether they fit, and whether they share parameters."""
+"""Probe the networks of a policy with zeros: do their shapes fit, do they share parameters?"""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def shares_parameters(policy: Any) -> bool:
 
 @torch.no_grad()
 def try_out(policy: Any) -> None:
-    """Raise ConfigError if networks of the user's own do not give what an `ActorCritic` needs.
+    """Raise ConfigError if custom networks do not return what an `ActorCritic` needs.
 
     They get six or, if they have a memory, one each of two sequences, then three each.
     """

@@ -32,7 +32,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds.
+    """The contents of a run directory.
 
     Attributes:
         path: The directory.
@@ -67,7 +67,7 @@ class Group:
     """Runs of one experiment with different seeds.
 
     Attributes:
-        label: What sets it apart from the other groups of its environment.
+        label: The settings that differ from the other groups of its environment.
         runs: At least one.
     """
 

@@ -71,7 +71,7 @@ class EpisodeRecorder:
         return {f"episode_{name}": getattr(self, name).cpu().clone() for name in ("returns", "lengths", "skips")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from a saved state."""
         for name in ("returns", "lengths", "skips"):
             setattr(self, name, state[f"episode_{name}"].clone())
 

@@ -28,7 +28,7 @@ class EnvStepsProgressBar(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar where training stands."""
+        """Open the bar at the current step."""
         if not self._enabled:
             return
         module = as_ppo(pl_module)
@@ -131,6 +131,6 @@ class Timing(Callback):
         return {name: getattr(self, name) for name in self._SAVED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint."""
+        """Continue counting from a checkpoint."""
         for name in self._SAVED:
             setattr(self, name, state_dict[name])

@@ -31,7 +31,7 @@ _OURS = {"csv": f"{__name__}.MetricsCSV", "tensorboard": f"{__name__}.TensorBoar
 LOGGERS = Registry("loggers", "pytorch_lightning.loggers.Logger", _OURS | SERVICES)
 
 EnvSteps = Callable[[], int]
-"""Tells how many environment steps have been trained on."""
+"""Returns the number of environment steps trained on."""
 
 
 class TensorBoardEvents(TensorBoardLogger):

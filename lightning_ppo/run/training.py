@@ -36,7 +36,7 @@ def train(config: Config | str | Path | Mapping[str, Any], callbacks: Sequence[A
         callbacks: Lightning callbacks besides those that the settings name.
 
     Raises:
-        UserError: For everything that a person can mend.
+        UserError: For every error that a user can correct.
         Interrupted: If a signal stopped the training; its state has been saved.
     """
     named = RUN_DIR_VARIABLE in os.environ
@@ -148,7 +148,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
 
 
 def _quiet() -> None:
-    """Leave to Lightning only what a person must act on."""
+    """Keep only those messages of Lightning that need action."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lightning_ppo").setLevel(logging.INFO)

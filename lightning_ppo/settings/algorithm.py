@@ -291,7 +291,7 @@ def check_rollout_size(num_steps: int, num_envs: int, update: UpdateConfig) -> N
 
 
 def require_uncompiled(plain: bool, compile: bool) -> None:
-    """Raise ConfigError where a compiled update is asked for without shortcuts, of which it is one."""
+    """Raise ConfigError for a compiled update without shortcuts, of which it is one."""
     require(
         not (plain and compile), "plain: compile=true is one of the shortcuts that plain=true leaves out; set one only"
     )

@@ -15,12 +15,12 @@ Settings = Mapping[str, Any]
 
 
 class Needed(NamedTuple):
-    """What some settings need."""
+    """A requirement of some settings."""
 
     keys: tuple[str, ...]
     """Settings, or sections that end in `.*`."""
     what: str
-    """What they need, as the line says it that names a setting without effect."""
+    """The requirement, as in the line that names a setting without effect."""
     missing: Callable[[Settings], bool]
     """Whether that is missing, given all settings and `actions`, the kinds of spaces that the actions are made of."""
 
@@ -50,7 +50,7 @@ TOLD = {
     "env.atari.noop_max": "0: another backend than `envpool`, which makes it 1",
     "compile": "a C++ compiler, a loss that can be traced; on a GPU a policy that can be recorded",
 }
-"""Settings whose absence of effect is told by whoever finds out, once."""
+"""Settings for which the code that finds that they have no effect says so, once."""
 
 
 def _named(settings: Settings, *but: str) -> bool:
@@ -109,7 +109,7 @@ NEEDED = (
         lambda s: not s["env.id"] and not s["evaluation_env"],
     ),
 )
-"""Settings that do nothing where what they need is missing; one line says so if they differ from their default."""
+"""Settings without effect if a requirement is missing; one line says so if they differ from their default."""
 
 EVERYWHERE = (
     *(
@@ -135,7 +135,7 @@ EVERYWHERE = (
 
 
 def covers(pattern: str, key: str) -> bool:
-    """Return whether a setting is, or lies in, what a pattern names."""
+    """Return whether a pattern names a setting or its section."""
     return key == pattern or (pattern.endswith(".*") and key.startswith(pattern[:-1]))
 
 

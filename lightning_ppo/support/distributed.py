@@ -25,11 +25,11 @@ class Reductions(Protocol):
         """Return the tensors of all ranks, combined, the same bits on each."""
 
     def close(self) -> None:
-        """Let go of what connects the ranks."""
+        """Release what connects the ranks."""
 
 
 _shared: Reductions | None = None
-"""What reduces the tensors that it takes, see `join_ranks`."""
+"""Reduces the tensors that it takes, see `join_ranks`."""
 
 
 def world_size() -> int:

@@ -70,7 +70,7 @@ def restore_generator(generator: torch.Generator, state: Tensor, what: str) -> N
 
     Args:
         generator: The generator.
-        state: What its `get_state` returned.
+        state: As returned by its `get_state`.
         what: What it does, for the warning.
     """
     if state.shape == generator.get_state().shape:

@@ -1,4 +1,4 @@
-"""What an evaluation has found."""
+"""The results of an evaluation."""
 
 from typing import Any
 

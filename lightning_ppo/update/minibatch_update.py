@@ -72,7 +72,7 @@ class MinibatchUpdate:
                     optimizer.optimizer.lay_out(self._flat)
 
     def _compile(self, batch: Minibatch, minibatch_size: int) -> None:
-        """Compile if that was asked for; leave it, with a warning, if a rank cannot."""
+        """Compile if requested; continue uncompiled, with a warning, if a rank cannot."""
         if not self.compile or self._flat is None:
             return
         started = time.perf_counter()
@@ -91,7 +91,7 @@ class MinibatchUpdate:
             rank_zero_warn(f"compile: {reason}; training continues uncompiled")
 
     def release(self) -> None:
-        """Let go of the batch at the end of an iteration."""
+        """Release the batch at the end of an iteration."""
         if self._compiled is not None:
             self._compiled.release()
 
@@ -113,7 +113,7 @@ class MinibatchUpdate:
         return reported
 
     def zero_grad(self) -> None:
-        """Let go of all gradients, also of parameters that are in no optimizer."""
+        """Release all gradients, also of parameters that are in no optimizer."""
         for parameter in self._trained:
             parameter.grad = None
 
@@ -140,7 +140,7 @@ class MinibatchUpdate:
 
 
 class Snapshot:
-    """Weights, buffers (as the statistics of batch normalisation) and optimizer state as they are now, to be put back.
+    """Weights, buffers (as the statistics of batch normalisation) and optimizer state as they are now, to be restored.
 
     Args:
         tensors: Weights and buffers.
@@ -158,7 +158,7 @@ class Snapshot:
         self._saved = [(tensor, tensor.clone()) for tensor in tensors]
 
     def restore(self) -> None:
-        """Put the saved values back."""
+        """Restore the saved values."""
         for tensor, saved in self._saved:
             tensor.copy_(saved)
         for state, saved_state in self._states:
