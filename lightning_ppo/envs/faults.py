@@ -1,4 +1,4 @@
-"""One copy of an environment, watched: what goes wrong in it is named, and the copy can be replaced."""
+"""Watch one copy of an environment: name what goes wrong in it, and replace it if asked to."""
 
 import copy
 import logging
@@ -120,7 +120,7 @@ class GuardedEnv(gymnasium.Wrapper):
         return built_of(self).facts()
 
     def close(self) -> None:
-        """Close the environment; should it raise, it is left as it is, and a warning says so."""
+        """Close the environment; if it raises, it is left open, and a warning says so."""
         try:
             super().close()
         except Exception as error:
@@ -206,7 +206,7 @@ class GuardedEnv(gymnasium.Wrapper):
 
 
 def close_env(env: VectorEnv) -> None:
-    """Close a vector environment; should it raise, it is left as it is, and a warning says so."""
+    """Close a vector environment; if it raises, it is left open, and a warning says so."""
     try:
         env.close()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Environments of which others are stepped in other processes."""
+"""Environments of which some are stepped in other processes."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from lightning_ppo.support.errors import ConfigError
 
 
 class PartOfEnvironments(VectorWrapper):
-    """Shows spaces and numbers of a vector environment, but lets nobody change only some of all environments.
+    """Shows spaces and numbers of a vector environment, but refuses changes that would reach only some environments.
 
     Args:
         env: What this process has.

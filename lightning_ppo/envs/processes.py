@@ -32,7 +32,7 @@ GRACE = 5.0
 
 
 class ProcessVectorEnv(AsyncVectorEnv):
-    """Steps copies in processes of their own; names the one that dies, and can start all of them again.
+    """Steps each copy in its own process; names the one that dies, and can start all of them again.
 
     What the copies themselves do wrong they report as data (see `GuardedEnv`). A process that dies or cannot be
     interrupted takes the others with it: all are started again, and every episode in progress is cut off.

@@ -24,7 +24,7 @@ TRUNCATIONS = (
     "truncated",
     "TimeLimit.truncated",
 )
-"""Where infos say which episodes were cut off: the names of rsl_rl, brax and others."""
+"""Names of the truncations in infos: those of rsl_rl, brax and others."""
 
 
 class TensorVectorEnv(VectorEnv):
@@ -73,7 +73,7 @@ class TensorVectorEnv(VectorEnv):
 
     @property
     def device(self) -> str:
-        """Where the simulator says that it is."""
+        """The device that the simulator names."""
         return str(getattr(self.env, "device", "cpu"))
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

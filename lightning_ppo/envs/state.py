@@ -27,7 +27,7 @@ from lightning_ppo.support.errors import described
 from lightning_ppo.support.packing import from_bytes, to_bytes
 
 OWN = "get_state()"
-"""Stands in the place of an attribute for what an environment says of itself."""
+"""In place of the name of an attribute: the state that an environment returns itself."""
 
 _LARGE = 1024
 """Bytes from which equal arrays are stored once."""
@@ -62,7 +62,7 @@ def set_env_state(env: Any, state: Mapping[str, Any]) -> str:
 
 
 def return_to_built(env: Any) -> None:
-    """Put an environment back to where it was built, as far as that is known; it must then be reset."""
+    """Return an environment to its state when it was built, as far as that is known; it must then be reset."""
     nothing = _packed({}, {}, {})
     parallel = [layer.env for layer in layers_of(env) if isinstance(layer.env, ProcessVectorEnv)]
     if parallel:
