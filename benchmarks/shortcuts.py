@@ -64,10 +64,17 @@ CHEETAH = (
 )
 GRU = ("policy.core=gru", "env.num_envs=8", "rollout.num_steps=256")
 RANKS = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
+SMALL_CARTPOLE = (*("env.num_envs=4", "rollout.num_steps=128", "update.epochs=4", "update.minibatch_size=128"),)
+ONE_CHEETAH = (
+    *("env.id=HalfCheetah-v5", "env.num_envs=1", "rollout.num_steps=2048"),
+    *("update.epochs=10", "update.minibatch_size=64"),
+)
 PONG = ("env.id=ALE/Pong-v5", "env.num_envs=8", "rollout.num_steps=128")
 WORKLOADS = {
     "cartpole": Workload("CartPole-v1, two networks of 64x64, defaults", 16, ()),
     "halfcheetah": Workload("HalfCheetah-v5, 8 envs x 256, 10 epochs x 32 minibatches", 12, CHEETAH),
+    "small": Workload("CartPole-v1, 4 envs x 128, 4 epochs x 4 minibatches", 200, SMALL_CARTPOLE),
+    "single": Workload("HalfCheetah-v5, 1 env x 2048, 10 epochs x 32 minibatches", 12, ONE_CHEETAH),
     "gru": Workload("CartPole-v1 with a GRU, 8 envs x 256", 12, GRU),
     "ranks": Workload("CartPole-v1, defaults, on two ranks", 16, RANKS, 2),
     "pictures": Workload("Pong, 8 envs x 128, 2 cores", 8, PONG, 2),
@@ -129,7 +136,11 @@ def _lightnings_step() -> None:
 VARIANTS = {
     NOTHING: Variant("", lambda: None),
     PLAIN: Variant("all of them (`plain=true`)", lambda: None),
-    "acting": Variant("acting in NumPy", _off("collection.acting"), ("cartpole", "halfcheetah", "gru", "ranks")),
+    "acting": Variant(
+        "acting in NumPy",
+        _off("collection.acting"),
+        ("cartpole", "halfcheetah", "small", "single", "gru", "ranks"),
+    ),
     "recurrence": Variant("sequences of memory in NumPy", _off("policy.recurrence"), ("gru",)),
     "buffers": Variant(
         "parameters and gradients in one buffer, no hooks around backward passes",

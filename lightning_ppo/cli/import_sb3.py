@@ -1,4 +1,4 @@
-"""`import-sb3 MODEL.zip OUT.ckpt`: take over an agent of Stable-Baselines3."""
+"""`import-sb3 MODEL.zip OUT.ckpt`: import an agent of Stable-Baselines3."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Take an agent away: one file that acts, with normalisers, action head and recurrent state inside.
+"""Export an agent: one file that acts, with normalisers, action head and recurrent state inside.
 
 The exported function is deterministic. Its inputs are the observations, one tensor per part of the space, with names
 such as `observations` or `observations.camera`; then, with masks, `action_masks`; then, for a policy with memory,
