@@ -1,15 +1,15 @@
-"""What each shortcut of `lightning_ppo.speed` brings: trainings with all of them, and with each one off.
+"""Measure the gain of each shortcut of `lightning_ppo.speed`: trainings with all of them, and with each one off.
 
     python benchmarks/shortcuts.py                  all workloads, 5 runs of each, into the table of docs/speed.md
     python benchmarks/shortcuts.py --workloads gru  some of it; the page shows what has been measured
-    python benchmarks/shortcuts.py --report-only    the table from the rows of before
+    python benchmarks/shortcuts.py --report-only    the table from existing rows
     python benchmarks/shortcuts.py --smoke          does everything work? few iterations, no figures kept
 
 Nothing else should run meanwhile. Each run is a process of its own that trains as `lightning-ppo train` does, with its
 logging on. Runs are interleaved: every variant once, then every variant again. A row is kept in
-benchmarks/results/shortcuts.csv as each run ends; the same command goes on where it was stopped.
+benchmarks/results/shortcuts.csv as each run ends; the same command continues where it was stopped.
 
-A variant is compared with the run of the same round that takes all shortcuts. What the compiled update brings stands in
+A variant is compared with the run of the same round that takes all shortcuts. The gain of the compiled update is in
 the race of `benchmarks/speed.py`.
 """
 

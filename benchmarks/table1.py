@@ -5,8 +5,8 @@
     python benchmarks/table1.py run --columns none clip-0.2 --seeds 1
     python benchmarks/table1.py report
 
-`run` goes on where it was stopped: a finished run is a row in benchmarks/results/table1-COLUMN.csv, a killed one goes
-on from its last checkpoint. Seeds come before columns and the columns that matter most come first, so that whatever is
+`run` continues where it was stopped: a finished run is a row in benchmarks/results/table1-COLUMN.csv, a killed one
+continues from its last checkpoint. Seeds come before columns and the columns that matter most come first, so that whatever is
 there is comparable. `report` writes docs/table1.md from the rows that exist.
 
 Settings are those of configs/paper/mujoco.yaml but for what a column names. The score of a run is the mean return of
