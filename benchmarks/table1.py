@@ -6,8 +6,8 @@
     python benchmarks/table1.py report
 
 `run` continues where it was stopped: a finished run is a row in benchmarks/results/table1-COLUMN.csv, a killed one
-continues from its last checkpoint. Seeds come before columns and the columns that matter most come first, so that whatever is
-there is comparable. `report` writes docs/table1.md from the rows that exist.
+continues from its last checkpoint. Seeds come before columns and the most important columns come first, so that what
+exists is comparable. `report` writes docs/table1.md from the rows that exist.
 
 Settings are those of configs/paper/mujoco.yaml but for what a column names. The score of a run is the mean return of
 its last 100 training episodes, on the scale on which uniformly random actions have 0 and the best run of the paper's
