@@ -149,7 +149,6 @@ VARIANTS = {
     "adam": Variant("Adam in one call", _instead("speed.flat.FlatAdam.lay_out", lambda *_: None)),
     "step": Variant("no hooks around the optimizer's step", _lightnings_step),
     "logging": Variant("metrics past Lightning's records", _instead("speed.shortcuts.log_metrics", _log_dict)),
-    "tensorboard": Variant("one TensorBoard event for all metrics", _off("run.loggers")),
     "scan": Variant("advantages by a scan", _off("rollout.advantages")),
     "memory": Variant("freed memory is kept", _instead("speed.freed_memory.keep_freed_memory", lambda: None)),
     "sums": Variant("sums through shared memory", _instead("speed.shared_sums.connect", lambda *_: None), ("ranks",)),

@@ -12,8 +12,6 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightning_ppo.settings.class_path import Registry, class_path_of
-from lightning_ppo.speed import switch
-from lightning_ppo.speed.tensorboard import add_scalars
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.files import replacing
 from lightning_ppo.support.packages import install
@@ -51,10 +49,7 @@ class TensorBoardEvents(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Write one point per metric."""
-        if switch.is_on():
-            add_scalars(self.experiment, metrics, self._env_steps())
-        else:
-            super().log_metrics(metrics, self._env_steps())
+        super().log_metrics(metrics, self._env_steps())
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
