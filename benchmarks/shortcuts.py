@@ -141,18 +141,18 @@ VARIANTS = {
         _off("collection.acting"),
         ("cartpole", "halfcheetah", "small", "single", "gru", "ranks"),
     ),
-    "recurrence": Variant("sequences of memory in NumPy", _off("policy.recurrence"), ("gru",)),
+    "recurrence": Variant("sequences of a GRU in NumPy", _off("policy.recurrence"), ("gru",)),
     "buffers": Variant(
-        "parameters and gradients in one buffer, no hooks around backward passes",
+        "parameters and gradients in one buffer, no unused hooks around backward passes",
         _instead("speed.flat.FlatParameters.suits", staticmethod(lambda parameters: False)),
     ),
     "adam": Variant("Adam in one call", _instead("speed.flat.FlatAdam.lay_out", lambda *_: None)),
-    "step": Variant("no hooks around the optimizer's step", _lightnings_step),
-    "logging": Variant("metrics past Lightning's records", _instead("speed.shortcuts.log_metrics", _log_dict)),
+    "step": Variant("no unused hooks around the optimizer's step", _lightnings_step),
+    "logging": Variant("metrics written into Lightning's results", _instead("speed.shortcuts.log_metrics", _log_dict)),
     "scan": Variant("advantages by a scan", _off("rollout.advantages")),
     "memory": Variant("freed memory is kept", _instead("speed.freed_memory.keep_freed_memory", lambda: None)),
     "sums": Variant("sums through shared memory", _instead("speed.shared_sums.connect", lambda *_: None), ("ranks",)),
-    "layout": Variant("pictures with channels last in memory", _pictures_as_they_come, ("pictures",)),
+    "layout": Variant("images with channels last in memory", _pictures_as_they_come, ("pictures",)),
     "casts": Variant("weights cast to half precision once a rollout", _casts_made_anew, ("pictures",)),
 }
 

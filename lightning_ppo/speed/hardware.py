@@ -1,6 +1,6 @@
-"""What suits the machine: how many threads torch uses, in which precision it trains, on which device.
+"""Choose threads, precision and device for this machine.
 
-These are choices of settings, not shortcuts, so `plain` leaves them as they are.
+These are settings, not shortcuts, so `plain` does not change them.
 """
 
 import os
