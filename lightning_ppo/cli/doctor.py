@@ -56,10 +56,11 @@ def _versions() -> list[Row]:
 def _devices() -> list[Row]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from lightning_ppo.speed.hardware import usable_cores
+
     threads = os.environ.get("OMP_NUM_THREADS")
     rows = [
-        ("cpu", f"{platform.processor() or platform.machine()}, {cores} cores usable"),
+        ("cpu", f"{platform.processor() or platform.machine()}, {usable_cores()} cores usable"),
         ("threads", f"{threads}, by OMP_NUM_THREADS" if threads else "1, or what OMP_NUM_THREADS says"),
     ]
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -19,7 +19,7 @@ from lightning_ppo.collection.worker import END, SIGNALS, Surroundings, tensors_
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Episodes, Rollout
 from lightning_ppo.speed import switch
-from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError, how_it_ended
 from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.tree import tree_map
 
@@ -127,9 +127,7 @@ class RemoteCollector:
 
     def _death(self) -> EnvironmentFault:
         self._process.join(GRACE)
-        code = self._process.exitcode
-        how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        return EnvironmentFault(f"the process that collects ended {how}")
+        return EnvironmentFault(f"the process that collects ended {how_it_ended(self._process.exitcode)}")
 
     def close(self) -> None:
         """Close the environments once the rollout that was begun is complete, and end the process."""

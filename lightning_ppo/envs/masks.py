@@ -9,6 +9,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault, described
 from lightning_ppo.support.spaces import space_leaves
+from lightning_ppo.support.tree import tree_map
 
 
 def _choices(space: gymnasium.Space) -> list[int]:
@@ -165,7 +166,7 @@ class ActionMasks:
             return masks.reshape(len(masks), -1).astype(np.bool_)
         joined = np.ones((len(rows), self.size), np.bool_)
         for index in np.flatnonzero(rows).tolist():
-            mask = _one(masks, index)
+            mask = tree_map(lambda part, index=index: part[index], masks)
             if self._is_joined(mask):
                 joined[index] = mask.ravel()
                 continue
@@ -194,15 +195,6 @@ class ActionMasks:
 def nothing_legal(env: int, step: int) -> EnvironmentFault:
     """Return the fault of an environment whose mask leaves no action."""
     return EnvironmentFault(f"env {env} masks every choice of an action at step {step}; at least one must be legal")
-
-
-def _one(masks: Any, index: int) -> Any:
-    """Return one environment's mask of batched, nested ones."""
-    if isinstance(masks, dict):
-        return {key: _one(value, index) for key, value in masks.items()}
-    if isinstance(masks, tuple):
-        return tuple(_one(value, index) for value in masks)
-    return masks[index]
 
 
 def _legal(space: gymnasium.Space, mask: Any) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
 from lightning_ppo.speed.copy_process import step_copy
-from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.errors import EnvironmentFault, how_it_ended, one_line
 from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.randomness import (
     derive_seeds,
@@ -110,9 +110,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
             ended = wait([process.sentinel for process in self.processes], GRACE)
             index = next((i for i, process in enumerate(self.processes) if process.sentinel in ended), 0)
             self.processes[index].join(GRACE)
-            code = self.processes[index].exitcode
-            died = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-            problem = f"died in {what}: its process ended {died}"
+            problem = f"died in {what}: its process ended {how_it_ended(self.processes[index].exitcode)}"
         return f"env {index} {problem}{'' if actions is None else shown(actions[index])}"
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:

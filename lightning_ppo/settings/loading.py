@@ -56,7 +56,7 @@ def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) 
         raise ConfigError(f"{key}.kwargs: expected a mapping, got {objects['kwargs']!r}")
     if not isinstance(objects.get("wrappers", []), list | tuple):
         raise ConfigError(f"{key}.wrappers: expected a list, got {objects['wrappers']!r}")
-    return replace(made, **{name: _copied(setting) for name, setting in objects.items()})
+    return replace(made, **{name: copied(setting) for name, setting in objects.items()})
 
 
 def _plain_number(value: Any) -> Any:
@@ -64,13 +64,13 @@ def _plain_number(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _copied(value: Any) -> Any:
-    """Return dicts and lists anew, whatever else is in them as it is."""
+def copied(value: Any) -> Any:
+    """Return new dicts and lists with the same other values."""
     if isinstance(value, Container):
         return OmegaConf.to_container(value)
     if isinstance(value, dict | Mapping):
-        return {name: _copied(child) for name, child in value.items()}
-    return [_copied(child) for child in value] if type(value) is list else value
+        return {name: copied(child) for name, child in value.items()}
+    return [copied(child) for child in value] if type(value) is list else value
 
 
 def _literal(settings: Mapping[str, Any]) -> DictConfig:

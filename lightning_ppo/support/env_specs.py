@@ -1,6 +1,5 @@
 """Environments by registered id or import path, looked up without being made."""
 
-import difflib
 import importlib
 from typing import Any
 
@@ -8,7 +7,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.support.errors import EnvironmentFault, described
+from lightning_ppo.support.errors import EnvironmentFault, described, nearest
 from lightning_ppo.support.packages import EXTRAS, install
 
 PROVIDERS = {module: name for name, extra in EXTRAS.items() for module in extra.modules}
@@ -44,9 +43,9 @@ def find_spec(env_id: str) -> EnvSpec:
     try:
         return gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
-        near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=1, cutoff=0.0)
+        near = nearest(env_id, gymnasium.registry)
         reason = str(error).strip().splitlines()[0].split(" Did you mean")[0].rstrip(".")
-        raise EnvironmentFault(f"env.id: no environment {env_id!r} ({reason}); did you mean {near[0]}?") from None
+        raise EnvironmentFault(f"env.id: no environment {env_id!r} ({reason}); did you mean {near}?") from None
 
 
 def _register_optional(env_id: str) -> None:

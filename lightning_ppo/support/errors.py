@@ -1,6 +1,7 @@
 """The errors that a user can act on: each message is one line that names the cause and the remedy."""
 
 import difflib
+import signal
 import sys
 import traceback
 from collections.abc import Iterable
@@ -64,6 +65,13 @@ def one_line(text: object, limit: int | None = None) -> str:
 def described(error: BaseException, limit: int | None = None) -> str:
     """Return type and message of an error on one line, the message cut after `limit` characters."""
     return f"{type(error).__name__}: {one_line(error, limit)}"
+
+
+def how_it_ended(exit_code: int | None) -> str:
+    """Return how a process ended, from its exit code as `multiprocessing` gives it."""
+    if exit_code is not None and exit_code < 0:
+        return f"by {signal.Signals(-exit_code).name}"
+    return f"with exit code {exit_code}"
 
 
 def require(condition: bool, message: str) -> None:

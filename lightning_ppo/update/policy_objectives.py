@@ -152,15 +152,6 @@ class TrustRegionSurrogate(Surrogate):
     trust_region = True
 
 
-def make_objective(entry: Any, update: UpdateConfig) -> PolicyObjective:
-    """Return the objective of a name, a class path, or `{class_path: ..., init_args: {...}}`.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    return OBJECTIVES.instantiate(entry, update)
-
-
 def resolved_objective(entry: Any, update: UpdateConfig) -> tuple[PolicyObjective, UpdateConfig]:
     """Return an objective, and the settings with the number of epochs that it takes where none is given.
 
@@ -168,7 +159,7 @@ def resolved_objective(entry: Any, update: UpdateConfig) -> tuple[PolicyObjectiv
         ConfigError: If there is no such objective, or it has no ratio that would allow more than one pass.
     """
     epochs = resolve_epochs(entry, update)
-    objective = make_objective(entry, update)
+    objective = OBJECTIVES.instantiate(entry, update)
     if isinstance(objective, PolicyGradient):  # one that is derived from it has no ratio either
         epochs = resolve_epochs("policy_gradient", update)
     return objective, replace(update, epochs=epochs)
