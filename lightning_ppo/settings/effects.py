@@ -31,7 +31,7 @@ REFUSED = {
     "env.on_error": "`restart`: copies stepped one by one (`sync`, `async`)",
     "env.max_episode_steps": "a task whose time limit can be set; Atari games have `env.atari.max_frames`",
     "env.action_mask": "discrete actions; `method:NAME`: copies stepped one by one (`sync`, `async`)",
-    "rollout.overlap": "a policy on the CPU, an environment that is named, a ratio",
+    "rollout.overlap": "a policy on the CPU, an environment that is named, an objective with a ratio",
     "rollout.processes": "a policy on the CPU, an environment that is named",
     "optimizer.init_args": "another `optimizer.class_path` than `adam`",
     "optimizer.scheduler": "a number as `optimizer.learning_rate`",
@@ -46,7 +46,7 @@ REFUSED = {
 """Settings that are refused where what they need is missing."""
 
 TOLD = {
-    "env.stagger": "a time limit, and a way to cut single copies off ([which](environments.md))",
+    "env.stagger": "a time limit, and a way to truncate single copies ([which](environments.md))",
     "env.atari.noop_max": "0: another backend than `envpool`, which makes it 1",
     "compile": "a C++ compiler, a loss that can be traced; on a GPU a policy that can be recorded",
 }
@@ -69,7 +69,7 @@ NEEDED = (
     Needed(("env.atari.*",), "an Atari game (env.id=ALE/...)", lambda s: not s["env.id"].startswith("ALE/")),
     Needed(
         ("update.clip_range", "update.clip_range_high"),
-        "objective=clip, without which it tells update/clip_fraction alone",
+        "objective=clip; with others only the metric update/clip_fraction uses it",
         lambda s: _named(s, "clip"),
     ),
     Needed(
