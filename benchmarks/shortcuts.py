@@ -149,7 +149,7 @@ VARIANTS = {
     "adam": Variant("Adam in one call", _instead("speed.flat.FlatAdam.lay_out", lambda *_: None)),
     "step": Variant("no unused hooks around the optimizer's step", _lightnings_step),
     "logging": Variant("metrics written into Lightning's results", _instead("speed.shortcuts.log_metrics", _log_dict)),
-    "scan": Variant("advantages by a scan", _off("rollout.advantages")),
+    "scan": Variant("advantages by a scan", _off("rollout.advantages"), ("halfcheetah", "single", "gru")),
     "memory": Variant("freed memory is kept", _instead("speed.freed_memory.keep_freed_memory", lambda: None)),
     "sums": Variant("sums through shared memory", _instead("speed.shared_sums.connect", lambda *_: None), ("ranks",)),
     "layout": Variant("images with channels last in memory", _pictures_as_they_come, ("pictures",)),
