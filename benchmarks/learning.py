@@ -5,8 +5,8 @@
     python benchmarks/learning.py random HalfCheetah-v5 Hopper-v5
     python benchmarks/learning.py report docs/results.md --experiments universal parity sb3
 
-A finished run is never repeated: its row stands in benchmarks/results/NAME.csv and its curve beside it. A run that was
-killed goes on from its last checkpoint. Returns are those of training, mean of the last 100 episodes, unless said.
+A finished run is never repeated: its row is in benchmarks/results/NAME.csv and its curve beside it. A run that was
+killed continues from its last checkpoint. Returns are those of training, mean of the last 100 episodes, unless said.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measure what more ranks cost and bring: collectives, and weak scaling with the environments per rank fixed.
+"""Measure the cost and gain of more ranks: collectives, and weak scaling with the environments per rank fixed.
 
 `python benchmarks/scaling.py` measures two CPU ranks (gloo, one thread each) against one on this machine, interleaved,
 and prints the tables of docs/scaling.md. Nothing else should run meanwhile. On a cluster, its launcher starts the part

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_ppo.cli.seeds import take_seeds, train_seeds
-from lightning_ppo.support.errors import ConfigError, nearest, report
-from lightning_ppo.support.program import program
+from lightning_ppo.support.errors import ConfigError, nearest, print_error
+from lightning_ppo.support.program import columns, program
 
 if TYPE_CHECKING:
     from lightning_ppo.settings.reference import Setting
@@ -26,7 +26,7 @@ EXAMPLES = (
     ("train env.id=my_package.my_env:MyEnv", "an environment class of yours"),
     ("train pendulum seeds=5", "five runs side by side, and what they say together; seed=1,2,3 works, too"),
     ("train run_dir=runs/mine trainer.max_time=00:01:00:00", ""),
-    ("train run_dir=runs/mine resume=last", "go on where it stopped"),
+    ("train run_dir=runs/mine resume=last", "continue where it stopped"),
     ("train trainer.devices=2 trainer.strategy=ddp", "two processes; docs/scaling.md has torchrun and SLURM"),
 )
 
@@ -71,12 +71,11 @@ def help_text() -> str:
     from lightning_ppo.settings.reference import sections, settings
 
     by_key = {setting.key: setting for setting in settings()}
-    lines = [(f"{called_as()}{command.removeprefix('train')}", meaning) for command, meaning in EXAMPLES]
-    column = max(len(line) for line, _ in lines)
+    examples = [(f"{called_as()}{command.removeprefix('train')}", meaning) for command, meaning in EXAMPLES]
     return HELP_TEXT.format(
         program=program(),
         train=called_as(),
-        examples="\n".join(f"  {line:<{column}}  {meaning}".rstrip() for line, meaning in lines),
+        examples=columns(examples, "  "),
         sections=" ".join(section.key for section in sections() if section.key),
         settings=_listed([by_key[key] for key in SHOWN]),
         folder=named_configs.FOLDER,
@@ -142,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return report(error, debug, "debug=true")
+        return print_error(error, debug, "debug=true")
 
 
 def _train(config: "Config") -> int:
@@ -153,7 +152,7 @@ def _train(config: "Config") -> int:
     try:
         train(config)
     except Interrupted as stopped:
-        go_on = f"go on with: {called_as()} run_dir={shlex.quote(str(stopped.run_dir))} resume=last"
+        go_on = f"continue with: {called_as()} run_dir={shlex.quote(str(stopped.run_dir))} resume=last"
         print(f"stopped; {'nothing was saved' if stopped.run_dir is None else go_on}", file=sys.stderr)
         return stopped.exit_code
     return 0

@@ -52,7 +52,7 @@ class RolloutCollector(Protocol):
         """Return everything the next rollout depends on besides the policy, as plain data; None where it is lost."""
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken; return why episodes start anew, if any do."""
+        """Continue from a saved state; return why episodes start anew, if any do."""
 
     def close(self) -> None:
         """Close the environments."""
@@ -156,7 +156,7 @@ class Collector:
         ended = steps.terminations | steps.truncations
         infos = {name: values for name, values in steps.infos.items() if name not in steps.shared}
         found = steps.rewards, ended, steps.valid, steps.terminations, steps.successes, infos
-        episodes = self.episodes.record(*found)
+        episodes = self.episodes.add(*found)
         steps.truncations[:-1] |= steps.truncations[1:] & ~steps.valid[1:]
         return episodes
 
@@ -190,7 +190,7 @@ class Collector:
         return torch.where(valid, values, torch.nan).to(self.generator.device, self.policy.dtype)
 
     def _score(self, rollout: Rollout) -> None:
-        """Fill in what the behaviour policy says of the rollout: distribution, log_probs, values and next_values."""
+        """Fill in the outputs of the behaviour policy: distribution, log_probs, values and next_values."""
         if rollout.states is not None and self.state is not None:
             after = torch.cat((rollout.states[1:], self.state[None]))
             rollout.boundary_states = after.flatten(0, 1)[rollout.boundary_rows]
@@ -221,7 +221,7 @@ class Collector:
         self.stepper.close()
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken; return why its episodes start anew, if they do."""
+        """Continue from a saved state; return why its episodes start anew, if they do."""
         restore_generator(self.generator, state["generator"], "actions are drawn")
         reason = self.stepper.resume(state["stepper"])
         if not reason:

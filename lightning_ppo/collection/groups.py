@@ -20,10 +20,23 @@ def group_sizes(num_envs: int, processes: int) -> list[int]:
     return [num_envs // processes + (group < num_envs % processes) for group in range(processes)]
 
 
-def make_groups(makes: Sequence[Callable[[], Collector]], num_envs: int) -> "GroupedCollector":
-    """Return a collector whose first group is in this process, and each other one in a process of its own."""
-    own = makes[0]()
-    return GroupedCollector(own, [RemoteCollector(make, own.policy) for make in makes[1:]], num_envs)
+def make_groups(makes: Sequence[Callable[[], Collector]], num_envs: int, *surroundings: Any) -> "GroupedCollector":
+    """Return a collector whose first group is in this process, and each other group in its own process.
+
+    Args:
+        makes: Make the collectors of the groups.
+        num_envs: N, of all groups.
+        surroundings: `precision` and `threads` of `RemoteCollector`.
+    """
+    own, others = makes[0](), list[RemoteCollector]()
+    grouped = GroupedCollector(own, others, num_envs)
+    try:
+        for make in makes[1:]:
+            others.append(RemoteCollector(make, own.policy, *surroundings))
+    except BaseException:  # one cannot be started: those before it end
+        grouped.kill()
+        raise
+    return grouped
 
 
 class GroupedCollector:
@@ -96,7 +109,7 @@ class GroupedCollector:
         return {"groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken, in as many groups; return why episodes start anew, if any do."""
+        """Continue from a saved state of as many groups; return why episodes start anew, if any do."""
         groups: list[Collector | RemoteCollector] = [self.own, *self.others]
         pairs = zip(groups, state["groups"], strict=True)
         reason = max([collector.load_state_dict(group) for collector, group in pairs])

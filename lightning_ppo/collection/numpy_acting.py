@@ -99,7 +99,7 @@ class _NumpyLayers:
         ]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Return what the layers make of x (N, I), valid until the next call."""
+        """Return the output of the layers for x (N, I), valid until the next call."""
         for weight, bias, buffer, norm in self._layers:
             x = np.matmul(x, weight, out=buffer)
             x += bias

@@ -72,7 +72,7 @@ class OverlappedCollector:
         return {**state, "ahead": to_plain(ahead, lambda x: x) | {"collect_seconds": 0.0}}
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken, with the rollout that was in progress, unless T or the task has changed.
+        """Continue from a saved state, with the rollout that was in progress, unless T or the task has changed.
 
         That is learnt from in the policy's precision, which may be another one now.
 

@@ -115,14 +115,4 @@ def start_collecting(
         compile,
         env.log_info,
     )
-    if len(makes) == 1:
-        return own
-    others: list[RemoteCollector] = []
-    grouped = GroupedCollector(own, others, num_envs)
-    try:
-        for make in makes[1:]:
-            others.append(RemoteCollector(make, policy, precision, threads))
-    except BaseException:  # one cannot be started: those before it end
-        grouped.kill()
-        raise
-    return grouped
+    return own if len(makes) == 1 else make_groups([lambda: own, *makes[1:]], num_envs, precision, threads)

@@ -20,8 +20,8 @@ from lightning_ppo.envs.changes import Change, from_plain, to_plain
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Episodes, Rollout
 from lightning_ppo.speed import switch
-from lightning_ppo.support.distributed import from_bytes, to_bytes
-from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError, one_line
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError, how_it_ended, one_line
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.tree import tree_map
 
 GRACE = 10.0
@@ -42,7 +42,7 @@ class RemoteCollector:
         make: Makes the collector, in the other process; it is sent there with the policy in it.
         policy: The policy that learns, on the CPU.
         precision: Enters the precision context the update runs in.
-        threads: Of torch, over there; None for as many as here.
+        threads: Threads of torch in the other process; None means as many as here.
 
     Raises:
         ConfigError: If the policy or the arguments of the environment cannot be sent.
@@ -65,7 +65,7 @@ class RemoteCollector:
         self._pipe, there = context.Pipe()
         # not a daemon, which could not have the processes of env.backend=async
         self._process = context.Process(target=work, args=(there, CloudpickleWrapper(make), surroundings))
-        # blocked until they are ignored over there: a Ctrl-C would end a process that is still importing
+        # blocked until the other process ignores them: a Ctrl-C would end a process that is still importing
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._process.start()
@@ -146,9 +146,7 @@ class RemoteCollector:
 
     def _death(self) -> EnvironmentFault:
         self._process.join(GRACE)
-        code = self._process.exitcode
-        how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        return EnvironmentFault(f"the process that collects ended {how}")
+        return EnvironmentFault(f"the process that collects ended {how_it_ended(self._process.exitcode)}")
 
     def close(self) -> None:
         """Close the environments once the rollout that was begun is complete, and end the process."""
@@ -175,10 +173,10 @@ class RemoteCollector:
         return None if state is None else from_bytes(state) | {"changes": to_plain(self._changes)[0]}
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken; return why episodes start anew, if any do.
+        """Continue from a saved state; return why episodes start anew, if any do.
 
         Raises:
-            EnvironmentFault: If that fails over there.
+            EnvironmentFault: If that fails in the other process.
         """
         self._send("load", to_bytes({**state, "changes": []}))
         reason = self._receive()

@@ -1,4 +1,4 @@
-"""The state of environments, episode records and sampling of all ranks in checkpoints, and going on from there."""
+"""Save and restore the state of environments, episode records and sampling of all ranks."""
 
 import logging
 from typing import Any
@@ -24,10 +24,10 @@ TASK = ("id", "kwargs", "wrappers", "action_mask", "atari")
 
 
 class Resuming:
-    """Saves the state of a stream of rollouts, and has another one go on from it.
+    """Saves the state of a stream of rollouts, and restores it into another one.
 
     Attributes:
-        pending: A state that a stream is to go on from, None where there is none.
+        pending: A state that a stream is to continue from, or None.
         new: What this run has changed in its environments before their state is restored.
 
     Args:
@@ -60,7 +60,7 @@ class Resuming:
                 self.changes.forget(change)
 
     def restore(self, stream: RolloutStream, kind: str) -> None:
-        """Have a stream go on from the pending state, if there is one.
+        """Restore the pending state into a stream, if there is one.
 
         Args:
             stream: The rollouts of this rank.
@@ -83,7 +83,7 @@ class Resuming:
         stream.collector.change(new)
 
     def _restore_rank(self, stream: RolloutStream, kind: str, state: dict[str, Any], task: dict[str, Any]) -> str:
-        """Go on where this rank stood; return why episodes start anew, if any do."""
+        """Restore the state of this rank; return why episodes start anew, if any do."""
         if state["collector"] is None:
             return "the process that collected died"
         steppers = stepper_states(state["collector"])
@@ -97,7 +97,7 @@ class Resuming:
         ahead = state["collector"].get("ahead")
         if ahead is not None and not (self.rollout.overlap and len(ahead["rewards"]) == self.rollout.num_steps):
             reason = "rollout.overlap or rollout.num_steps has changed"
-            rank_zero_warn(f"the rollout that was collected ahead is not learnt from: {reason}")
+            rank_zero_warn(f"the rollout that was collected ahead is dropped: {reason}")
         changed = [f"env.{name}" for name, value in self._task().items() if value != task.get(name, value)]
         if changed:
             for stepper in steppers:

@@ -24,7 +24,7 @@ class Steps(NamedTuple):
     terminations: Tensor
     truncations: Tensor
     learn_rewards: Tensor
-    """What to learn from, where the environment told it apart from the rewards that make the score."""
+    """The rewards to learn from, if the environment separates them from the score."""
     learn_terminations: Tensor
     valid: Tensor
     starts: Tensor

@@ -99,7 +99,7 @@ class RolloutStream(IterableDataset):
         return {"collector": self.collector.state_dict(), "discounted_sums": self._running.cpu().clone()}
 
     def set_state(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken; return why episodes start anew, if any do."""
+        """Continue from a saved state; return why episodes start anew, if any do."""
         reason = self.collector.load_state_dict(state["collector"])
         self._running = self._running if reason else state["discounted_sums"].clone()
         return reason

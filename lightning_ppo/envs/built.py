@@ -1,4 +1,4 @@
-"""Environments as they were built: what has not changed since is not saved, and what they were built from is told."""
+"""Remember environments as they were built: only changes are saved, and differences in how they are built are named."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""What environments return, held against what their spaces declare: structure, shape, dtype and range."""
+"""Compare what environments return with their spaces: structure, shape, dtype and range."""
 
 import logging
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from lightning_ppo.support.tree import tree_leaves, tree_map
 _log = logging.getLogger(__name__)
 
 NOTICE = "lightning_ppo.notice"
-"""Info of a copy that has something to say once."""
+"""Info of a copy with a line to log once."""
 
 Problem = tuple[str, str] | None
-"""What was returned, and what was expected of it; None where it is right."""
+"""What was returned, and what was expected; None if it is correct."""
 
 _CHOICES = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _TOLERANCE = 1e-5
@@ -46,7 +46,7 @@ def _children(space: spaces.Dict | spaces.Tuple, path: str) -> list[tuple[Any, g
 
 
 def misfit(space: gymnasium.Space, observation: Any, path: str = "") -> Problem:
-    """Return what of an observation, of one copy or of many, does not have the structure and shapes of its space."""
+    """Return how an observation, of one copy or of many, differs from the structure and shapes of its space."""
     entry = _entry(path)
     found = f"an observation of type {type(observation).__name__}{entry}"
     if isinstance(space, spaces.Dict | spaces.Tuple):
@@ -77,8 +77,8 @@ def misfit(space: gymnasium.Space, observation: Any, path: str = "") -> Problem:
 def as_declared(space: gymnasium.Space, observation: Any, path: str = "") -> tuple[Any, Problem, str]:
     """Return one copy's observation in the dtypes of its space.
 
-    Whoever puts copies into one array converts them without a word. Here it is known what gets lost: all of a value's
-    meaning is a problem, digits are a sentence to be said.
+    Code that stacks copies into one array converts them silently. Here it is known what is lost: all of a value's
+    meaning is a problem, digits are worth a line in the log.
 
     Args:
         space: Its space.
@@ -202,7 +202,7 @@ class _Limits(NamedTuple):
 
 
 class _Rule:
-    """What one part of a space allows.
+    """The limits of one part of a space.
 
     Args:
         path: Of the part.
@@ -271,7 +271,7 @@ class _Rule:
         if isinstance(self.space, spaces.Box) and self.space.dtype.kind in "iu" and dtype != _dtype(self.space):
             return f"{text} as {str(dtype).removeprefix('torch.')}, which {named(self.space)} cannot hold"
         self._told = True
-        message = f"{text}, outside {named(self.space)}: the agent sees it as it is; mend the space or the environment"
+        message = f"{text}, outside {named(self.space)}: the agent sees it as it is; correct space or environment"
         warn_once(_log, ("range", self.path, named(self.space)), message)
         return ""
 

@@ -1,4 +1,4 @@
-"""One copy of an environment, watched: what goes wrong in it is named, and the copy can be replaced."""
+"""Watch one copy of an environment: name what goes wrong in it, and replace it if asked to."""
 
 import copy
 import logging
@@ -18,9 +18,10 @@ from lightning_ppo.envs.changes import Change, Outcome, change_innermost, layers
 from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, outside
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.scores import notices_of
-from lightning_ppo.envs.state import from_bytes, get_env_state, set_env_state, to_bytes
-from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.envs.state import get_env_state, set_env_state
+from lightning_ppo.support.errors import EnvironmentFault, described, one_line
 from lightning_ppo.support.notices import warn_once
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.tree import tree_leaves
 
 _log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class GuardedEnv(gymnasium.Wrapper):
         return built_of(self).facts()
 
     def close(self) -> None:
-        """Close the environment; should it raise, it is left as it is, and a warning says so."""
+        """Close the environment; if it raises, it is left open, and a warning says so."""
         try:
             super().close()
         except (Exception, SystemExit) as error:
@@ -173,8 +174,8 @@ class GuardedEnv(gymnasium.Wrapper):
                 f"env {self.index} did not return from {what} {self.steps} within {limit} (env.timeout)"
             ) from None
         except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise EnvironmentFault(f"env {self.index} raised in {what} after {self.steps} steps: {reason}") from error
+            raised = f"env {self.index} raised in {what} after {self.steps} steps: {described(error)}"
+            raise EnvironmentFault(raised) from error
         if problem is not None:
             raise EnvironmentFault(f"env {self.index} returned {problem[0]} from {what} {self.steps}, {problem[1]}")
         return result
@@ -240,7 +241,7 @@ class GuardedEnv(gymnasium.Wrapper):
 
 
 def close_env(env: VectorEnv) -> None:
-    """Close a vector environment; should it raise, it is left as it is, and a warning says so."""
+    """Close a vector environment; if it raises, it is left open, and a warning says so."""
     try:
         env.close()
     except (Exception, SystemExit) as error:
@@ -248,8 +249,8 @@ def close_env(env: VectorEnv) -> None:
 
 
 def _warn_of_close(name: str, error: BaseException) -> None:
-    raised = f"raised in close: {type(error).__name__}: {one_line(error)}"
-    warn_once(_log, raised, f"{name} {raised}; it is left as it is, and so are others that do the same")
+    raised = f"raised in close: {described(error)}"
+    warn_once(_log, raised, f"{name} {raised}; it is left open, and so are others that do the same")
 
 
 def _not_finite(observation: Any) -> Problem:

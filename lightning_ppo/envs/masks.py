@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
-from lightning_ppo.support.errors import ConfigError, EnvironmentFault, one_line
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, described
 from lightning_ppo.support.spaces import space_leaves
 
 
@@ -155,9 +155,8 @@ class ActionMasks:
         try:
             return list(cast("SyncVectorEnv", self.source.env).call(self.source.key))
         except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error)}"
             raise EnvironmentFault(
-                f"env.action_mask: calling {self.source.key} failed at step {step}: {text}"
+                f"env.action_mask: calling {self.source.key} failed at step {step}: {described(error)}"
             ) from error
 
     def _joined(self, masks: Any, rows: np.ndarray, step: int) -> np.ndarray:

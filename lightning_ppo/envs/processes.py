@@ -17,12 +17,13 @@ from gymnasium.vector.utils import iterate
 
 from lightning_ppo.envs.changes import Change, Outcome
 from lightning_ppo.speed.copy_process import step_copy
-from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.errors import EnvironmentFault, how_it_ended, one_line
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.randomness import (
     derive_seeds,
-    random_state_as_bytes,
+    get_random_state,
     seed_global_generators,
-    set_random_state_from_bytes,
+    set_random_state,
 )
 
 FAULT, REPLACED = "lightning_ppo.fault", "lightning_ppo.replaced"
@@ -33,7 +34,7 @@ GRACE = 5.0
 
 
 class ProcessVectorEnv(AsyncVectorEnv):
-    """Steps copies in processes of their own; names the one that dies, and can start all of them again.
+    """Steps each copy in its own process; names the one that dies, and can start all of them again.
 
     What the copies themselves do wrong they report as data (see `GuardedEnv`). A process that dies or cannot be
     interrupted takes the others with it: all are started again, and every episode in progress is cut off.
@@ -134,9 +135,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
             ended = wait([process.sentinel for process in self.processes], GRACE)
             index = next((i for i, process in enumerate(self.processes) if process.sentinel in ended), 0)
             self.processes[index].join(GRACE)
-            code = self.processes[index].exitcode
-            died = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-            problem = f"died in {what}: its process ended {died}"
+            problem = f"died in {what}: its process ended {how_it_ended(self.processes[index].exitcode)}"
         return f"env {index} {problem}{'' if actions is None else shown(actions[index])}"
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
@@ -173,11 +172,11 @@ class OwnGenerators(gymnasium.Wrapper):
     @property
     def generators(self) -> bytes:
         """The state of the global generators."""
-        return random_state_as_bytes()
+        return to_bytes(get_random_state())
 
     @generators.setter
     def generators(self, state: bytes) -> None:
-        set_random_state_from_bytes(state)
+        set_random_state(from_bytes(state))
 
 
 def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int, seed: int) -> Callable[[], gymnasium.Env]:

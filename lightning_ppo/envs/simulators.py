@@ -76,7 +76,7 @@ class TensorVectorEnv(VectorEnv):
 
     @property
     def device(self) -> str:
-        """Where the simulator says that it is."""
+        """The device that the simulator names."""
         return str(getattr(self.env, "device", "cpu"))
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,7 @@ from lightning_ppo.envs.infos import InfoReader
 from lightning_ppo.envs.masks import MaskSource, observed_space
 from lightning_ppo.envs.state import get_env_state
 from lightning_ppo.envs.training_signal import Lesson
-from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.errors import EnvironmentFault, described
 from lightning_ppo.support.spaces import space_leaves, space_structure
 from lightning_ppo.support.tree import tree_map
 
@@ -182,7 +182,7 @@ def call(env: VectorEnv, method: str, num_steps: int, *args: Any, **kwargs: Any)
         raise
     except (Exception, SystemExit) as error:
         raise EnvironmentFault(
-            f"the environment raised in {method} after {num_steps} steps: {type(error).__name__}: {one_line(error)}"
+            f"the environment raised in {method} after {num_steps} steps: {described(error)}"
         ) from error
 
 

@@ -29,7 +29,7 @@ class MaskedObservations(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What the current policy says of B observed transitions."""
+    """Outputs of the current policy for B transitions."""
 
     distribution: Tensor
     """(B, P), parameters of the action distribution."""
@@ -47,22 +47,22 @@ class ActorCritic(nn.Module):
     Whatever the precision of the trunks, output layers and distribution are computed in that of the parameters.
 
     Attributes:
-        inputs: What networks see of observations.
+        inputs: Turns observations into the inputs of the networks.
         head: The action distribution.
         network: Actor and critic.
-        actor_keys: Entries of a Dict observation that the actor sees, where the critic sees more; None stands for all.
+        actor_keys: Entries of a Dict observation that the actor sees, if the critic sees more; None means all.
         state_size: H, numbers in the recurrent state of one environment; 0 for a policy without memory.
         version: Policy updates so far.
 
     Args:
-        observation_space: What the environment shows.
-        action_space: What it takes.
+        observation_space: Of one environment.
+        action_space: Of one environment.
         policy: Network settings.
         normalize: Normalisation settings.
 
     Raises:
         UnsupportedSpaceError: If a space is not supported.
-        ConfigError: If a setting does not go with the spaces, or a network of the user's own cannot be used.
+        ConfigError: If a setting does not fit the spaces, or a custom network cannot be used.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class ActorCritic(nn.Module):
     def lay_out(self, observations: Observations) -> Observations:
         """Return observations (T, N, ...), in memory as the built-in encoders read them fastest.
 
-        Networks of a user's own get them as they are.
+        Custom networks get them unchanged.
         """
         own = self.network
         trunks = (own.actor_trunk, own.critic_trunk) if isinstance(own, ActorCriticNetwork) else ()
@@ -162,7 +162,7 @@ class ActorCritic(nn.Module):
         """Take the observations of a rollout into the normalisers' statistics, those that episodes ended with too.
 
         Args:
-            rollout: What actor and critic saw.
+            rollout: The rollout.
             reduce: Sums a float64 tensor over all ranks.
         """
         if self.inputs.normalizers:

@@ -1,4 +1,4 @@
-"""Observations as people hand them in, made the batch of tensors that a policy takes, and the way back for actions."""
+"""Observations in any convenient form, converted to the batch of tensors that a policy takes, and actions back."""
 
 from collections.abc import Mapping
 from typing import Any

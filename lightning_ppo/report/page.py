@@ -179,7 +179,7 @@ def _legend(groups: Sequence[Group]) -> str:
 
 def _names(groups: Sequence[Group]) -> list[str]:
     logged = {name for group in groups for run in group.runs for name in run.curves}
-    # the final evaluation is one point, which stands in the table
+    # the final evaluation is one point, which is in the table
     return [name for name in METRICS if name in logged] + sorted(
         name for name in logged - set(METRICS) if not name.startswith("test/")
     )

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from omegaconf import OmegaConf
 
-from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.loading import flat, to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.errors import UserError
 
@@ -32,7 +32,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds.
+    """The contents of a run directory.
 
     Attributes:
         path: The directory.
@@ -67,7 +67,7 @@ class Group:
     """Runs of one experiment with different seeds.
 
     Attributes:
-        label: What sets it apart from the other groups of its environment.
+        label: The settings that differ from the other groups of its environment.
         runs: At least one.
     """
 
@@ -140,13 +140,9 @@ def _read_curves(path: Path) -> dict[str, Curve]:
     return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in points.items()}
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted name."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping) and value and "kind" not in value
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted name; schedules and empty mappings stay as they are."""
+    return flat(settings, whole=lambda value: not value or "kind" in value)
 
 
 def changed_settings(run: Run) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class EpisodeRecorder:
         self.lengths = torch.zeros(num_envs, dtype=torch.int64)
         self.infos: dict[str, Tensor] = {}
 
-    def record(
+    def add(
         self,
         rewards: Tensor,
         ended: Tensor,
@@ -104,7 +104,7 @@ class EpisodeRecorder:
         return {**state, "episode_infos": {name: values.cpu().clone() for name, values in self.infos.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any], names: Iterable[str] = ()) -> None:
-        """Go on where `state` was taken.
+        """Continue from a saved state.
 
         Args:
             state: Of a recorder.
@@ -122,6 +122,6 @@ def check_returns(returns: Tensor) -> None:
     finite = returns.float().isfinite()
     if not finite.all():
         raise EnvironmentFault(
-            f"an episode has the return {float(returns[~finite][0]):g}, which is beyond what can be learnt from or "
+            f"an episode has the return {float(returns[~finite][0]):g}, which is too large to be learnt from or "
             "reported; scale the rewards, or bound the actions that they depend on"
         )

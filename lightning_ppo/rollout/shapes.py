@@ -64,8 +64,8 @@ class Rollout:
     """T steps of N environments, time-major.
 
     Attributes:
-        observations: (T, N, ...), what the policy saw; images (C, H, W) may have their channels last in memory.
-        actions: (T, N, ...), what it sampled, before any clipping to the action space.
+        observations: (T, N, ...), inputs of the policy; images (C, H, W) may have their channels last in memory.
+        actions: (T, N, ...), as sampled, before any clipping to the action space.
         distribution: (T, N, P), parameters of the distribution it sampled from.
         log_probs: (T, N), log-probabilities of the actions.
         values: (T, N), value estimates of the observations.
@@ -80,14 +80,14 @@ class Rollout:
         episodes: Episodes that ended within this rollout.
         infos: What `env.log_info` names, each (T, N), NaN where the environment has not told it.
         policy_version: Number of policy updates before the rollout was collected.
-        collect_seconds: Wall-clock time of collecting, or of waiting for it where it goes on beside learning.
+        collect_seconds: Wall-clock time of collecting, or of waiting for a rollout that is collected during the update.
         action_masks: (T, N, M) bool, which choices of the discrete actions were allowed; None if all of them.
         starts: (T, N) bool, the observation is the first of an episode; set where the policy is recurrent, else None.
         states: (T, N, H), recurrent state before each step, not yet reset where an episode starts, or None.
         boundary_states: (K, H), recurrent states that go with the boundary observations, or None.
         gamma: Discount factor, set by the stream as are all that follow.
         gae_lambda: Lambda of GAE.
-        scaled_rewards: (T, N), what advantages are estimated from.
+        scaled_rewards: (T, N), from which advantages are estimated.
         advantages: (T, N).
         returns: (T, N), value targets.
     """

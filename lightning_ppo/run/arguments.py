@@ -47,7 +47,7 @@ def read_arguments(arguments: Sequence[str | Mapping[str, Any]]) -> Config:
     resume = peek(given, overrides, "resume")
     if resume is None:
         if trust:
-            raise ConfigError("--trust: what you name yourself needs none; it is for a checkpoint given as resume=PATH")
+            raise ConfigError("--trust: only names in a checkpoint given as resume=PATH need it")
         return load(paths, overrides)
     found = _find_checkpoint(str(resume), peek(given, overrides, "run_dir"))
     if found is None:
@@ -88,7 +88,7 @@ def _find_checkpoint(resume: str, run_dir: Any) -> tuple[Path, Path, dict[str, A
     checkpoint = Path(resume)
     if resume in ("last", "auto"):
         if run_dir is None:
-            raise ConfigError(f"resume: `{resume}` needs run_dir=PATH, the directory of the run to go on with")
+            raise ConfigError(f"resume: `{resume}` needs run_dir=PATH, the directory of the run to resume")
         checkpoint = Path(run_dir) / "checkpoints" / "last.ckpt"
         if resume == "auto" and not versions(checkpoint):
             return None
@@ -97,13 +97,13 @@ def _find_checkpoint(resume: str, run_dir: Any) -> tuple[Path, Path, dict[str, A
     if resume in ("last", "auto"):
         checkpoint, content, problems = read_newest(checkpoint)
         if problems:
-            print_once(f"resume: {problems}; going on with the one before it, {checkpoint}")
+            print_once(f"resume: {problems}; using the version before it, {checkpoint}")
     else:
         content = read_checkpoint(checkpoint)
     owner = checkpoint.resolve().parent.parent
     owned = checkpoint.resolve().parent.name == "checkpoints" and (owner / "config.yaml").is_file()
     if run_dir is None and not owned:
-        raise ConfigError(f"resume: {checkpoint} lies in no run directory; name one with run_dir=PATH")
+        raise ConfigError(f"resume: {checkpoint} is in no run directory; name one with run_dir=PATH")
     target = owner if run_dir is None else Path(run_dir)
     if target.exists() and any(target.iterdir()) and not (owned and target.resolve() == owner):
         raise ConfigError(f"run_dir: {target} is not empty and {checkpoint} is not its own; name another")

@@ -73,6 +73,6 @@ class Timing(Callback):
         return {name: getattr(self, name) for name in self._SAVED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint."""
+        """Continue counting from a checkpoint."""
         for name in self._SAVED:
             setattr(self, name, state_dict.get(name, 0.0))

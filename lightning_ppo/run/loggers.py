@@ -13,10 +13,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightning_ppo.settings.class_path import class_path_of
 from lightning_ppo.settings.sections import LOGGERS
-from lightning_ppo.speed import switch
-from lightning_ppo.speed.tensorboard import add_scalars
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.files import replacing
+from lightning_ppo.support.packages import install
 
 ALWAYS = ("csv", "tensorboard")
 """Names of what every run directory has: metrics.csv and TensorBoard events."""
@@ -25,7 +24,7 @@ SERVICES = ("wandb", "mlflow")
 """Names of Lightning's loggers, which are those of the packages that they need."""
 
 EnvSteps = Callable[[], int]
-"""Tells how many environment steps have been trained on."""
+"""Returns the number of environment steps trained on."""
 
 
 class TensorBoardEvents(TensorBoardLogger):
@@ -45,10 +44,7 @@ class TensorBoardEvents(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Write one point per metric."""
-        if switch.is_on():
-            add_scalars(self.experiment, metrics, self._env_steps())
-        else:
-            super().log_metrics(metrics, self._env_steps())
+        super().log_metrics(metrics, self._env_steps())
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -151,7 +147,7 @@ def make_loggers(entries: Sequence[Any], run_dir: Path) -> list[Logger]:
         arguments = {}
         if isinstance(name, str) and name in SERVICES:
             if find_spec(name) is None:
-                raise ConfigError(f"loggers: {name} needs the package {name}: pip install 'lightning-ppo[{name}]'")
+                raise ConfigError(f"loggers: {name} needs the package {name}: {install(name)}")
             arguments = _service_arguments(name, run_dir)
         loggers.append(LOGGERS.instantiate(entry, **arguments))
     return loggers

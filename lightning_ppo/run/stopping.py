@@ -1,4 +1,4 @@
-"""Stop on signals without losing anything."""
+"""Stop on signals without losing progress."""
 
 import contextlib
 import os
@@ -142,7 +142,7 @@ class GracefulStop(Callback):
         self._give_back()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals for the evaluation after training; stop if one has come to any rank."""
+        """Take over the signals for the evaluation after training; stop if any rank has received one."""
         if self._agree(pl_module):
             self._stop()
         self._take_over(self._interrupt)

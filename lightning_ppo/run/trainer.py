@@ -8,7 +8,7 @@ from typing import Any
 from lightning_ppo.settings.class_path import instantiate
 from lightning_ppo.settings.loading import to_container
 from lightning_ppo.settings.sections import Config
-from lightning_ppo.support.errors import ConfigError, UserError, one_line
+from lightning_ppo.support.errors import ConfigError, UserError, described
 
 
 def build_trainer(
@@ -85,7 +85,7 @@ def build_trainer(
     except UserError:
         raise
     except Exception as error:
-        raise ConfigError(f"trainer: {type(error).__name__}: {one_line(error)}") from error
+        raise ConfigError(f"trainer: {described(error)}") from error
     if config.evaluation.every_n_epochs is None and not {"check_val_every_n_epoch", "val_check_interval"} & set(given):
         trainer.callbacks.append(EvaluationPace())  # after the Timer that the Trainer makes of max_time
     return trainer

@@ -17,7 +17,7 @@ from lightning_ppo.settings.loading import to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.distributed import print_once
 from lightning_ppo.support.packages import package_versions
-from lightning_ppo.support.program import program
+from lightning_ppo.support.program import columns, program
 
 
 def train(config: Config | str | Path | Mapping[str, Any], callbacks: Sequence[Any] = ()) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def train(config: Config | str | Path | Mapping[str, Any], callbacks: Sequence[A
         callbacks: Lightning callbacks besides those that the settings name.
 
     Raises:
-        UserError: For everything that a person can mend.
+        UserError: For every error that a user can correct.
         Interrupted: If a signal stopped the training; its state has been saved.
     """
     named = RUN_DIR_VARIABLE in os.environ
@@ -156,7 +156,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
 
 
 def _quiet() -> None:
-    """Leave to Lightning only what a person must act on."""
+    """Keep only those messages of Lightning that need action."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lightning_ppo").setLevel(logging.INFO)
@@ -223,5 +223,4 @@ def _table(summary: dict[str, Any], metrics: dict[str, Any], run_dir: Path) -> s
     ]
     if (run_dir / "checkpoints" / "last.ckpt").exists():
         rows.append(("play it", f"{program()} evaluate {run_dir}/checkpoints/last.ckpt"))
-    width = max(len(name) for name, _ in rows)
-    return "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return f"\n{columns(rows)}"

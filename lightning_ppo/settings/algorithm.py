@@ -29,7 +29,7 @@ SCHEDULER_KEYS = {"class_path", "init_args", "interval", "frequency", "monitor"}
 
 @dataclass
 class RolloutConfig:
-    """How much is collected per iteration, and how returns are estimated."""
+    """How much an iteration collects, and how returns are estimated."""
 
     num_steps: int = 64
     """T, steps per environment and iteration."""
@@ -38,7 +38,7 @@ class RolloutConfig:
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation in [0, 1]; 0 is the TD error, 1 the Monte Carlo return."""
     overlap: bool = False
-    """Collect each rollout in another process while the one before is learnt from, with a policy one update older."""
+    """Collect the next rollout in another process during the update, with a policy one update older."""
     processes: int = 1
     """Processes that collect at the same time, each with its share of the environments."""
 
@@ -75,21 +75,21 @@ class TrustRegionConfig:
 
 @dataclass
 class UpdateConfig:
-    """What one PPO iteration does with a rollout. Coefficients take a number or a schedule."""
+    """The update of one PPO iteration. Coefficients take a number or a schedule."""
 
     epochs: int | None = None
-    """Passes over the rollout, those of `trpo` for the critic alone; null takes 10, or 1 for `policy_gradient`."""
+    """Passes over the rollout (with `trpo`, of the critic only); null means 10, or 1 for `policy_gradient`."""
     minibatch_size: int = 128
     """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
     sequence_length: int | None = None
     """L, consecutive steps through which a recurrent policy is trained, a divisor of num_steps and minibatch_size; null
-    takes the largest that leaves four sequences in a minibatch."""
+    means the largest with four sequences in a minibatch."""
     clip_range: Any = 0.2
     """Epsilon of the clipped surrogate (PPO paper, equation 7), below 1, usually 0.1 to 0.3."""
     clip_range_high: Any = None
     """How far the ratio may rise above 1; null takes `clip_range`, which then bounds both sides."""
     kl_coefficient: Any = 1.0
-    """Beta of the objective `kl_penalty`, and where that of `adaptive_kl` starts (equation 8)."""
+    """Beta of the objective `kl_penalty`, and the start of beta of `adaptive_kl` (equation 8)."""
     kl_target: float = 0.01
     """KL divergence that the objective `adaptive_kl` aims at (section 4), in nats."""
     trust_region: TrustRegionConfig = field(default_factory=TrustRegionConfig)
@@ -102,8 +102,8 @@ class UpdateConfig:
     std_decay: Any = field(
         default_factory=lambda: {"kind": "piecewise", "points": [[0.0, 0.0], [0.75, 0.0], [1.0, 0.5]]}
     )
-    """Log units by which the standard deviation of Gaussian actions is lowered besides what is learnt, a schedule over
-    the training budget; 0 leaves it to learning. Nothing is lowered with the objective `trpo`."""
+    """Log units by which the standard deviation of Gaussian actions is lowered in addition to what is learnt, a
+    schedule over the training budget; 0 turns it off. It has no effect with the objective `trpo`."""
     noise_color: Any = 0.0
     """Colour of the noise of Gaussian actions, a number up to 2 or a schedule over the training budget: its power over
     the steps falls as 1 / f^colour with frequency f. 0 is white, each step by itself, 1 is pink."""
@@ -112,7 +112,7 @@ class UpdateConfig:
     target_kl: float | None = None
     """End the iteration after an epoch whose KL to the behaviour policy exceeds this, in nats; null never does."""
     recompute_advantages: bool = False
-    """Estimate advantages and value targets anew before each epoch, with the critic as it then is."""
+    """Estimate advantages and value targets anew before each epoch, with the current critic."""
     normalize_advantages: bool = True
     """Shift and scale the advantages of a rollout (over all ranks) to mean 0 and standard deviation 1."""
 
@@ -165,13 +165,12 @@ class OptimizerConfig:
             "cooldown": 0.5,
         }
     )
-    """Step size: a number or a schedule; `adaptive_kl` steers it towards a KL of target_kl per iteration.
+    """Step size: a number or a schedule; `adaptive_kl` adjusts it towards a KL of target_kl per iteration.
 
-    With the objective `trpo` it is the critic's, and `adaptive_kl` leaves it at its start."""
+    With the objective `trpo` it is the critic's, and `adaptive_kl` keeps it at its start."""
     scheduler: Any = None
-    """A scheduler that starts at `learning_rate`, which is a number then: a class path, or `{class_path: ...,
-    init_args: {...}, interval: step or epoch, frequency: ..., monitor: ...}`; null leaves the rate to
-    `learning_rate`."""
+    """A scheduler that starts at `learning_rate`, which must then be a number: a class path, or `{class_path: ...,
+    init_args: {...}, interval: step or epoch, frequency: ..., monitor: ...}`; null uses `learning_rate` alone."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of the moments of `adam`."""
     epsilon: float = 1e-5
@@ -222,7 +221,7 @@ class OptimizerConfig:
 
 @dataclass
 class NormalizeConfig:
-    """Running statistics that make the scale of observations and rewards irrelevant."""
+    """Running statistics that normalise observations and scale rewards."""
 
     observations: bool = True
     """Shift and scale observations to mean 0 and variance 1."""

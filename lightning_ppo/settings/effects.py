@@ -15,12 +15,12 @@ Settings = Mapping[str, Any]
 
 
 class Needed(NamedTuple):
-    """What some settings need."""
+    """A requirement of some settings."""
 
     keys: tuple[str, ...]
     """Settings, or sections that end in `.*`."""
     what: str
-    """What they need, as the line says it that names a setting without effect."""
+    """The requirement, as in the line that names a setting without effect."""
     missing: Callable[[Settings], bool]
     """Whether that is missing, given all settings and `actions`, the kinds of spaces that the actions are made of."""
 
@@ -31,7 +31,7 @@ REFUSED = {
     "env.on_error": "`restart`: copies stepped one by one (`sync`, `async`)",
     "env.max_episode_steps": "a task whose time limit can be set; Atari games have `env.atari.max_frames`",
     "env.action_mask": "discrete actions; `method:NAME`: copies stepped one by one (`sync`, `async`)",
-    "rollout.overlap": "a policy on the CPU, an environment that is named, a ratio",
+    "rollout.overlap": "a policy on the CPU, an environment that is named, an objective with a ratio",
     "rollout.processes": "a policy on the CPU, an environment that is named",
     "optimizer.init_args": "another `optimizer.class_path` than `adam`",
     "optimizer.scheduler": "a number as `optimizer.learning_rate`",
@@ -46,11 +46,11 @@ REFUSED = {
 """Settings that are refused where what they need is missing."""
 
 TOLD = {
-    "env.stagger": "a time limit, and a way to cut single copies off ([which](environments.md))",
+    "env.stagger": "a time limit, and a way to truncate single copies ([which](environments.md))",
     "env.atari.noop_max": "0: another backend than `envpool`, which makes it 1",
     "compile": "`true`: a C++ compiler, a loss that can be traced; on a GPU Triton, and a policy that can be recorded",
 }
-"""Settings whose absence of effect is told by whoever finds out, once."""
+"""Settings for which the code that finds that they have no effect says so, once."""
 
 
 def _named(settings: Settings, *but: str) -> bool:
@@ -74,7 +74,7 @@ NEEDED = (
     Needed(("env.atari.*",), "an Atari game (env.id=ALE/...)", lambda s: not s["env.id"].startswith("ALE/")),
     Needed(
         ("update.clip_range", "update.clip_range_high"),
-        "objective=clip, without which it tells update/clip_fraction alone",
+        "objective=clip; with others only the metric update/clip_fraction uses it",
         lambda s: _named(s, "clip"),
     ),
     Needed(
@@ -119,7 +119,7 @@ NEEDED = (
         lambda s: not s["env.id"] and not s["evaluation_env"],
     ),
 )
-"""Settings that do nothing where what they need is missing; one line says so if they differ from their default."""
+"""Settings without effect if a requirement is missing; one line says so if they differ from their default."""
 
 EVERYWHERE = (
     *(
@@ -145,7 +145,7 @@ EVERYWHERE = (
 
 
 def covers(pattern: str, key: str) -> bool:
-    """Return whether a setting is, or lies in, what a pattern names."""
+    """Return whether a pattern names a setting or its section."""
     return key == pattern or (pattern.endswith(".*") and key.startswith(pattern[:-1]))
 
 

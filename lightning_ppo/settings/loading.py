@@ -1,7 +1,7 @@
 """Settings from YAML files and `key=value` overrides, and back to plain data."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -58,7 +58,7 @@ def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) 
         raise ConfigError(f"{key}.kwargs: expected a mapping, got {objects['kwargs']!r}")
     if not isinstance(objects.get("wrappers", []), list | tuple):
         raise ConfigError(f"{key}.wrappers: expected a list, got {objects['wrappers']!r}")
-    return replace(made, **{name: _copied(setting) for name, setting in objects.items()})
+    return replace(made, **{name: copied(setting) for name, setting in objects.items()})
 
 
 def section_with(kind: type[T], given: T | Mapping[str, Any] | None, single: dict[str, Any], key: str) -> T:
@@ -75,13 +75,13 @@ def _plain_number(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _copied(value: Any) -> Any:
-    """Return dicts and lists anew, whatever else is in them as it is."""
+def copied(value: Any) -> Any:
+    """Return new dicts and lists with the same other values."""
     if isinstance(value, Container):
         return OmegaConf.to_container(value)
     if isinstance(value, dict | Mapping):
-        return {name: _copied(child) for name, child in value.items()}
-    return [_copied(child) for child in value] if type(value) is list else value
+        return {name: copied(child) for name, child in value.items()}
+    return [copied(child) for child in value] if type(value) is list else value
 
 
 def _literal(settings: Mapping[str, Any]) -> DictConfig:
@@ -110,11 +110,14 @@ def to_container(value: Any) -> Any:
     return value
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level of dotted keys."""
+def flat(
+    tree: Mapping[str, Any], prefix: str = "", whole: Callable[[Mapping[str, Any]], bool] = lambda _: False
+) -> dict[str, Any]:
+    """Return nested settings as one level of dotted keys; mappings that are to stay `whole` are values."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        nested = isinstance(value, Mapping) and not whole(value)
+        found |= flat(value, f"{prefix}{key}.", whole) if nested else {f"{prefix}{key}": value}
     return found
 
 

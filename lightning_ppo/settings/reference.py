@@ -19,7 +19,7 @@ class Setting:
         key: Dotted name, as on the command line.
         type: Its type as written in the source.
         default: Its default as plain data.
-        meaning: What the source says of it.
+        meaning: Its docstring in the source.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Section:
 
     Attributes:
         key: Dotted name, empty for the top level.
-        meaning: What the source says of it.
+        meaning: Its docstring in the source.
         settings: Its settings.
     """
 

@@ -33,7 +33,7 @@ CALLBACKS = Registry("callbacks", "pytorch_lightning.callbacks.Callback", {})
 
 @dataclass
 class CheckpointConfig:
-    """What is kept under `run_dir/checkpoints`."""
+    """The files in `run_dir/checkpoints`."""
 
     every_env_steps: int | None = None
     """Environment steps after which last.ckpt is written again, at the end of an epoch; null writes it at each."""
@@ -61,12 +61,12 @@ class Config:
     run_dir: str | None = None
     """Where everything is written; default runs/<env id>/<timestamp>."""
     resume: str | None = None
-    """`last` or the path of a checkpoint goes on with a run; `auto` goes on if run_dir has one, else starts."""
+    """`last` or the path of a checkpoint resumes a run; `auto` resumes if run_dir has a checkpoint, else starts."""
     compile: Any = "auto"
-    """Compile the minibatch update with torch.compile: `true`, `false`, or `auto`, which does for long runs of what
-    comes along, where a compiler is there."""
+    """Compile the minibatch update with torch.compile: `true`, `false`, or `auto`, which compiles long runs of built-in
+    parts if there is a compiler."""
     plain: bool = False
-    """Plain torch, none of the shortcuts of `lightning_ppo.speed`: the same results, slower; to hunt a bug."""
+    """Plain torch, none of the shortcuts of `lightning_ppo.speed`: the same results, slower; to isolate a bug."""
     debug: bool = False
     """Print full tracebacks."""
     objective: Any = "clip"

@@ -83,11 +83,11 @@ class Reference(NamedTuple):
     key: str
     """The setting, such as `env.id`."""
     kind: str
-    """What has to be found there."""
+    """The kind that is required there."""
     name: str
-    """What is named."""
+    """The name."""
     arguments: Any
-    """What it is called with."""
+    """Its arguments."""
 
 
 def check_names(
@@ -245,7 +245,7 @@ def _environment_objection(name: str, trust: Sequence[str]) -> str | None:
 
     try:
         spec = find_spec(name)
-    except EnvironmentFault:  # whoever makes it says so
+    except EnvironmentFault:  # building it raises the same error
         return None
     module, _, attribute = name.partition(":")
     if attribute and hasattr(sys.modules[module], attribute):

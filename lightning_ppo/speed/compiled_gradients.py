@@ -1,6 +1,5 @@
 """Forward and backward of a loss as one compiled graph."""
 
-import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ from torch.func import functional_call, grad_and_value
 from lightning_ppo.speed.flat import FlatParameters
 from lightning_ppo.speed.fused_linear import cpu_compiler, cxx_compiler
 from lightning_ppo.speed.graphs import Recorded, autocast_cache, can_record
+from lightning_ppo.support.errors import one_line
 
 Loss = Callable[..., tuple[Tensor, Any]]
 """Returns a loss and what is reported besides."""
@@ -111,11 +111,11 @@ class CompiledGradients:
                 for _ in range(1 if self._recorded is None else 2):  # the second call is recorded
                     self(*example)
         except TorchDynamoException as error:
-            return f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
+            return f"the loss cannot be traced ({one_line(error, 200)})"
         except RuntimeError as error:
             if self._recorded is None:
                 raise
-            return f"the update cannot be recorded as a CUDA graph ({textwrap.shorten(str(error), 200)})"
+            return f"the update cannot be recorded as a CUDA graph ({one_line(error, 200)})"
         return None
 
     def release(self) -> None:

@@ -1,6 +1,6 @@
-"""What other libraries know but give no public name: the names to look at when one of them has a new version.
+"""Private names of other libraries, to check when one of them has a new version.
 
-Nothing here is a shortcut, so `plain` leaves it as it is.
+Nothing here is a shortcut, so `plain` does not change it.
 """
 
 import sys

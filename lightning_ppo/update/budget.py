@@ -132,7 +132,7 @@ class Budget:
         if spent and not trainer.should_stop:
             trainer.should_stop = True
             if not _may_stop(trainer):
-                rank_zero_warn("training goes on beyond total_env_steps, as min_epochs or min_steps of the Trainer ask")
+                rank_zero_warn("training continues beyond total_env_steps, as min_epochs or min_steps require")
         return spent
 
 

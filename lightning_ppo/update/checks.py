@@ -49,7 +49,9 @@ def _check_ranks(settings: dict[str, Any]) -> None:
     for other, theirs in enumerate(everyones):
         for key, value in everyones[0].items():
             if theirs.get(key) != value:
-                raise ConfigError(f"{key}: {value} on rank 0, {theirs.get(key)} on rank {other}; start all alike")
+                raise ConfigError(
+                    f"{key}: {value} on rank 0, {theirs.get(key)} on rank {other}; all ranks need the same settings"
+                )
 
 
 def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
@@ -76,7 +78,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     settings, left_out = plain({**module.hparams, **data.hparams})
     if left_out:
         names = ", ".join(f"{name} ({kind})" for name, kind in left_out.items())
-        rank_zero_warn(f"checkpoints hold plain data, so not {names}: give it again on loading one")
+        rank_zero_warn(f"checkpoints hold plain data only, so {names} is left out; give it again on loading")
     _check_ranks(settings)
     _check_processes(module, data, trainer)
     update, total, ranks = module.update_settings, module.total_env_steps, trainer.world_size
@@ -110,11 +112,11 @@ def _check_processes(module: Any, data: Any, trainer: pl.Trainer) -> None:
         return
     setting, alone = ("rollout.overlap", "false") if overlap else ("rollout.processes", "1")
     if overlap and module.objective.trust_region:
-        reason = "the trust region of trpo lies around the policy that collected; set it to false, or objective=clip"
+        reason = "the trust region of trpo is centred on the policy that collected; set it to false, or objective=clip"
     elif overlap and isinstance(module.objective, PolicyGradient):
-        reason = "policy_gradient has no ratio to weigh what an older policy did; set it to false, or objective=clip"
+        reason = "policy_gradient has no ratio to correct for an older policy; set it to false, or objective=clip"
     elif data.env_settings.id == "":
-        reason = "an environment that is built already cannot go to another process; name it by id or import path"
+        reason = "an environment that is already built cannot be sent to another process; name it by id or import path"
     elif trainer.strategy.root_device.type != "cpu":
         reason = f"other processes collect on the CPU; set it to {alone}, or trainer.accelerator=cpu"
     else:

@@ -1,4 +1,4 @@
-"""What an evaluation has found."""
+"""The results of an evaluation."""
 
 from collections.abc import Iterable
 from typing import Any

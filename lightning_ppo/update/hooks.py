@@ -1,4 +1,4 @@
-"""Lightning's hooks of `PPO` besides the training step: each hands on to what a `PPO` holds.
+"""Lightning's hooks of `PPO` besides the training step: each calls a part of the `PPO`.
 
 They are functions of a `PPO`, which makes them its methods.
 """
@@ -78,7 +78,7 @@ def on_train_epoch_start(module: "PPO") -> None:
 
 
 def on_train_batch_end(module: "PPO", outputs: Any, batch: Any, batch_idx: int) -> None:
-    """Step schedulers that monitor what somebody else has logged."""
+    """Step schedulers that monitor a metric logged elsewhere."""
     module.fit_optimizers.after_logging(module)
 
 
@@ -89,7 +89,7 @@ def on_train_epoch_end(module: "PPO") -> None:
 
 
 def on_fit_end(module: "PPO") -> None:
-    """Let go of what belongs to the fit; what a Trainer has launched sends its state home with the weights."""
+    """Release what belongs to the fit; a launched process sends its state back with the weights."""
     training_state.send_home(module)
     module.fit_optimizers, module.minibatch_update = Optimizers(), None
 

@@ -30,8 +30,8 @@ def finish_iteration(
     """Finish an iteration after its last optimizer step.
 
     Args:
-        module: What has learnt.
-        rollout: What was learnt from.
+        module: The module.
+        rollout: The rollout of the iteration.
         batch: Its rows.
         epochs: (E, M, S), S statistics of M minibatches in each of E epochs.
         update: Made the steps.
@@ -39,7 +39,7 @@ def finish_iteration(
         started: When the iteration began, by `time.perf_counter`.
 
     Raises:
-        NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizers are put back first.
+        NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizers are restored first.
     """
     module.recent_episodes.add(rollout.episodes)
     report = report_iteration(module, rollout, batch, epochs)
@@ -67,7 +67,7 @@ def finish_iteration(
 
 
 def _decay_std(module: "PPO") -> None:
-    """Lower the standard deviation to where its schedule now is, before anyone acts."""
+    """Lower the standard deviation to the current value of its schedule, before the next rollout."""
     # the bound of a trust region is one on everything that the policy moves by
     due = 0.0 if module.trust_region else module.coefficients.schedules["std_decay"](module.progress)
     module.policy.head.shrink(due - module.std_decay)
@@ -84,7 +84,7 @@ def _metrics(module: "PPO", rollout: Rollout, report: IterationReport) -> dict[s
 
     Args:
         module: It has counted the iteration, and not yet changed what depends on its KL divergence.
-        rollout: What was learnt from.
+        rollout: The rollout of the iteration.
         report: Of the iteration.
     """
     seconds = module.collect_seconds + module.update_seconds

@@ -84,7 +84,7 @@ class MinibatchUpdate:
                     optimizer.optimizer.lay_out(self._flat)
 
     def _compile(self, batch: Minibatch, minibatch_size: int) -> None:
-        """Compile if that was asked for; leave it, with a line, if a rank cannot."""
+        """Compile if requested; continue uncompiled, with a line, if a rank cannot."""
         if not self.compile or self._flat is None:
             return
         started = time.perf_counter()
@@ -109,10 +109,10 @@ class MinibatchUpdate:
     def _leave_uncompiled(self, reason: str) -> None:
         say = rank_zero_only(_log.warning) if self.compile == "auto" else rank_zero_warn
         self._compiled, self.compile = None, False
-        say(f"compile: {reason}; training goes on uncompiled")
+        say(f"compile: {reason}; training continues uncompiled")
 
     def release(self) -> None:
-        """Let go of the batch at the end of an iteration."""
+        """Release the batch at the end of an iteration."""
         if self._compiled is not None:
             self._compiled.release()
 
@@ -140,7 +140,7 @@ class MinibatchUpdate:
         return reported
 
     def zero_grad(self) -> None:
-        """Let go of all gradients, also of parameters that are in no optimizer."""
+        """Release all gradients, also of parameters that are in no optimizer."""
         for parameter in self._trained:
             parameter.grad = None
 
@@ -167,7 +167,7 @@ class MinibatchUpdate:
 
 
 class Snapshot:
-    """Weights, buffers (as the statistics of batch normalisation) and optimizer state as they are now, to be put back.
+    """Weights, buffers (as the statistics of batch normalisation) and optimizer state as they are now, to be restored.
 
     Args:
         tensors: Weights and buffers.
@@ -185,7 +185,7 @@ class Snapshot:
         self._saved = [(tensor, tensor.clone()) for tensor in tensors]
 
     def restore(self) -> None:
-        """Put the saved values back."""
+        """Restore the saved values."""
         for tensor, saved in self._saved:
             tensor.copy_(saved)
         for state, saved_state in self._states:

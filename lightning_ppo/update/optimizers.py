@@ -28,7 +28,7 @@ def make_optimizer(settings: OptimizerConfig, parameters: Iterable[nn.Parameter]
 
     Args:
         settings: Of the optimizer.
-        parameters: What it trains.
+        parameters: The parameters to train.
         plain: Whether Adam is torch's own.
 
     Raises:
@@ -58,7 +58,7 @@ def check_same_kind(saved: Mapping[str, Any], settings: OptimizerConfig) -> None
 
     Args:
         saved: Settings of the `optimizer` section in the checkpoint.
-        settings: Those of the fit that goes on with it.
+        settings: Those of the fit that resumes.
     """
     before = {"class_path": "adam", "scheduler": None} | dict(saved)
     for name, now in (("class_path", settings.class_path), ("scheduler", settings.scheduler)):
@@ -121,7 +121,7 @@ class Optimizers:
             scheduler.follow(schedule, progress)
 
     def steer_rates(self, schedule: Schedule, progress: float, kl: float) -> None:
-        """Set what the KL divergence of an iteration makes of the learning rates."""
+        """Let the learning rates follow the KL divergence of an iteration."""
         for scheduler in self.steered:
             scheduler.finish(schedule, progress, kl)
 
@@ -131,7 +131,7 @@ class Optimizers:
         return {f"update/learning_rate{f'_{n}' if n > 1 else ''}": rate for n, rate in enumerate(rates, 1)}
 
     def after_iteration(self, module: pl.LightningModule, metrics: Mapping[str, float]) -> None:
-        """Step what is due at the end of an iteration, given its metrics."""
+        """Step the schedulers that are due at the end of an iteration, given its metrics."""
         self._stepped.clear()
         for config in self._configs:
             if not config.reduce_on_plateau and is_due_after_iteration(module, config):
@@ -139,17 +139,17 @@ class Optimizers:
         self._step_on(module, metrics, of_iteration=True)
 
     def after_logging(self, module: pl.LightningModule) -> None:
-        """Step what monitors a metric that somebody else has logged in an iteration."""
+        """Step schedulers that monitor a metric logged elsewhere in an iteration."""
         if self.monitors:
             self._step_on(module, latest_metrics(module.trainer), of_iteration=True)
 
     def after_evaluation(self, module: pl.LightningModule) -> None:
-        """Step what monitors a metric of an evaluation."""
+        """Step schedulers that monitor a metric of an evaluation."""
         if self.monitors:
             self._step_on(module, latest_metrics(module.trainer), of_iteration=False)
 
     def after_epoch(self, module: pl.LightningModule) -> None:
-        """Step what monitors a metric that is known at the end of an epoch only.
+        """Step schedulers that monitor a metric that is known only at the end of an epoch.
 
         Raises:
             ConfigError: If a metric is unknown although all are logged by now.

@@ -58,7 +58,7 @@ class PPO(pl.LightningModule):
         total_env_steps: Training stops before this many environment steps over all ranks would be exceeded, and
             schedules reach their end there. None leaves the end to the Trainer.
         compile: Compile the minibatch loss and its gradients into one graph: True, False, or `auto` (see `compiling`).
-        plain: Take none of the shortcuts of `lightning_ppo.speed`: the same results, slower, to hunt a bug.
+        plain: Take none of the shortcuts of `lightning_ppo.speed`: the same results, slower, to isolate a bug.
         loss_terms: Losses added to that of the objective (see `loss_terms`).
 
     Raises:
@@ -133,7 +133,7 @@ class PPO(pl.LightningModule):
         self.std_decay = 0.0
         """Log units by which the standard deviation of Gaussian actions has been lowered besides what is learnt."""
         self.action_masks = False
-        """Whether the last rollout said which actions were legal; what is exported then asks for it."""
+        """Whether the last rollout had action masks; exported agents then take them."""
         self.collect_seconds = self.update_seconds = 0.0  # of the latest iteration
         self.compile_seconds = 0.0  # of all iterations, not counted as updating
 
@@ -164,7 +164,7 @@ class PPO(pl.LightningModule):
         """Run one PPO iteration: epochs of shuffled minibatches over the rollout.
 
         Raises:
-            NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are put back first.
+            NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are restored first.
         """
         started = time.perf_counter()
         settings, length = self.update_settings, self.sequence_length(rollout.num_steps)

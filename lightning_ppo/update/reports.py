@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 LOSSES = ("loss/policy", "loss/value", "loss/entropy")
 """The means that every minibatch reports, by the names under which they are logged; those of loss terms follow."""
 MEASURES = ("update/grad_norm", "update/approximate_kl", "update/clip_fraction")
-"""What is measured of every minibatch besides."""
+"""The other metrics of every minibatch."""
 
 
 class MinibatchReport(NamedTuple):
-    """What a minibatch tells of itself, without gradients."""
+    """Results of a minibatch, without gradients."""
 
     means: Tensor
     """(S,): policy loss, value loss, entropy, loss terms."""
@@ -40,7 +40,7 @@ class IterationReport(NamedTuple):
     """Transitions, over all ranks."""
     collect_seconds: float
     metrics: dict[str, float]
-    """What is logged, by name."""
+    """The logged metrics, by name."""
 
 
 def epoch_statistics(
@@ -79,7 +79,7 @@ def report_iteration(module: "PPO", rollout: Rollout, batch: Minibatch, epochs: 
 
     Args:
         module: Its recent episodes include those of the rollout.
-        rollout: What was learnt from.
+        rollout: The rollout of the iteration.
         batch: Its rows.
         epochs: (E, M, S), S statistics of M minibatches in each of E epochs.
     """

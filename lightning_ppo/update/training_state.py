@@ -1,4 +1,4 @@
-"""What of a training is saved beside weights and optimizers: counters, recent episodes, random states."""
+"""The training state in checkpoints besides weights and optimizers: counters, recent episodes, random states."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence

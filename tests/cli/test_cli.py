@@ -360,7 +360,7 @@ def test_a_checkpoint_brings_its_settings_into_a_new_run_directory(finished, tmp
     copy.parent.mkdir(parents=True)
     copy.write_bytes(checkpoint.read_bytes())
     assert train.main([f"resume={copy}"]) == 2
-    assert "lies in no run directory" in capsys.readouterr().err
+    assert "is in no run directory" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["agents"]
 
 

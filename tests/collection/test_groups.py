@@ -16,7 +16,7 @@ import torch
 
 from lightning_ppo import RolloutDataModule
 from lightning_ppo.cli import train
-from lightning_ppo.collection import processes
+from lightning_ppo.collection import groups, processes
 from lightning_ppo.collection.groups import make_groups
 from lightning_ppo.collection.processes import make_collector
 from lightning_ppo.collection.stream import RolloutStream
@@ -191,7 +191,7 @@ def test_processes_that_were_started_end_if_another_cannot_be(monkeypatch):
         def kill(self):
             killed.append(self)
 
-    monkeypatch.setattr(processes, "RemoteCollector", Remote)
+    monkeypatch.setattr(groups, "RemoteCollector", Remote)
     settings, rollout = EnvConfig("Pendulum-v1", 3, backend="sync"), RolloutConfig(8, processes=3)
     env = make_vector_env("Pendulum-v1", 1)
     policy = agent_of(env.single_observation_space, env.single_action_space, "gaussian").float()

@@ -164,8 +164,8 @@ def test_a_fault_over_there_is_one_line_here(processes, kind, said, tmp_path, ca
     [
         ({"objective": "trpo"}, "trust region of trpo"),
         ({"objective": "policy_gradient", "update": {"minibatch_size": 16}}, "policy_gradient has no ratio"),
-        ({"env": vector([Count, Count])}, "built already"),
-        ({"env": vector([Count, Count]), "overlap": False, "processes": 2}, "built already"),
+        ({"env": vector([Count, Count])}, "already built"),
+        ({"env": vector([Count, Count]), "overlap": False, "processes": 2}, "already built"),
     ],
     ids=["trpo", "policy gradient", "built environment", "built environment in groups"],
 )

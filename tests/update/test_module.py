@@ -468,7 +468,7 @@ def test_a_loss_that_cannot_be_traced_goes_on_uncompiled_with_one_line():
         weights = weights_after_training(Untraceable, compile=True)
     (message,) = (str(w.message) for w in warned if w.category is UserWarning)
     assert len(message.splitlines()) == 1
-    assert "the loss cannot be traced" in message and message.endswith("training goes on uncompiled")
+    assert "the loss cannot be traced" in message and message.endswith("training continues uncompiled")
     assert torch.equal(weights, weights_after_training(Untraceable))
 
 
@@ -484,7 +484,7 @@ def test_without_a_c_compiler_training_goes_on_uncompiled_with_one_line(monkeypa
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
     assert [str(w.message) for w in warned if w.category is UserWarning] == [
-        "compile: no C++ compiler was found, install g++; training goes on uncompiled"
+        "compile: no C++ compiler was found, install g++; training continues uncompiled"
     ]
     assert torch.equal(weights, weights_after_training())
 

@@ -288,7 +288,7 @@ STEERED = {"kind": "adaptive_kl", "start": 3e-4, "target_kl": 1e6, "minimum": 1e
         (3e-4, {0: 1e-5, 1: 2e-5}, [1e-5, 2e-5, 2e-5, 2e-5], None),
         (3e-4, {2: 1e-5}, [3e-4, 3e-4, 1e-5, 1e-5], None),
         (LINEAR, {0: 1e-5, 1: 1e-5}, [1e-5, 1e-5, 5e-4, 2.5e-4], r"optimizer.learning_rate \(linear\) sets that"),
-        (STEERED, {1: 1e-5}, [3e-4, 1e-5, 1.5e-5, 2.25e-5], r"optimizer.learning_rate \(adaptive_kl\) goes on from it"),
+        (STEERED, {1: 1e-5}, [3e-4, 1e-5, 1.5e-5, 2.25e-5], r"learning_rate \(adaptive_kl\) continues from it"),
         (STEERED, {1: 1.0}, [3e-4, 1.0, 1e-3, 1e-3], r"within its bounds"),
     ],
 )

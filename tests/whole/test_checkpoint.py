@@ -153,7 +153,7 @@ def test_damaged_files_are_one_line_errors_and_nothing_is_executed(tmp_path):
     bad = tmp_path / "last.ckpt"
     for cut in range(0, len(content), len(content) // 20):
         bad.write_bytes(content[:cut])
-        with pytest.raises(CheckpointError, match=r"last.ckpt: damaged.*best.ckpt beside it is whole") as error:
+        with pytest.raises(CheckpointError, match=r"last.ckpt: damaged.*best.ckpt beside it is intact") as error:
             read_checkpoint(bad)
         assert "\n" not in str(error.value)
     sentinel = tmp_path / "sentinel"

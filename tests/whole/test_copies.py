@@ -160,7 +160,9 @@ def test_arguments_that_a_file_cannot_hold_are_named_once(tmp_path):
     _, data = make_pair()
     model = Saving(data.observation_space, data.action_space, teacher=Teacher(), update=UPDATE)
     trainer = make_trainer()
-    with pytest.warns(UserWarning, match=r"plain data, so not teacher \(Teacher\): give it again on loading") as told:
+    with pytest.warns(
+        UserWarning, match=r"plain data only, so teacher \(Teacher\) is left out; give it again on loading"
+    ) as told:
         trainer.fit(model, data)
     assert sum("plain data" in str(line.message) for line in told) == 1
     trainer.save_checkpoint(tmp_path / "last.ckpt")
