@@ -314,7 +314,7 @@ def test_sums_over_episodes_that_span_rollouts():
     ended = torch.tensor([[False], [True], [False], [False], [True], [False]])
     valid = torch.ones(6, 1, dtype=torch.bool)
     found = [
-        recorder.record(torch.ones(3, 1), ended[t : t + 3], valid[:3], True, infos={"x": values[t : t + 3]})
+        recorder.add(torch.ones(3, 1), ended[t : t + 3], valid[:3], True, infos={"x": values[t : t + 3]})
         for t in (0, 3)
     ]
     # 1 + 2, then 4 + 8, of which the first step told nothing
@@ -325,7 +325,7 @@ def test_sums_over_episodes_that_span_rollouts():
     again.load_state_dict(recorder.state_dict(), ["x", "y"])
     ends = torch.tensor([[True], [True]])
     more = {name: torch.full((2, 1), 1.0) for name in ("x", "y")}
-    episodes = again.record(torch.ones(2, 1), ends, valid[:2], True, infos=more)
+    episodes = again.add(torch.ones(2, 1), ends, valid[:2], True, infos=more)
     assert episodes.info_sums["x"].tolist() == [17.0, 1.0]
     assert episodes.info_sums["y"].isnan().tolist() == [True, False] and episodes.info_sums["y"][1] == 1.0
 
