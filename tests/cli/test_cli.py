@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,11 +17,14 @@ import lightning_ppo
 from lightning_ppo.__main__ import main as command
 from lightning_ppo.cli import train
 from lightning_ppo.run import training
+from lightning_ppo.run.checkpointing import LastCheckpoint
 from lightning_ppo.run.stopping import Interrupted
 from lightning_ppo.settings.loading import load, to_container, to_yaml
 from lightning_ppo.support.errors import ConfigError
 from tests.kit.commands import SMALL, rows
+from tests.kit.once import once
 from tests.kit.paths import ROOT
+from tests.kit.preloaded import Command, run_script
 from tests.kit.signals import send
 
 
@@ -30,10 +33,13 @@ def run(*arguments: str) -> int:
 
 
 @pytest.fixture
-def finished(tmp_path) -> Path:
-    run_dir = tmp_path / "run"
-    assert run("env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=300", "seed=7") == 0
-    return run_dir
+def finished(tmp_path, tmp_path_factory) -> Path:
+    """A copy of a run that was trained once for all tests."""
+
+    def make(folder: Path) -> None:
+        assert run("env.id=Pendulum-v1", f"run_dir={folder / 'run'}", "total_env_steps=300", "seed=7") == 0
+
+    return shutil.copytree(once(tmp_path_factory, "finished", make) / "run", tmp_path / "run")
 
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -316,20 +322,13 @@ def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
 def test_signals_finish_the_iteration_save_and_exit(number, code, tmp_path):
     run_dir = tmp_path / "run"
     arguments = [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "rollouts_per_epoch=100000"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = Command(run_script, ROOT / "train.py", *arguments)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (run_dir / "metrics.csv").exists():
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    found, _, errors = process.wait(60)
+    assert found == code, errors
     assert "Traceback" not in errors
     saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["env_steps"]
     assert saved == int(rows(run_dir / "metrics.csv")[-1]["step"]) > 0
@@ -420,6 +419,17 @@ def test_checkpoints_are_written_every_so_many_steps(tmp_path):
     assert written == [0, 0, 256, 256, 512, 512]  # epochs have 128 steps
 
 
+def train_until_the_disk_is_full(arguments: list[str]) -> int:
+    save = LastCheckpoint.on_train_epoch_end
+
+    def fill(self, *args):
+        save(self, *args)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    LastCheckpoint.on_train_epoch_end = fill
+    return train.main(arguments)
+
+
 def test_a_full_disk_is_one_line_and_leaves_the_run_resumable(tmp_path):
     """A limit on the size of files stands in for the disk."""
     run_dir = tmp_path / "run"
@@ -430,21 +440,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_run_resumable(tmp_path):
         "total_env_steps=256",
         "checkpoint.save_best=false",
     ]
-    code = (
-        "import resource\n"
-        "from lightning_ppo.cli import train\n"
-        "from lightning_ppo.run.checkpointing import LastCheckpoint\n"
-        "save = LastCheckpoint.on_train_epoch_end\n"
-        "def fill(self, *args):\n"
-        "    save(self, *args)\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "LastCheckpoint.on_train_epoch_end = fill\n"
-        f"raise SystemExit(train.main({arguments}))\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "last.ckpt: cannot be written: File too large" in done.stderr
+    code, _, errors = Command(train_until_the_disk_is_full, arguments).wait(60)
+    assert code == 1
+    assert errors.count("\n") == 1 and "last.ckpt: cannot be written: File too large" in errors
     assert not list((run_dir / "checkpoints").glob("*.tmp"))
     assert train.main([f"run_dir={run_dir}", "resume=last"]) == 0
     assert json.loads((run_dir / "summary.json").read_text())["env_steps"] == 256

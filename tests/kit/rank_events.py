@@ -1,27 +1,23 @@
-"""Two ranks on which different things happen; run under torchrun: `tests/kit/rank_events.py OUT`.
+"""Two ranks on which different things happen.
 
 Each event happens on one rank only. Whether the ranks still do the same is what the files OUT.RANK tell.
 """
 
 import os
 import signal
-import sys
 import time
-from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytorch_lightning as pl
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.run.stopping import GracefulStop, Interrupted
 from lightning_ppo.support.errors import UserError
 from tests.kit.envs import Count
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", 0))
 
 
 class Slow(Count):
@@ -120,7 +116,3 @@ def main(out: str) -> None:
         "other settings on rank 1": run("", gamma=(0.9, 0.95)[RANK]),
     }
     torch.save(found, f"{out}.{RANK}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import subprocess
 import sys
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from unittest import mock
 
 import gymnasium as gym
@@ -18,6 +20,7 @@ from lightning_ppo.policy.distributions.continuous import GaussianHead
 from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, RolloutConfig, UpdateConfig
 from lightning_ppo.settings.loading import flat, load, to_container
 from lightning_ppo.settings.networks import PolicyConfig
+from tests.kit.preloaded import Command, run_script
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
@@ -158,8 +161,22 @@ def test_table_of_a_race_has_medians_and_their_ratios():
     assert lines[-1].endswith("otherwise, c (2 cores), d, commit a; torch 1.")
 
 
+@pytest.fixture
+def preloaded(monkeypatch):
+    """Racers run in processes that have torch imported already."""
+
+    def run(command, env=None, **kwargs):
+        if sys.executable not in command:
+            return subprocess.run(command, env=env, **kwargs)
+        *_, script, task = command
+        code, output, errors = Command(run_script, script, task, **env).wait(120)
+        return subprocess.CompletedProcess(command, code, output, errors)
+
+    monkeypatch.setattr(speed, "subprocess", SimpleNamespace(run=run))
+
+
 @pytest.mark.docs
-def test_racers_do_what_they_are_asked(tmp_path):
+def test_racers_do_what_they_are_asked(tmp_path, preloaded):
     results = tmp_path / "speed.csv"
     workload = {"Pendulum-v1, tiny": speed.TINY["Pendulum-v1, tiny"]}
     systems = ["lightning_ppo", "lightning_ppo_grouped", "lightning_ppo_overlapped", "single_file", "environment"]
@@ -206,7 +223,7 @@ def test_a_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
 
 @pytest.mark.docs
-def test_games_are_raced_by_those_who_see_pictures(tmp_path):
+def test_games_are_raced_by_those_who_see_pictures(tmp_path, preloaded):
     pytest.importorskip("ale_py", reason="needs the extra atari")
     results = tmp_path / "speed.csv"
     speed.race_all(results, {"Pong, tiny": speed.TINY["Pong, tiny"]}, ["lightning_ppo", "single_file"], 1)
@@ -225,7 +242,7 @@ def test_report_of_a_race_goes_between_the_markers_of_a_page(tmp_path):
     assert (tmp_path / "page.png").exists()
 
 
-def test_a_racer_that_fails_says_why(tmp_path):
+def test_a_racer_that_fails_says_why(tmp_path, preloaded):
     broken = {"nothing": speed.Race("", "NoSuchEnvironment-v0", 1, 1, 1, 1, 3, False, 1)}
     with pytest.raises(SystemExit, match=r"environment failed in nothing\n[\s\S]*NoSuchEnvironment"):
         speed.race_all(tmp_path / "speed.csv", broken, ["environment"], 1)

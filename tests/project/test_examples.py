@@ -16,7 +16,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo import PPO, RolloutDataModule, cli
 from tests.kit.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -187,13 +187,12 @@ def test_multi_node_scripts_start_as_many_processes_as_the_settings_say(script, 
     assert f"trainer.devices={re.search(processes, text, re.MULTILINE).group(1)}" in settings
 
 
-def test_multi_node_scripts_train_the_same_with_settings_that_exist():
+def test_multi_node_scripts_train_the_same_with_settings_that_exist(monkeypatch, capsys):
     called = launched("slurm.sh", "srun")
     assert called == launched("torchrun.sh", "torchrun")
-    shown = subprocess.run(
-        [sys.executable, "-m", "lightning_ppo", *called, "--print-config"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert shown.returncode == 0 and "id: HalfCheetah-v5" in shown.stdout
+    monkeypatch.chdir(ROOT)
+    assert cli.main([*called, "--print-config"]) == 0
+    assert "id: HalfCheetah-v5" in capsys.readouterr().out
 
 
 def test_the_table_names_every_example():

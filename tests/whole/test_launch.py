@@ -14,8 +14,11 @@ import torch
 
 from lightning_ppo.cli import train
 from lightning_ppo.run.stopping import requeue
+from tests.kit import rank_events
 from tests.kit.commands import SMALL, rows
+from tests.kit.once import once
 from tests.kit.paths import ROOT
+from tests.kit.preloaded import Command, run_ranks
 from tests.kit.resuming import differences
 
 SLURM = {"SLURM_JOB_ID": "4242", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
@@ -98,33 +101,35 @@ class Ranks:
     def __init__(self, *arguments: str) -> None:
         port = str(20000 + os.getpid() % 20000)
         shared = SLURM | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "MASTER_PORT": port}
-        command = [sys.executable, str(ROOT / "train.py"), *SMALL, *arguments, "trainer.devices=2"]
-        self.processes = [
-            subprocess.Popen(
-                command,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **shared, "MASTER_ADDR": "127.0.0.1"}
-                | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-            )
-            for rank in range(2)
-        ]
+        shared |= {"MASTER_ADDR": "127.0.0.1"}
+        own = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+        command = [*SMALL, *arguments, "trainer.devices=2"]
+        self.processes = [Command(train.main, command, **(shared | names)) for names in own]
 
     def wait(self) -> list[tuple[int, str]]:
-        outputs = [process.communicate(timeout=120)[1] for process in self.processes]
-        return [(process.returncode, output) for process, output in zip(self.processes, outputs, strict=True)]
+        ended = [process.wait(120) for process in self.processes]
+        return [(code, errors) for code, _, errors in ended]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The directory of a run of two ranks that nothing happened to."""
+
+    def make(folder: Path) -> None:
+        for code, errors in Ranks("env.id=CartPole-v1", f"run_dir={folder / 'run'}", "total_env_steps=3840").wait():
+            assert code == 0, errors
+
+    return once(tmp_path_factory, "undisturbed", make) / "run"
 
 
 @pytest.mark.ranks
-def test_returns_are_those_of_the_latest_hundred_episodes_of_all_ranks(tmp_path):
-    for code, errors in Ranks("env.id=CartPole-v1", f"run_dir={tmp_path}", "total_env_steps=3840").wait():
-        assert code == 0, errors
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["ranks"]
+def test_returns_are_those_of_the_latest_hundred_episodes_of_all_ranks(undisturbed):
+    saved = torch.load(undisturbed / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["ranks"]
     assert [len(rank["recent_returns"]) for rank in saved] == [50, 50]
     mean = np.mean([rank["recent_returns"] for rank in saved])
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    logged = [float(row["rollout/return_mean"]) for row in rows(tmp_path / "metrics.csv") if row["rollout/return_mean"]]
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    found = [row["rollout/return_mean"] for row in rows(undisturbed / "metrics.csv")]
+    logged = [float(value) for value in found if value]
     assert summary["train_return_mean"] == pytest.approx(mean) and logged[-1] == pytest.approx(mean, rel=1e-6)
 
 
@@ -135,8 +140,8 @@ def test_a_signal_to_one_rank_saves_requeues_and_stops_all(tmp_path, scontrol):
     ranks = Ranks(*arguments, "rollouts_per_epoch=100000")
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and not (run_dir / "metrics.csv").exists():
-        time.sleep(0.1)
-    ranks.processes[1].send_signal(signal.SIGUSR1)
+        time.sleep(0.02)
+    os.kill(ranks.processes[1].pid, signal.SIGUSR1)
     for code, errors in ranks.wait():
         assert code == 143 and "Traceback" not in errors, errors
     assert scontrol.read_text() == "requeue 4242\n"
@@ -152,8 +157,7 @@ def test_a_signal_to_one_rank_saves_requeues_and_stops_all(tmp_path, scontrol):
 @pytest.mark.ranks
 def test_what_happens_on_one_rank_stops_none_or_all(tmp_path):
     started = time.monotonic()
-    finished = torchrun(ROOT / "tests" / "kit" / "rank_events.py", tmp_path / "out")
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_ranks(2, rank_events.main, str(tmp_path / "out"))
     assert time.monotonic() - started < 120
     first, second = (torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) for rank in range(2))
     for event in first:
@@ -176,15 +180,13 @@ def test_what_happens_on_one_rank_stops_none_or_all(tmp_path):
 
 
 @pytest.mark.ranks
-def test_torchrun_restarts_killed_ranks_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
-    script, settings = (
-        ROOT / "tests" / "whole" / "crash_test.py",
-        [*SMALL, "env.id=CartPole-v1", "total_env_steps=2048"],
+def test_torchrun_restarts_killed_ranks_and_the_result_is_that_of_an_undisturbed_run(undisturbed, tmp_path):
+    settings = [*SMALL, "env.id=CartPole-v1", "total_env_steps=3840", "trainer.devices=2", "trainer.strategy=ddp"]
+    child = [ROOT / "tests" / "whole" / "crash_test.py", "--child", "minibatch", "40", *settings, "resume=auto"]
+    finished = torchrun(
+        *("--max-restarts=1", *child, f"run_dir={tmp_path / 'killed'}"),
+        **{"VICTIM": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
     )
-    settings += ["trainer.devices=2", "trainer.strategy=ddp", "resume=auto"]
-    for name, victim in (("reference", ""), ("killed", "1")):
-        child = [script, "--child", "minibatch", "40", *settings, f"run_dir={tmp_path / name}"]
-        finished = torchrun("--max-restarts=1", *child, VICTIM=victim, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        assert ("Signal 9 (SIGKILL)" in finished.stderr or "exitcode: -9" in finished.stderr) == bool(victim)
-    assert differences(tmp_path / "reference", tmp_path / "killed") == []
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "Signal 9 (SIGKILL)" in finished.stderr or "exitcode: -9" in finished.stderr
+    assert differences(undisturbed, tmp_path / "killed") == []
