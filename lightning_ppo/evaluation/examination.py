@@ -22,6 +22,7 @@ from lightning_ppo.settings.algorithm import NormalizeConfig
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support import notices
+from lightning_ppo.support.env_specs import find_spec
 from lightning_ppo.support.errors import UserError
 from lightning_ppo.support.randomness import get_random_state, own_generators
 
@@ -70,7 +71,7 @@ def examine(settings: EnvConfig, steps: int = 1000, seed: int = 0) -> Iterator[F
         yield from (Finding("warn", "contract", text) for text in heard)
         if not heard:
             yield Finding("ok", "contract", "what it returns is what its spaces declare")
-        yield from _of_episodes(walk)
+        yield from _of_episodes(walk, settings)
         yield _of_rewards(walk)
         yield from _of_observations(walk)
         yield from _of_infos(walk)
@@ -80,8 +81,10 @@ def examine(settings: EnvConfig, steps: int = 1000, seed: int = 0) -> Iterator[F
             f"{_duration(walk.step_seconds)} a step of one copy, {_duration(walk.reset_seconds)} a reset of all",
         )
         try:
-            yield from _of_repetition(settings, policy, walk, seed)
-            yield _of_resuming(settings, policy, walk, seed)
+            repeated = list(_of_repetition(settings, policy, walk, seed))
+            yield from repeated
+            if not any(finding.level == "warn" for finding in repeated):
+                yield _of_resuming(settings, policy, walk, seed)
         except UserError as error:
             yield Finding("fail", "repetition", f"a second environment fails: {error}")
 
@@ -124,8 +127,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e6:,.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:,.1f} ms"
 
 
-def _of_episodes(walk: Walk) -> Iterator[Finding]:
+def _of_episodes(walk: Walk, settings: EnvConfig) -> Iterator[Finding]:
     steps = f"{len(walk.rewards):,} steps of {walk.env.num_envs} copies"
+    limit = settings.max_episode_steps or getattr(walk.env.unwrapped, "max_episode_steps", None)
+    if limit is None and settings.backend != "envpool":
+        limit = find_spec(settings.id).max_episode_steps
+    if not walk.lengths and limit:
+        yield Finding("note", "episodes", f"none ended in {steps}; the time limit is {limit:,} steps")
+        return
     if not walk.lengths:
         text = f"none ended in {steps}; without a time limit (env.max_episode_steps) evaluations may never end"
         yield Finding("warn", "episodes", text)
