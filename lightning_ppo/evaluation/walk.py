@@ -75,7 +75,7 @@ class Walk:
         for _ in range(steps):
             masks = None if stepper.action_masks is None else torch.from_numpy(np.array(stepper.action_masks))
             seen, starts = tree_map(lambda x: torch.from_numpy(np.array(x)), (stepper.observations, stepper.starts))
-            sampled = {"deterministic": False, "generator": self.generator}
+            sampled: dict[str, Any] = {"deterministic": False, "generator": self.generator}
             actions, _ = self.policy.step(seen, None, starts, action_masks=masks, **sampled)
             started = time.perf_counter()
             rewards, terminations, truncations = stepper.step(tree_map(lambda x: x.numpy(), actions))
