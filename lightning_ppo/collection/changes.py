@@ -26,6 +26,7 @@ class Changes:
         self._evaluation: Log = {}
         self._before: Log = {}
         """What was asked for before a checkpoint was restored: asked again on resuming, it is no new setting."""
+        self._digest: int | None = 0
 
     @property
     def training(self) -> list[Change]:
@@ -39,6 +40,7 @@ class Changes:
 
     def add(self, change: Change, evaluation: bool) -> None:
         """Keep a change, of evaluation environments, too, or of those of training only."""
+        self._digest = None
         _add(self._training, change)
         if evaluation:
             _add(self._evaluation, change)
@@ -49,7 +51,9 @@ class Changes:
 
     def digest(self) -> int:
         """Return a number that tells the changes of one rank from those of another."""
-        return zlib.crc32(_text(self._training.values()).encode()) if self._training else 0
+        if self._digest is None:
+            self._digest = zlib.crc32(_text(self._training.values()).encode())
+        return self._digest
 
     def state_dict(self) -> dict[str, Any]:
         """Return the changes as plain data; those that a checkpoint cannot hold are named once."""
@@ -64,7 +68,7 @@ class Changes:
         """Go on with saved changes; return those that this run asks for and the saved one did not, which win."""
         saved = {name: from_plain(state.get(name, ())) for name in ("training", "evaluation", "before")}
         before = {change.key: change for change in saved["before"]}
-        own, self._before = self._training, dict(self._training)
+        own, self._before, self._digest = self._training, dict(self._training), None
         new = [
             change for key, change in own.items() if _text([before[key]] if key in before else []) != _text([change])
         ]

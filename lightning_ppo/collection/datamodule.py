@@ -305,6 +305,8 @@ class RolloutDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the environments exist."""
         self._resuming.load(state_dict)
+        if self.environments.given_evaluation is not None:
+            make_changes(self.environments.given_evaluation, self._changes.evaluation)
 
     def on_exception(self, exception: BaseException) -> None:
         """End the processes that collect, whatever they are doing."""

@@ -97,7 +97,7 @@ class InfoReader:
             self.names = tuple(dict.fromkeys(found))[:MOST]
         return self._rows(infos, ended)
 
-    def _rows(self, infos: Mapping[str, Any], ended: np.ndarray) -> np.ndarray:
+    def _rows(self, infos: Mapping[str, Any], ended: Any) -> Any:
         assert self.names is not None
         rows = np.full((len(self.names), self.num_envs), np.nan)
         for row, name in zip(rows, self.names, strict=True):
@@ -156,11 +156,11 @@ class InfoReader:
 class TensorInfoReader(InfoReader):
     """Reads the infos of a vector environment of tensors, without looking at what they hold."""
 
-    def _rows(self, infos: Mapping[str, Any], ended: Tensor) -> Tensor:
+    def _rows(self, infos: Mapping[str, Any], ended: Any) -> Any:
         assert self.names is not None
         return torch.stack([self._one(infos, ended, name) for name in self.names])
 
-    def successes(self, infos: Mapping[str, Any], ended: Tensor) -> Tensor | None:
+    def successes(self, infos: Mapping[str, Any], ended: Any) -> Any:
         """Return whether episodes have reached their goals, (N,), NaN where copies do not say; None if none does."""
         if SUCCESS not in infos and SUCCESS not in (infos.get(FINAL) or {}):
             return None

@@ -58,9 +58,9 @@ class ShownEnvironments(VectorWrapper):
         super().__setattr__(name, value)
 
     @property
-    def unwrapped(self) -> VectorEnv:
+    def unwrapped(self) -> VectorEnv:  # type: ignore[override]
         """The environment itself; this, where it is some environments only."""
-        return self if self._missing else self.env.unwrapped  # type: ignore[return-value]
+        return self if self._missing else self.env.unwrapped
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Return what a method of each copy returns."""

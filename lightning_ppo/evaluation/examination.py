@@ -1,9 +1,7 @@
 """Try an environment out and say what training will meet: one finding for each property that matters."""
 
 import logging
-import time
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,21 +11,20 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from lightning_ppo.envs import make_vector_env
-from lightning_ppo.envs.checking import check_finite
 from lightning_ppo.envs.declared import named
 from lightning_ppo.envs.faults import close_env
-from lightning_ppo.envs.infos import AUTO, FINAL, SUCCESS, InfoReader, numbers_in
+from lightning_ppo.envs.infos import SUCCESS
 from lightning_ppo.envs.masks import observed_space
 from lightning_ppo.envs.state import get_env_state
-from lightning_ppo.envs.tensors import make_stepper
+from lightning_ppo.evaluation.walk import Walk
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.algorithm import NormalizeConfig
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support import notices
+from lightning_ppo.support.env_specs import find_spec
 from lightning_ppo.support.errors import UserError
 from lightning_ppo.support.randomness import get_random_state, own_generators
-from lightning_ppo.support.tree import tree_leaves, tree_map
 
 COPIES = 2
 REPEATED = 200
@@ -66,7 +63,7 @@ def examine(settings: EnvConfig, steps: int = 1000, seed: int = 0) -> Iterator[F
                 "ok", "spaces", f"shows {named(env.single_observation_space)}, takes {named(env.single_action_space)}"
             )
             policy = _untrained(env, settings)
-            walk = _Walk(env, policy, settings, seed)
+            walk = Walk(env, policy, settings, seed)
             walk.go(steps)
         except UserError as error:
             yield Finding("fail", "contract", str(error))
@@ -74,7 +71,7 @@ def examine(settings: EnvConfig, steps: int = 1000, seed: int = 0) -> Iterator[F
         yield from (Finding("warn", "contract", text) for text in heard)
         if not heard:
             yield Finding("ok", "contract", "what it returns is what its spaces declare")
-        yield from _of_episodes(walk)
+        yield from _of_episodes(walk, settings)
         yield _of_rewards(walk)
         yield from _of_observations(walk)
         yield from _of_infos(walk)
@@ -84,8 +81,10 @@ def examine(settings: EnvConfig, steps: int = 1000, seed: int = 0) -> Iterator[F
             f"{_duration(walk.step_seconds)} a step of one copy, {_duration(walk.reset_seconds)} a reset of all",
         )
         try:
-            yield from _of_repetition(settings, policy, walk, seed)
-            yield _of_resuming(settings, policy, walk, seed)
+            repeated = list(_of_repetition(settings, policy, walk, seed))
+            yield from repeated
+            if not any(finding.level == "warn" for finding in repeated):
+                yield _of_resuming(settings, policy, walk, seed)
         except UserError as error:
             yield Finding("fail", "repetition", f"a second environment fails: {error}")
 
@@ -124,104 +123,18 @@ def _untrained(env: VectorEnv, settings: EnvConfig) -> ActorCritic:
     return ActorCritic(space, env.single_action_space, PolicyConfig(), NormalizeConfig()).eval()
 
 
-class _Listener(InfoReader):
-    """Notes the names of all numbers in infos."""
-
-    def __init__(self, num_envs: int) -> None:
-        super().__init__(AUTO, num_envs)
-        self.found: dict[str, None] = {}
-        self.tells_success = False
-
-    def values(self, infos: Mapping[str, Any], ended: Any) -> None:
-        for part in (infos, infos.get(FINAL) or {}):
-            self.found |= dict.fromkeys(numbers_in(part, self.num_envs))
-            self.tells_success |= SUCCESS in part
-
-
-class _Walk:
-    """Steps copies of an environment with a policy, and keeps numbers of what it met.
-
-    Args:
-        env: The environment.
-        policy: Acts, with noise that follows from the seed.
-        settings: Of the environment.
-        seed: Of environments and noise.
-    """
-
-    def __init__(self, env: VectorEnv, policy: ActorCritic, settings: EnvConfig, seed: int) -> None:
-        self.env, self.policy = env, policy
-        self.infos = _Listener(env.num_envs)
-        started = time.perf_counter()
-        seeds = [seed + 1000 * index for index in range(env.num_envs)]
-        self.stepper = make_stepper(env, settings.action_mask, seeds, on_host=True, log_info=AUTO)
-        self.stepper.infos = self.infos
-        self.reset_seconds = time.perf_counter() - started
-        self.generator = torch.Generator().manual_seed(seed)
-        self.first = tree_map(np.array, self.stepper.observations)
-        self.digests: list[int] = [_digest(self.first)]
-        self.rewards: list[np.ndarray] = []
-        self.lengths: list[int] = []
-        self.terminations = self.truncations = 0
-        self.extremes: list[list[np.ndarray]] = [[leaf, leaf] for leaf in map(_flat, tree_leaves(self.first))]
-        self._steps, self._seconds = np.zeros(env.num_envs, np.int64), 0.0
-
-    @property
-    def step_seconds(self) -> float:
-        """Of one copy."""
-        return self._seconds / max(1, len(self.rewards) * self.env.num_envs)
-
-    @torch.no_grad()
-    def go(self, steps: int) -> None:
-        """Make some steps.
-
-        Raises:
-            EnvironmentFault: If the environment returns what it must not.
-        """
-        stepper = self.stepper
-        for _ in range(steps):
-            masks = None if stepper.action_masks is None else torch.from_numpy(np.array(stepper.action_masks))
-            seen, starts = tree_map(lambda x: torch.from_numpy(np.array(x)), (stepper.observations, stepper.starts))
-            sampled = {"deterministic": False, "generator": self.generator}
-            actions, _ = self.policy.step(seen, None, starts, action_masks=masks, **sampled)
-            started = time.perf_counter()
-            rewards, terminations, truncations = stepper.step(tree_map(lambda x: x.numpy(), actions))
-            self._seconds += time.perf_counter() - started
-            check_finite(tree_map(lambda x: x[None], stepper.observations), rewards[None], stepper.num_steps - 1)
-            stepper.check_values()
-            self._note(rewards, terminations, truncations)
-
-    def _note(self, rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray) -> None:
-        stepper, counts = self.stepper, ~self.stepper.filler
-        self.rewards.append(np.where(counts, rewards, np.nan))
-        self._steps += counts
-        ended = (terminations | truncations) & counts
-        self.lengths += self._steps[ended].tolist()
-        self._steps[terminations | truncations] = 0
-        self.terminations += int((terminations & counts).sum())
-        self.truncations += int((truncations & ~terminations & counts).sum())
-        self.digests.append(_digest((stepper.observations, rewards, terminations, truncations)))
-        for leaf, found in zip(map(_flat, tree_leaves(stepper.observations)), self.extremes, strict=True):
-            found[0], found[1] = np.minimum(found[0], leaf), np.maximum(found[1], leaf)
-
-
-def _flat(leaf: Any) -> np.ndarray:
-    """Return the values of all copies as (features,) extremes can be kept of."""
-    return np.asarray(leaf, np.float64).reshape(len(leaf), -1)
-
-
-def _digest(tree: Any) -> int:
-    total = 0
-    for leaf in tree_leaves(tree):
-        total = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), total)
-    return total
-
-
 def _duration(seconds: float) -> str:
     return f"{seconds * 1e6:,.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:,.1f} ms"
 
 
-def _of_episodes(walk: _Walk) -> Iterator[Finding]:
+def _of_episodes(walk: Walk, settings: EnvConfig) -> Iterator[Finding]:
     steps = f"{len(walk.rewards):,} steps of {walk.env.num_envs} copies"
+    limit = settings.max_episode_steps or getattr(walk.env.unwrapped, "max_episode_steps", None)
+    if limit is None and settings.backend != "envpool":
+        limit = find_spec(settings.id).max_episode_steps
+    if not walk.lengths and limit:
+        yield Finding("note", "episodes", f"none ended in {steps}; the time limit is {limit:,} steps")
+        return
     if not walk.lengths:
         text = f"none ended in {steps}; without a time limit (env.max_episode_steps) evaluations may never end"
         yield Finding("warn", "episodes", text)
@@ -240,7 +153,7 @@ def _of_episodes(walk: _Walk) -> Iterator[Finding]:
         yield Finding("warn", "episodes", text)
 
 
-def _of_rewards(walk: _Walk) -> Finding:
+def _of_rewards(walk: Walk) -> Finding:
     rewards = np.stack(walk.rewards)
     rewards = rewards[~np.isnan(rewards)]  # a filler row is no step
     text = f"from {rewards.min():.4g} to {rewards.max():.4g}, on average {rewards.mean():.4g}"
@@ -253,7 +166,7 @@ def _of_rewards(walk: _Walk) -> Finding:
     return Finding("ok", "rewards", text)
 
 
-def _of_observations(walk: _Walk) -> Iterator[Finding]:
+def _of_observations(walk: Walk) -> Iterator[Finding]:
     low = min(float(least.min()) for least, _ in walk.extremes)
     high = max(float(most.max()) for _, most in walk.extremes)
     features = sum(least.shape[1] for least, _ in walk.extremes)
@@ -270,7 +183,7 @@ def _of_observations(walk: _Walk) -> Iterator[Finding]:
         yield Finding("note", "observations", f"{still:,} of {features:,} features never change")
 
 
-def _of_infos(walk: _Walk) -> Iterator[Finding]:
+def _of_infos(walk: Walk) -> Iterator[Finding]:
     if walk.infos.tells_success:
         yield Finding("ok", "info", f"tells {SUCCESS}, of which the rate is logged")
     names = ",".join(walk.infos.found)
@@ -280,15 +193,15 @@ def _of_infos(walk: _Walk) -> Iterator[Finding]:
         yield Finding("note", "info", f"tells no numbers and no {SUCCESS}, so nothing of it can be logged")
 
 
-def _of_repetition(settings: EnvConfig, policy: ActorCritic, walk: _Walk, seed: int) -> Iterator[Finding]:
+def _of_repetition(settings: EnvConfig, policy: ActorCritic, walk: Walk, seed: int) -> Iterator[Finding]:
     """Make the first steps again with the same seed, and with another."""
     before = _global_state()
     with _built(settings) as env:
-        again = _Walk(env, policy, settings, seed)
+        again = Walk(env, policy, settings, seed)
         again.go(min(REPEATED, len(walk.rewards)))
     drawn = [name for name, state in _global_state().items() if state != before[name]]
     with _built(settings) as env:
-        other = _Walk(env, policy, settings, seed + 1)
+        other = Walk(env, policy, settings, seed + 1)
     if again.digests[0] != walk.digests[0]:
         yield Finding("warn", "seeds", "reset(seed) does not decide the first observation: runs cannot be repeated")
     elif other.digests[0] == walk.digests[0]:
@@ -316,7 +229,7 @@ def _global_state() -> dict[str, Any]:
     }
 
 
-def _of_resuming(settings: EnvConfig, policy: ActorCritic, walk: _Walk, seed: int) -> Finding:
+def _of_resuming(settings: EnvConfig, policy: ActorCritic, walk: Walk, seed: int) -> Finding:
     """Go on from a saved state in another environment."""
     state = walk.stepper.state_dict()
     state["env"], state["reason"] = get_env_state(walk.env)
@@ -326,7 +239,7 @@ def _of_resuming(settings: EnvConfig, policy: ActorCritic, walk: _Walk, seed: in
         )
     ahead = min(REPEATED, len(walk.rewards))
     with _built(settings) as env:
-        other = _Walk(env, policy, settings, seed + 2)
+        other = Walk(env, policy, settings, seed + 2)
         reason = other.stepper.resume(state)
         if reason:
             return Finding("warn", "resuming", f"its state is saved but cannot be restored: {reason}")

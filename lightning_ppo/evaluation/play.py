@@ -102,7 +102,7 @@ def play(
             sums += np.where(stepper.filler, 0.0, rewards)
             counts += ~stepper.filler
             tally.step()
-            for index in np.flatnonzero(terminations | truncations):
+            for index in np.flatnonzero(terminations | truncations).tolist():
                 if quota[index] and not stepper.filler[index]:  # else it was broken off when its copy was replaced
                     quota[index] -= 1
                     tally.keep(index, sums[index], counts[index])

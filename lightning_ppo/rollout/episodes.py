@@ -92,11 +92,12 @@ class EpisodeRecorder:
             self.infos[name] = torch.stack(after, 1)
         found = torch.stack(columns).cpu()
         check_returns(found[0])
-        sums, steps = {}, {}
+        info_sums: dict[str, Tensor] = {}
+        info_steps: dict[str, Tensor] = {}
         for number, name in enumerate(infos or {}):
             total, count = found[3 + 2 * number], found[4 + 2 * number]
-            sums[name], steps[name] = torch.where(count > 0, total, torch.nan), count
-        return Episodes(found[0], found[1].long(), found[2], sums, steps)
+            info_sums[name], info_steps[name] = torch.where(count > 0, total, torch.nan), count
+        return Episodes(found[0], found[1].long(), found[2], info_sums, info_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the records of the next rollout depend on."""

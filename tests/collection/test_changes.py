@@ -14,10 +14,12 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.collection.changes import Changes
 from lightning_ppo.envs.changes import make_change
 from lightning_ppo.envs.reaching import make_changes
 from lightning_ppo.envs.torch_envs import TorchCartPole
 from lightning_ppo.run.curriculum import SetProgress
+from lightning_ppo.support import distributed
 from lightning_ppo.support.errors import CheckpointError, ConfigError
 from tests.kit.envs import make_vector_env
 from tests.kit.resuming import MidEpoch, assert_same_agent
@@ -114,8 +116,8 @@ def build(mode="sync", model=Recording, kwargs=None, num_envs=4, env_settings=()
     return model(data.observation_space, data.action_space, update=update, total_env_steps=24 * 6), data
 
 
-def fit(pair, epochs=2, path=None, callbacks=(), save=None):
-    trainer = make_trainer(max_epochs=epochs, limit_val_batches=1.0, callbacks=list(callbacks))
+def fit(pair, epochs=2, path=None, callbacks=(), save=None, evaluates=1.0):
+    trainer = make_trainer(max_epochs=epochs, limit_val_batches=evaluates, callbacks=list(callbacks))
     trainer.fit(*pair, ckpt_path=path, weights_only=True)
     if save is not None:
         trainer.save_checkpoint(save)
@@ -140,20 +142,18 @@ def test_changes_reach_every_copy_before_the_next_rollout_is_begun(mode):
     assert raised == [[max(0.0, number - late)] * 4 for number in range(4)]
 
 
-@pytest.mark.parametrize("middle", [False, True], ids=["epoch end", "middle of an epoch"])
 @pytest.mark.parametrize("mode", MODES)
-def test_resuming_is_exact(mode, middle, tmp_path):
+def test_resuming_is_exact(mode, tmp_path):
     path = tmp_path / "agent.ckpt"
-    through = fit(build(mode), 3, callbacks=[Levels(), SetProgress()])
-    if middle:
-        with pytest.raises(KeyError, match="stop here"):
-            fit(build(mode), 3, callbacks=[Levels(), SetProgress(), MidEpoch(path, 3)])
-    else:
-        fit(build(mode), 2, callbacks=[Levels(), SetProgress()], save=path)
-    resumed = fit(build(mode), 3, path, callbacks=[Levels(), SetProgress()])
-    assert through[0].iterations == 6
+    through = fit(build(mode), callbacks=[Levels(), SetProgress()], evaluates=0)
+    stopped = build(mode)
+    with pytest.raises(KeyError, match="stop here"):
+        fit(stopped, callbacks=[Levels(), SetProgress(), MidEpoch(path, 3)], evaluates=0)
+    stopped[1].teardown("fit")
+    resumed = fit(build(mode), 2, path, callbacks=[Levels(), SetProgress()], evaluates=0)
+    assert through[0].iterations == resumed[0].iterations == 4
     assert_same_agent(*through, *resumed)
-    for one, other in zip(reversed(through[0].rollouts), reversed(resumed[0].rollouts), strict=False):
+    for one, other in zip(through[0].rollouts[3:], resumed[0].rollouts, strict=True):
         assert torch.equal(one.rewards, other.rewards) and torch.equal(one.observations, other.observations)
 
 
@@ -176,7 +176,7 @@ def test_copies_that_take_the_place_of_others_are_changed_too(mode, kwargs):
     model, data = build(mode, kwargs=kwargs, env_settings={"on_error": "restart"})
     data.set_attr("level", 3.0)
     data.call("raise_by", 0.25)
-    fit((model, data), 1)
+    fit((model, data), 1, evaluates=0)
     rollouts = model.rollouts
     assert any((~rollout.valid).any() for rollout in rollouts)
     assert {x for r in rollouts for x in r.rewards[r.valid].tolist()} == {3.0}
@@ -409,7 +409,7 @@ def test_progress_is_told_before_each_rollout():
 
 def test_progress_needs_the_hook():
     data = RolloutDataModule("CartPole-v1", num_envs=2, num_steps=8)
-    model = PPO(data.observation_space, data.action_space)
+    model = PPO(data.observation_space, data.action_space, update={"minibatch_size": 16})
     with pytest.raises(ConfigError, match=r"CartPoleVectorEnv has no method 'set_progress'"):
         make_trainer(callbacks=[SetProgress()]).fit(model, data)
 
@@ -432,3 +432,20 @@ def test_a_file_from_elsewhere_calls_nothing(tmp_path):
     ):
         check_names(content, path)
     check_names(content, path, ["CartPole-v1"])
+
+
+def test_ranks_that_ask_for_different_changes_stop(monkeypatch):
+    one, other, same = Changes(), Changes(), Changes()
+    for changes, level in ((one, np.arange(2.0)), (other, np.arange(3.0)), (same, np.arange(2.0))):
+        changes.add(make_change("set_attr", "level", (level,), {}), False)
+    assert Changes().digest() == 0 and one.digest() == same.digest() != other.digest()
+
+    def with_another_rank(digest):
+        there = torch.tensor([0, digest, -digest])
+        monkeypatch.setattr(distributed, "max_over_ranks", lambda here: torch.maximum(here, there))
+
+    with_another_rank(same.digest())
+    distributed.raise_together(None, torch.device("cpu"), one.digest())
+    with_another_rank(other.digest())
+    with pytest.raises(ConfigError, match="the ranks have not asked for the same; call them on every rank"):
+        distributed.raise_together(None, torch.device("cpu"), one.digest())

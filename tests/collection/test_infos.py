@@ -206,8 +206,8 @@ GIVEN = {
 def test_means_are_those_of_the_steps_and_episodes(env):
     noted = Told()
     pair = build(env) if env in MODES else build(env=GIVEN[env](), evaluation_env=GIVEN[env](), stagger=False)
-    model, _ = fit(pair, 3, callbacks=[noted])
-    assert len(model.rollouts) == 6
+    model, _ = fit(pair, 2, callbacks=[noted])
+    assert len(model.rollouts) == 4
     for number, told in enumerate(noted.training, 1):
         assert told == pytest.approx(expected_of(model.rollouts[:number]))
     for rollout in model.rollouts:
@@ -227,12 +227,14 @@ def test_means_are_those_of_the_steps_and_episodes(env):
 @pytest.mark.parametrize("mode", MODES)
 def test_resuming_is_exact(mode, log_info, tmp_path):
     path, noted = tmp_path / "agent.ckpt", [Told(), Told(), Told()]
-    through = fit(build(mode, log_info=log_info), 4, callbacks=[noted[0]])
+    through = fit(build(mode, log_info=log_info), callbacks=[noted[0]])
+    stopped = build(mode, log_info=log_info)
     with pytest.raises(KeyError, match="stop here"):
-        fit(build(mode, log_info=log_info), 4, callbacks=[noted[1], MidEpoch(path, 5)])
-    resumed = fit(build(mode, log_info=log_info), 4, path, callbacks=[noted[2]])
+        fit(stopped, callbacks=[noted[1], MidEpoch(path, 3)])
+    stopped[1].teardown("fit")
+    resumed = fit(build(mode, log_info=log_info), 2, path, callbacks=[noted[2]])
     assert_same_agent(*through, *resumed)
-    assert noted[0].training[5:] == noted[2].training and noted[0].evaluation[2:] == noted[2].evaluation
+    assert noted[0].training[3:] == noted[2].training and noted[0].evaluation[1:] == noted[2].evaluation
 
 
 def test_what_is_logged_first_after_resuming_has_no_sums_of_episodes_whose_beginning_was_not_heard(tmp_path):

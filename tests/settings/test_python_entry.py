@@ -201,18 +201,16 @@ def test_attributes_reach_every_copy(backend):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"overlap": True}, r"set_attr would reach none of the environments .*; set rollout\.overlap=false"),
-        ({"processes": 2}, r"set_attr would reach 1 of 2 environments .*; set rollout\.processes=1"),
+        ({"overlap": True}, r"would reach none of the environments .*; set rollout\.overlap=false"),
+        ({"processes": 2}, r"would reach 1 of 2 environments .*; set rollout\.processes=1"),
     ],
 )
-def test_attributes_that_would_not_reach_every_copy_are_an_error(settings, said):
-    model, data = shop(backend="sync", **settings)
-    with pytest.raises(ConfigError, match=said) as caught:
-        make_trainer(callbacks=[Raises()]).fit(model, data)
-    assert "\n" not in str(caught.value)
-    for reach in (lambda env: env.get_attr("level"), lambda env: env.call("reset"), lambda env: env.envs):
-        with pytest.raises(ConfigError, match=r"would reach (none|1) of"):
-            reach(shop(backend="sync", **settings)[1].env)
+def test_some_of_all_copies_are_not_shown(settings, said):
+    env = shop(backend="sync", **settings)[1].env
+    for ask in (lambda: env.get_attr("level"), lambda: env.call("reset"), lambda: env.envs):
+        with pytest.raises(ConfigError, match=said) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
 
 
 def test_settings_objects_arrive_as_they_are_and_single_settings_replace_theirs():
