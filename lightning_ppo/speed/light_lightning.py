@@ -2,8 +2,8 @@
 
 Lightning asks of models whether they are compiled, for which it imports the compiler, and its metrics can draw
 themselves. The two take a second and 100 MB, and an uncompiled training needs neither. Where Lightning is imported
-already, or the versions are others than those this was written for, nothing changes. No result depends on it, so `plain`
-leaves it as it is.
+already, or the versions are others than those this was written for, nothing changes. No result depends on it, so
+`plain` leaves it as it is.
 """
 
 import importlib
