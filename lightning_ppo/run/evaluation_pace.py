@@ -32,7 +32,7 @@ class EvaluationPace(Callback):
         self._limit: int | float = 0
         self._due = True
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
         """Have what monitors evaluations wait for them."""
         for callback in trainer.callbacks if stage == "fit" else ():
             monitor = getattr(callback, "monitor", None)
@@ -47,10 +47,10 @@ class EvaluationPace(Callback):
         self._limit, self._due = trainer.limit_val_batches, True
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let the Trainer evaluate, should the epoch end here, or not."""
-        module, data = as_ppo(pl_module), trainer.datamodule  # type: ignore[attr-defined]
+        module, data = as_ppo(pl_module), trainer.datamodule
         made = module.iterations * data.num_steps + trainer.global_step
         copies = trainer.world_size * min(data.evaluation_settings.num_envs, data.num_envs)
         self._due = module.evaluation_results.env_steps / copies <= SHARE * made

@@ -81,7 +81,7 @@ def build_trainer(
     if not config.evaluation.episodes:
         defaults["limit_val_batches"] = 0
     try:
-        trainer = pl.Trainer(**(defaults | given), callbacks=callbacks, logger=loggers)
+        trainer: Any = pl.Trainer(**(defaults | given), callbacks=callbacks, logger=loggers)
     except UserError:
         raise
     except Exception as error:

@@ -2,7 +2,8 @@
 
 Lightning asks of models whether they are compiled, for which it imports the compiler, and its metrics can draw
 themselves. The two take a second and 100 MB, and an uncompiled training needs neither. Where Lightning is imported
-already, or the versions are others than those this was written for, nothing changes.
+already, or the versions are others than those this was written for, nothing changes. No result depends on it, so
+`plain` leaves it as it is.
 """
 
 import importlib
@@ -75,7 +76,7 @@ def _import_lightning() -> None:
         return
     for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
         # torch hides these from the compiler, and imports it for that when they are called first
-        method = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        method: Any = getattr(getattr(Optimizer, name), "__wrapped__", None)
         with suppress(AttributeError):
             method.__dynamo_disable = method
 

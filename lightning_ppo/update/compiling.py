@@ -3,7 +3,6 @@
 import math
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer
 
 from lightning_ppo.speed.compiled_gradients import missing_compiler
@@ -11,8 +10,9 @@ from lightning_ppo.speed.hardware import has_convolutions
 from lightning_ppo.speed.shortcuts import nobody_listens
 from lightning_ppo.update.trainer_checks import BACKWARD
 
-WORTH_IT = 20_000
-"""Optimizer steps of a training from which compiling pays (docs/speed.md)."""
+WORTH_IT = 50_000
+"""Optimizer steps of a training from which compiling pays, also where nothing is in the compiler's cache
+(docs/speed.md)."""
 STEPS_PER_SECOND = 1_000
 """About as many optimizer steps as an uncompiled update of a small network makes in a second, for budgets of time."""
 LOSSES = ("minibatch_loss", "policy_loss", "value_loss")
@@ -26,7 +26,7 @@ class Choice(NamedTuple):
     because: str
 
 
-def choose(module: Any, data: Any, trainer: pl.Trainer) -> Choice:
+def choose(module: Any, data: Any, trainer: Any) -> Choice:
     """Return whether `compile=auto` compiles the update of a fit.
 
     It does for long trainings, and only what is known to work: what comes along, with no code of the user's own in or
@@ -45,9 +45,9 @@ def choose(module: Any, data: Any, trainer: pl.Trainer) -> Choice:
     return Choice(against is None, against or "a long run")
 
 
-def _optimizer_steps(module: Any, data: Any, trainer: pl.Trainer) -> float:
+def _optimizer_steps(module: Any, data: Any, trainer: Any) -> float:
     """Return the optimizer steps of the whole training, 0 where nothing is known of its rollouts."""
-    if not hasattr(data, "num_steps") or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if not hasattr(data, "num_steps") or trainer.fast_dev_run:
         return 0
     size = data.num_steps * data.num_envs
     rollouts = [math.inf]
@@ -68,7 +68,7 @@ def _seconds(timer: Timer) -> float:
     return math.inf if left is None else timer.time_elapsed() + left
 
 
-def _against(module: Any, trainer: pl.Trainer) -> str | None:
+def _against(module: Any, trainer: Any) -> str | None:
     """Return why an update is not compiled however long the training is; None if nothing speaks against it."""
     device = trainer.strategy.root_device
     if module.plain:

@@ -94,7 +94,7 @@ class MinibatchUpdate:
             self.module, self._flat, lambda batch, rows, scale: loss(select(batch, rows, scale))
         )
         rows, scale = torch.arange(minibatch_size, device=device), torch.ones((), device=device)
-        failure = listener_of(self.module.policy) if self.compile == "auto" else None
+        failure = listener_of(self.module) if self.compile == "auto" else None
         try:
             failure = failure or self._compiled.compile(batch, rows, scale)
         except Exception as error:
