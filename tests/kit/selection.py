@@ -41,9 +41,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if group := group_of(item):
             item.add_marker(pytest.mark.xdist_group(group))
     if selected(config) != "all":
-        left_out = [item for item in items if item.stash[SHORT] != (selected(config) == "short")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        wanted = selected(config) == "short"
+        config.hook.pytest_deselected(items=[item for item in items if item.stash[SHORT] != wanted])
+        items[:] = [item for item in items if item.stash[SHORT] == wanted]
     if hasattr(config, "workerinput"):  # what takes long begins first, so that no worker is alone with it in the end
         items.sort(key=lambda item: not families_of(item))
 

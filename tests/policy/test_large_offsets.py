@@ -168,6 +168,7 @@ class Scores(PPO):
         super().training_step(rollout, batch_idx)
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("rollout", [{"processes": 2}, {"overlap": True}], ids=str)
 def test_other_processes_sample_as_they_score(rollout):
     pl.seed_everything(0, verbose=False)

@@ -146,8 +146,14 @@ def test_that_follows():
 """
 
 
-@pytest.mark.parametrize("workers", [[], pytest.param(["-n", "1"], marks=pytest.mark.ranks)], ids=["alone", "worker"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        pytest.param(signal.SIGTERM, [], marks=pytest.mark.representative),
+        *((signal.SIGINT, []), (signal.SIGTERM, ["-n", "1"]), (signal.SIGINT, ["-n", "1"])),
+    ],
+)
 def test_a_signal_ends_the_tests_while_one_of_them_trains(number, workers, tmp_path):
     (tmp_path / "test_it.py").write_text(TRAINS)
     command = [sys.executable, "-m", "pytest", "-p", "tests.kit.signals", "-p", "no:randomly", *workers]

@@ -1,5 +1,8 @@
 """Recorded functions: on the CPU with an imitation of CUDA graphs that reads and writes the memory a real one would."""
 
+import gc
+import weakref
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -15,7 +18,7 @@ from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.speed import graphs
 from lightning_ppo.speed.graphs import Recorded
 from tests.kit.devices import Looks
-from tests.kit.training import Heavier, Weighted, make_trainer
+from tests.kit.training import Heavier, Weighted, make_pair, make_trainer
 
 DEVICES = ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
 """Where there is no GPU, the imitation takes the same roads on the CPU."""
@@ -170,3 +173,24 @@ def test_nothing_waits_for_the_device_while_collecting(monkeypatch, device):
         allow("default")
     assert waited == [0]
     assert rollout.observations.device.type == device
+
+
+def test_a_recording_lets_go_of_the_batch_after_an_iteration(imitation, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    model, data = make_pair(rollouts_per_epoch=2, compile=True)
+    kept, alive = [], []
+    backward = model._backward
+
+    def watched(batch, rows, scale):
+        if not kept or kept[-1]() is not batch.advantages:
+            kept.append(weakref.ref(batch.advantages))
+        return backward(batch, rows, scale)
+
+    def collected(*_):
+        gc.collect()
+        alive.append([reference() is not None for reference in kept])
+
+    model._backward = watched
+    model.on_train_batch_start = collected
+    make_trainer().fit(model, data)
+    assert len(kept) == 2 and alive == [[], [False]]

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from lightning_ppo import PPO
 from lightning_ppo.support.errors import ConfigError, NonFiniteError
 from tests.kit.resuming import same
-from tests.kit.training import make_pair, make_trainer, with_validation
+from tests.kit.training import eager_and_compiled, make_pair, make_trainer, with_validation
 
 
 def configured(make):
@@ -123,7 +123,7 @@ def muon(self):
     return optimizers, [StepLR(optimizer, 1, 0.9) for optimizer in optimizers]
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@eager_and_compiled
 def test_optimizers_over_disjoint_parameters_each_step_their_own(compiled):
     """Two of SGD are one of SGD, with one bound on the norm of all gradients."""
 
