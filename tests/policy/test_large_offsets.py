@@ -77,6 +77,7 @@ def seen_before(policy: ActorCritic, make: Callable[[], Collector]) -> Collector
     return collecting
 
 
+@pytest.mark.exhaustive(strength=2)
 @pytest.mark.parametrize("offset", SPREADS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("way", ["usual", "torch", "recorded"])

@@ -12,6 +12,7 @@ from itertools import product
 import pytest
 
 from tests.kit import durations
+from tests.kit.limits import Spent
 from tests.kit.paths import ROOT
 from tests.kit.selection import FAMILIES, covering, families_of
 
@@ -39,6 +40,11 @@ def test_covering_sets_have_every_combination_and_few_cases():
     assert sorted(covering([{"a": 1, "b": 1}, {"a": 2, "b": 2}], 2)) == [0, 1]
     # nor are those of cases that run anyway
     assert covering([{"a": 1}, {"a": 2}], 1, [{"a": 1}]) == [1]
+
+
+def test_computing_and_waiting_have_limits_and_a_busy_machine_does_not_count():
+    assert Spent(10.1, 10.2, 0.0).exceeds(10.0) and not Spent(9.9, 29.0, 60.0).exceeds(10.0)
+    assert Spent(0.0, 31.0, 31.0).exceeds(10.0) and not Spent(9.0, 200.0, 3.0).exceeds(10.0)
 
 
 PLUGINS = ("selection", "limits", "signals")
