@@ -359,3 +359,26 @@ def test_terms_draw_from_the_random_state_that_a_checkpoint_holds():
     torch.set_rng_state(state)
     assert torch.equal(first, evaluate(term, policy, minibatch))
     assert not torch.equal(first, evaluate(term, policy, minibatch))
+
+
+class Constant(LossTerm):
+    """Is 1 in every transition."""
+
+    def forward(self, policy, minibatch, now):
+        return torch.ones_like(minibatch.weights)
+
+
+def test_a_term_counts_by_its_weight():
+    losses = []
+
+    class Noting(PPO):
+        def minibatch_loss(self, minibatch):
+            loss, reported = super().minibatch_loss(minibatch)
+            losses.append((float(loss.detach()), reported.means.tolist()))
+            return loss, reported
+
+    model, data = make_pair(model=Noting, loss_terms=[{"class_path": f"{__name__}.Constant", "weight": 0.25}])
+    make_trainer().fit(model, data)
+    assert len(losses) == 8
+    for loss, (policy, value, _, term) in losses:
+        assert term == pytest.approx(1.0) and loss == pytest.approx(policy + 0.5 * value + 0.25, abs=1e-5)
