@@ -27,6 +27,10 @@ GRACE = 10.0
 """Seconds that the process has to close its environments before it is ended."""
 
 
+IMPORTED = "it imports the script that trains, whose calls stand below `if __name__ == '__main__':`"
+"""What a process that collects asks of a script."""
+
+
 class RemoteCollector:
     """Collects in another process, while this one does something else.
 
@@ -71,6 +75,8 @@ class RemoteCollector:
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             reason = "the policy or the environment's arguments cannot be sent to another process that collects"
             raise ConfigError(f"{reason}: {error}") from error
+        except RuntimeError as error:  # this process is one that imports the script that started it
+            raise ConfigError(f"rollout.overlap, rollout.processes: {IMPORTED}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         there.close()
@@ -78,6 +84,7 @@ class RemoteCollector:
         self._end = Finalize(self, _end, (self._pipe, self._process), exitpriority=10)
         self._found: Rollout | UserError | None = None
         self._last_state: dict[str, Any] | None = None
+        self._has_answered = False
         self.begun = False
         """Whether a rollout has been begun or given back."""
 
@@ -121,6 +128,7 @@ class RemoteCollector:
             answer, error = pickle.loads(self._pipe.recv_bytes())
         except (EOFError, OSError) as broken:
             raise self._death() from broken
+        self._has_answered = True
         if error is not None:
             raise error
         return answer
@@ -129,7 +137,8 @@ class RemoteCollector:
         self._process.join(GRACE)
         code = self._process.exitcode
         how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        return EnvironmentFault(f"the process that collects ended {how}")
+        why = "" if self._has_answered or code is None or code < 0 else f" before it began; {IMPORTED}"
+        return EnvironmentFault(f"the process that collects ended {how}{why}")
 
     def close(self) -> None:
         """Close the environments once the rollout that was begun is complete, and end the process."""
