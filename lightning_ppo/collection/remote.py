@@ -28,6 +28,10 @@ GRACE = 10.0
 """Seconds that the process has to close its environments before it is ended."""
 
 
+IMPORTED = "it imports the script that trains, whose calls stand below `if __name__ == '__main__':`"
+"""What a process that collects asks of a script."""
+
+
 class RemoteCollector:
     """Collects in another process, while this one does something else.
 
@@ -72,6 +76,8 @@ class RemoteCollector:
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             reason = "the policy or the environment's arguments cannot be sent to another process that collects"
             raise ConfigError(f"{reason}: {error}") from error
+        except RuntimeError as error:  # this process is one that imports the script that started it
+            raise ConfigError(f"rollout.overlap, rollout.processes: {IMPORTED}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         there.close()
@@ -80,6 +86,7 @@ class RemoteCollector:
         self._found: Rollout | UserError | None = None
         self._last_state: dict[str, Any] | None = None
         self._changes: list[Change] = []
+        self._has_answered = False
         self.begun = False
         """Whether a rollout has been begun or given back."""
 
@@ -140,13 +147,16 @@ class RemoteCollector:
             answer, error = pickle.loads(self._pipe.recv_bytes())
         except (EOFError, OSError) as broken:
             raise self._death() from broken
+        self._has_answered = True
         if error is not None:
             raise error
         return answer
 
     def _death(self) -> EnvironmentFault:
         self._process.join(GRACE)
-        return EnvironmentFault(f"the process that collects ended {how_it_ended(self._process.exitcode)}")
+        code = self._process.exitcode
+        why = "" if self._has_answered or code is None or code < 0 else f" before it began; {IMPORTED}"
+        return EnvironmentFault(f"the process that collects ended {how_it_ended(code)}{why}")
 
     def close(self) -> None:
         """Close the environments once the rollout that was begun is complete, and end the process."""

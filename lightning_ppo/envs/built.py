@@ -238,7 +238,8 @@ def _outside(layers: Sequence[Layer], classes: set[type]) -> dict[str, str]:
     modules = _modules(classes)
     own = {base for cls in classes for base in cls.__mro__ if base.__module__ in modules}
     values = [value for layer in layers for value in attributes(layer.env).values()]
-    found, writer = {}, GraphWriter({})
+    found: dict[str, str] = {}
+    writer = GraphWriter({})
     for name, value in kept_outside(own, values):
         with contextlib.suppress(Exception):  # what cannot be read is left out
             found[name] = _digest(writer.add(name, value, name))

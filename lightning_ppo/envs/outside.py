@@ -53,7 +53,7 @@ def _numbers(owner: str, found: Any) -> Iterator[tuple[str, Any]]:
 def _variables(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield what a function keeps from one call to the next: variables around it, defaults, attributes."""
     around = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    held = {}
+    held: dict[str, Any] = {}
     for name, cell in around:
         try:
             held[name] = cell.cell_contents

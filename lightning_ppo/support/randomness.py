@@ -19,7 +19,7 @@ def checked_seed(seed: Any) -> int:
     Raises:
         ConfigError: If it is none.
     """
-    is_seed = isinstance(seed, Integral) and not isinstance(seed, bool) and 0 <= seed < 2**32
+    is_seed = isinstance(seed, Integral) and not isinstance(seed, bool) and 0 <= int(seed) < 2**32
     require(is_seed, f"seed: expected an integer from 0 to 2**32 - 1, got {seed!r}")
     return int(seed)
 

@@ -112,8 +112,9 @@ class Optimizers:
 
     def try_schedulers(self, module: pl.LightningModule, iterations: int | None) -> None:
         """Raise ConfigError if a scheduler cannot take the steps of a fit of so many iterations; None is unknown."""
-        for config in self._configs if iterations else ():
-            try_out(module, config, iterations)
+        if iterations:
+            for config in self._configs:
+                try_out(module, config, iterations)
 
     def set_rates(self, schedule: Schedule, progress: float) -> None:
         """Set the learning rates of an iteration."""
