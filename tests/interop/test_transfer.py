@@ -24,4 +24,4 @@ def test_actions_are_those_of_a_range_that_is_not_centred_at_zero():
     hidden = torch.tanh(x @ weights["mlp_extractor.policy_net.0.weight"].T + biases["mlp_extractor.policy_net.0.bias"])
     expected = hidden @ weights["action_net.weight"].T + biases["action_net.bias"]
     assert ((expected > torch.from_numpy(does.low)) & (expected < torch.from_numpy(does.high))).all()
-    torch.testing.assert_close(policy.predict(x), expected)
+    torch.testing.assert_close(policy.predict(x)[0], expected)
