@@ -127,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds, others = take_seeds(arguments)
         if seeds and "--print-config" not in arguments:
             return train_seeds(seeds, others, called_as())
+        arguments = [*others, f"seed={seeds[0]}"] if seeds else arguments
         from lightning_ppo.run.arguments import read_arguments
         from lightning_ppo.settings.existence import check_existence
         from lightning_ppo.settings.loading import to_yaml

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.trainer.connectors import callback_connector
 from tqdm import tqdm
 
 LINE_SECONDS = 30.0
@@ -106,10 +107,21 @@ class _Nowhere:
         pass
 
 
+class TQDMOfTrainer(TQDMProgressBar):
+    """The bar that a Trainer makes by itself, to be told from one that its user has made."""
+
+
+class RichOfTrainer(RichProgressBar):
+    """The same, where rich is installed."""
+
+
+callback_connector.TQDMProgressBar, callback_connector.RichProgressBar = TQDMOfTrainer, RichOfTrainer  # type: ignore
+
+
 def show_env_steps(trainer: Any) -> None:
     """Put `EnvStepsProgressBar` in the place of the bar that a Trainer has by default."""
     bar: Any = trainer.progress_bar_callback
-    if type(bar) in (TQDMProgressBar, RichProgressBar) and vars(bar) == vars(type(bar)()):
+    if isinstance(bar, TQDMOfTrainer | RichOfTrainer):
         trainer.callbacks[trainer.callbacks.index(bar)] = EnvStepsProgressBar()
 
 

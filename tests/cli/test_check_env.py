@@ -165,7 +165,7 @@ def test_a_good_environment(capsys):
     ("name", "level", "topic", "said"),
     [
         ("Fractions", "fail", "contract", "the observation 5"),
-        ("Outside", "warn", "contract", "the agent sees it as it is; mend the space or the environment"),
+        ("Outside", "warn", "contract", "the agent sees it as it is; correct space or environment"),
         ("Double", "warn", "contract", "of dtype float64: they are rounded"),
         ("Endless", "warn", "episodes", "none ended in 300 steps of 2 copies; without a time limit"),
         ("Limited", "warn", "episodes", "every one terminates after 7 steps; where that is a time limit"),

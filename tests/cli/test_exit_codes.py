@@ -1,6 +1,8 @@
 """What a command returns: 0, 1 where it failed, 2 for a mistake on the command line, or the code of a signal."""
 
 import signal
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -14,9 +16,9 @@ from lightning_ppo.support.errors import CheckpointError, ConfigError
 @pytest.mark.parametrize(
     ("raised", "code", "told"),
     [
-        (Interrupted(signal.SIGINT), 130, "stopped; go on with"),
-        (Interrupted(signal.SIGTERM), 143, "stopped; go on with"),
-        (Interrupted(signal.SIGUSR1), 143, "stopped; go on with"),
+        (Interrupted(signal.SIGINT, Path("runs/a b")), 130, "stopped; continue with: "),
+        (Interrupted(signal.SIGTERM, Path("runs/a b")), 143, "stopped; continue with: "),
+        (Interrupted(signal.SIGUSR1, Path("runs/a b")), 143, "stopped; continue with: "),
         (KeyboardInterrupt(), 130, ""),
         (ConfigError("seed: wrong"), 2, "error: seed: wrong\n"),
         (CheckpointError("a.ckpt: damaged"), 1, "error: a.ckpt: damaged\n"),
@@ -34,6 +36,13 @@ def test_a_training_ends_with(raised, code, told, monkeypatch, capsys):
     assert train.main([]) == code
     found = capsys.readouterr().err
     assert found.startswith(told) and found.count("\n") <= 1 and "Traceback" not in found
+    assert not isinstance(raised, Interrupted) or found.endswith(" run_dir='runs/a b' resume=last\n")
+
+
+def test_a_training_that_saved_nothing_does_not_offer_to_continue(monkeypatch, capsys):
+    monkeypatch.setattr(training, "train", mock.Mock(side_effect=Interrupted(signal.SIGINT)))
+    assert train.main([]) == 130
+    assert capsys.readouterr().err == "stopped; nothing was saved\n"
 
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (ConfigError("x"), 2), (OSError("x"), 1)])

@@ -27,6 +27,9 @@ class Collecting:
         self.policy: Any = nn.BatchNorm1d(2)
         self.policy.version = 0
 
+    def change(self, changes: list) -> None:
+        assert changes == []
+
     def collect(self) -> Found:
         return Found({k: v.detach().clone() for k, v in self.policy.state_dict().items()}, self.policy.version)
 
@@ -42,7 +45,7 @@ def test_it_collects_with_the_weights_and_statistics_that_the_order_brings():
     for number, tensor in enumerate(tensors_of(learnt)):
         tensor.data.fill_(number + 2)
     worker = _Worker(Collecting)
-    found, error = worker.obey("collect", (7, [x.detach().numpy() for x in tensors_of(learnt)]))
+    found, error = worker.obey("collect", (7, [x.detach().numpy() for x in tensors_of(learnt)], []))
     assert error is None and found["version"] == 7
     assert {k: v.tolist() for k, v in found["tensors"].items()} == {
         k: v.tolist() for k, v in learnt.state_dict().items()

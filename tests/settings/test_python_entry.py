@@ -78,7 +78,7 @@ def test_functions_partials_and_built_modules_make_networks(tmp_path):
         assert [trunk.encoder.factor for trunk in trunks] == [factor, factor]
         assert trunks[0].encoder is not trunks[1].encoder and trunks[0].encoder is not built
     model, data = make_pair(policy={"encoder": built})
-    with pytest.warns(UserWarning, match=r"plain data, so not policy\.encoder \(Encoder\)"):
+    with pytest.warns(UserWarning, match=r"plain data only, so policy\.encoder \(Encoder\) is left out"):
         make_trainer().fit(model, data)
 
 
@@ -128,9 +128,7 @@ def test_constructors_get_objects_as_they_are(backend, tmp_path):
         assert own.table is table and own.price(3) == 6 and own.kind is Settings
     model = PPO(data.observation_space, data.action_space, update={"minibatch_size": 16, "epochs": 1})
     trainer = make_trainer()
-    with pytest.warns(
-        UserWarning, match=r"so not env\.kwargs\.table \(ndarray\), env\.kwargs\.price \(function\), env"
-    ):
+    with pytest.warns(UserWarning, match=r"so env\.kwargs\.table \(ndarray\), env\.kwargs\.price \(function\), env"):
         trainer.fit(model, data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["datamodule_hyper_parameters"]

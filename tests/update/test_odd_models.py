@@ -11,8 +11,7 @@ from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import ConfigError
-from tests.kit.memory import make_pair
-from tests.kit.training import make_trainer
+from tests.kit.training import make_pair, make_trainer
 
 
 class Encoder(nn.Module):

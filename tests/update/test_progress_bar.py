@@ -47,7 +47,7 @@ def test_a_line_is_told_every_half_minute_and_at_the_end(capsys):
     assert len(lines) == 1 and "/96.0 [" in lines[0]
 
 
-@pytest.mark.parametrize("bar", [TQDMProgressBar(refresh_rate=5), type("Mine", (TQDMProgressBar,), {})()])
+@pytest.mark.parametrize("bar", [TQDMProgressBar(), type("Mine", (TQDMProgressBar,), {})()])
 def test_a_bar_of_the_users_own_stays(bar):
     assert fit(bar).progress_bar_callback is bar
 

@@ -61,7 +61,7 @@ def test_a_report_is_one_of_all_rows_and_episodes_whichever_rank_has_more():
             trainer=SimpleNamespace(precision_plugin=None),
         )
         batch = batch_of(weights[rank], values=values[rank], returns=returns[rank])
-        rollout: Any = SimpleNamespace(collect_seconds=1.0 + rank)
+        rollout: Any = SimpleNamespace(collect_seconds=1.0 + rank, infos={})
         # two epochs of two minibatches: 0, 1, 2, 3 on rank 0, and 4 more on rank 1
         epochs = (torch.arange(4.0) + 4.0 * rank).view(2, 2, 1).expand(2, 2, len(names))
         return report_iteration(module, rollout, batch, epochs)

@@ -15,8 +15,7 @@ from torch.optim.lr_scheduler import (
 
 from lightning_ppo import PPO
 from lightning_ppo.support.errors import ConfigError
-from tests.kit.memory import make_pair
-from tests.kit.training import make_trainer
+from tests.kit.training import make_pair, make_trainer
 
 
 class Ends(LRScheduler):

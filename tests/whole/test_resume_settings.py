@@ -57,6 +57,9 @@ class Nearby:
         with self.precision():
             self.begun, self.found = True, self.collector.collect()
 
+    def change(self, changes) -> None:
+        self.collector.change(changes)
+
     def finish(self):
         return self.found
 
