@@ -68,13 +68,16 @@ def _knows_itself(layer: Any) -> bool:
 
 
 def attributes(layer: Any) -> dict[str, Any]:
-    """Return what an environment or wrapper keeps itself, in the order of the names."""
+    """Return what an environment or wrapper keeps itself, in the order of the names, but for what it says is no state.
+
+    That is what its class lists in `not_state`, such as caches and compiled functions.
+    """
+    left_out = {"envs", "env_fns", "metadata", *getattr(type(layer), "not_state", ())}
     slots = {name: getattr(layer, name) for name in _slots(type(layer)) if hasattr(layer, name)}
     return {
         name: value
         for name, value in sorted((slots | vars(layer)).items())
-        if name not in ("envs", "env_fns", "metadata")
-        and not (name == "env" and isinstance(value, gymnasium.Env | VectorEnv))
+        if name not in left_out and not (name == "env" and isinstance(value, gymnasium.Env | VectorEnv))
     }
 
 

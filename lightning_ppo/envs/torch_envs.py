@@ -38,8 +38,8 @@ class TorchVectorEnv(VectorEnv, ABC):
         dtype: Of the state; observations and rewards are float32.
     """
 
-    __slots__ = ("_advance",)
-    """How steps are computed is no state, as attributes are."""
+    not_state = ("_advance",)
+    """How steps are computed, which depends on the device."""
 
     single_observation_space: spaces.Box
     stagger = False

@@ -196,7 +196,7 @@ def test_the_migration_page_and_the_messages_say_the_same() -> None:
                 key = re.match(r"[\w.]+", OTHER_NAMES[name])[0]
                 assert name in ("device", "cuda", "tensorboard_log") or key in others[-1] or key == "the", (name, row)
                 compared += 1
-    assert compared > 30
+    assert compared >= 20
 
 
 def test_whole_numbers_may_be_written_with_an_exponent() -> None:

@@ -181,6 +181,8 @@ def went_on_exactly(resumed, core, steps):
 def test_from_eager_to_compiled_and_back(core, way, tmp_path, monkeypatch):
     for room in ("processes", "groups"):
         monkeypatch.setattr(f"lightning_ppo.collection.{room}.RemoteCollector", Nearby)
+    # else Adam takes the last digit of a small gradient for a whole step, and the budget of a piece is that piece
+    way = way | {"optimizer": {"epsilon": 0.1}, "total_env_steps": 48}
     straight, _ = fit(3, core, **way)
     path = None
     for epochs, compiled in ((1, False), (2, True), (3, False)):
@@ -193,7 +195,7 @@ def test_from_eager_to_compiled_and_back(core, way, tmp_path, monkeypatch):
         path = tmp_path / f"{epochs}.ckpt"
         trainer.save_checkpoint(path)
     for (name, expected), found in zip(straight.named_parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0.0, atol=3e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def of_a_gpu(tree):
