@@ -59,7 +59,7 @@ def train_seeds(seeds: Sequence[int], arguments: Sequence[str], train: str) -> i
         ConfigError: If a setting is wrong.
     """
     from lightning_ppo.run.arguments import read_arguments
-    from lightning_ppo.run.run_directory import choose_run_dir
+    from lightning_ppo.run.run_directory import RUN_DIR_VARIABLE, choose_run_dir
     from lightning_ppo.settings.existence import check_existence
 
     own = [argument for argument in arguments if not argument.startswith(("run_dir=", "resume="))]
@@ -67,7 +67,10 @@ def train_seeds(seeds: Sequence[int], arguments: Sequence[str], train: str) -> i
         raise ConfigError("resume: several seeds go on by themselves where run_dir has them; leave resume out")
     config = read_arguments([argument for argument in arguments if not argument.startswith("resume=")])
     check_existence(config)
+    named = RUN_DIR_VARIABLE in os.environ
     parent = choose_run_dir(config)
+    if not named:  # of this command alone
+        os.environ.pop(RUN_DIR_VARIABLE, None)
     if (parent / "config.yaml").exists():
         raise ConfigError(f"run_dir: {parent} is the directory of a single run; name another for several seeds")
     parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,18 @@ def _results(groups: Sequence[Group]) -> str:
             name = f"seed {run.seed} <span class=muted>{escape(str(run.path))}</span>"
             rows.append(_row("run", name, _of_run(run), head))
     titles = "".join(f"<th>{title}</th>" for title in head)
-    return f"<table class=results><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f"<table class=results><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return table + "".join(map(_distribution, groups))
+
+
+def _distribution(group: Group) -> str:
+    """Return what three or more seeds say together, one paragraph for each kind of return."""
+    lines = []
+    for name, of_run in (("training return", _training_return), ("evaluation return", _evaluation_return)):
+        known = [value for run in group.runs if (value := of_run(run)[0]) is not None]
+        if len(known) > 2:
+            lines.append(f"<p class=muted>{escape(group.label)}, {name}: {over_seeds(known)}</p>")
+    return "".join(lines)
 
 
 def _row(kind: str, name: str, cells: Sequence[str], head: Sequence[str]) -> str:
@@ -111,18 +122,12 @@ def _over_seeds(group: Group) -> list[str]:
             return "–"
         return _spread(fmean(known), stdev(known) if len(known) > 1 else None)
 
-    def returns(values: list[float | None]) -> str:
-        known = [value for value in values if value is not None]
-        if len(known) < 3:
-            return spread(values)
-        return f'{spread(values)} <span class=muted title="over seeds">{over_seeds(known)}</span>'
-
     speeds = [
         (run.summary or {}).get("env_steps_per_second") or run.last("time/env_steps_per_second") for run in group.runs
     ]
     return [
-        returns([_training_return(run)[0] for run in group.runs]),
-        returns([_evaluation_return(run)[0] for run in group.runs]),
+        spread([_training_return(run)[0] for run in group.runs]),
+        spread([_evaluation_return(run)[0] for run in group.runs]),
         "",
         spread(speeds),
         "",
