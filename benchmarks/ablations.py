@@ -1,13 +1,13 @@
-"""What each of the universal defaults is worth: one setting changed at a time, three seeds each, 1M environment steps.
+"""Measure the value of each universal default: one setting changed at a time, three seeds each, 1M environment steps.
 
     pip install -c constraints.txt -e ".[mujoco,benchmark]"
     python benchmarks/ablations.py run --workers 2
     python benchmarks/ablations.py run --changes no-reward-scaling shared-network --seeds 1
     python benchmarks/ablations.py report
 
-`run` goes on where it was stopped: a finished run is a row in benchmarks/results/ablation-CHANGE.csv, a killed one goes
-on from its last checkpoint. What the changes are compared with is the experiment `universal` of learning.py, which ran
-with the same command but for the change. `report` writes docs/defaults.md from the rows that exist.
+`run` continues where it was stopped: a finished run is a row in benchmarks/results/ablation-CHANGE.csv, a killed one
+continues from its last checkpoint. The changes are compared with the experiment `universal` of learning.py, which ran
+with the same command except for the change. `report` writes docs/defaults.md from the rows that exist.
 
 A run's score is the mean return of its last 100 training episodes, on the scale on which uniformly random actions have
 0 and the mean of `universal` on the task has 1; a change's score is the interquartile mean over tasks and seeds.
@@ -71,11 +71,11 @@ class Change(NamedTuple):
 CHANGES = {
     "gamma-0.99": Change("discount 0.99", ("rollout.gamma=0.99",)),
     "no-cooldown": Change("no cooldown of the learning rate", ("optimizer.learning_rate.cooldown=0.0",)),
-    "no-std-decay": Change("standard deviation left to learning", ("update.std_decay=0.0",)),
-    "no-observation-normalisation": Change("observations as they are", ("normalize.observations=false",)),
-    "no-reward-scaling": Change("rewards as they are", ("normalize.rewards=false",)),
+    "no-std-decay": Change("no decay of the standard deviation", ("update.std_decay=0.0",)),
+    "no-observation-normalisation": Change("no observation normalisation", ("normalize.observations=false",)),
+    "no-reward-scaling": Change("no reward scaling", ("normalize.rewards=false",)),
     "time-limits-terminate": Change(
-        "time limits taken for terminations", ("env.wrappers=[benchmarks.ablations.TimeLimitsTerminate]",)
+        "time limits as terminations", ("env.wrappers=[benchmarks.ablations.TimeLimitsTerminate]",)
     ),
     "plain-initialisation": Change(
         "torch's own initialisation", ("policy.network=benchmarks.ablations.PlainNetworks",)
@@ -87,7 +87,7 @@ CHANGES = {
     "linear-rate": Change(
         "learning rate 3e-4 falling to 0", ("optimizer.learning_rate={kind: linear, start: 3e-4, end: 0.0}",)
     ),
-    "recomputed-advantages": Change("advantages anew in each epoch", ("update.recompute_advantages=true",)),
+    "recomputed-advantages": Change("advantages recomputed in each epoch", ("update.recompute_advantages=true",)),
     "in-step": Change("copies in step", ("env.stagger=false",)),
     "log-std-0": Change("log standard deviation 0 at the start", ("policy.log_std_init=0.0",)),
 }

@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --device cpu --smoke             does everything work? tiny sizes, figures mean nothing
 
 lightning_ppo runs through `train.py` with its logging on, eager and with compile=true (on a GPU: CUDA graphs), images
-also in bfloat16. Beside it stand a loop in the manner of CleanRL, written for this benchmark, on the same device with
+also in bfloat16. The table also has a loop in the style of CleanRL, written for this benchmark, on the same device with
 the same setting of TF32, and what LeanRL publishes for one H100 (another machine, so a ratio to it says less). Speed
 is that of the whole loop after the warm-up, medians of interleaved runs.
 """

@@ -5,8 +5,8 @@
     python benchmarks/learning.py random HalfCheetah-v5 Hopper-v5
     python benchmarks/learning.py report docs/results.md --experiments universal parity sb3
 
-A finished run is never repeated: its row stands in benchmarks/results/NAME.csv and its curve beside it. A run that was
-killed goes on from its last checkpoint. Returns are those of training, mean of the last 100 episodes, unless said.
+A finished run is never repeated: its row is in benchmarks/results/NAME.csv and its curve beside it. A run that was
+killed continues from its last checkpoint. Returns are those of training, mean of the last 100 episodes, unless said.
 """
 
 import argparse
@@ -28,6 +28,9 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lightning_ppo.support.statistics import bootstrap_interval, interquartile_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -232,16 +235,6 @@ def write_curve(metrics: Path, target: Path) -> None:
         csv.writer(file).writerows([("env_steps", "return"), *kept])
 
 
-def bootstrap_interval(
-    values: Sequence[float], statistic: Callable[[Any], Any], samples: int = 10_000
-) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a statistic of independent runs."""
-    generator = np.random.default_rng(0)
-    drawn = generator.choice(np.asarray(values), (samples, len(values)))
-    low, high = np.percentile([statistic(d) for d in drawn], [2.5, 97.5])
-    return float(low), float(high)
-
-
 def play_randomly(env_id: str, episodes: int = 100) -> None:
     """Append the return of uniformly random actions, where scores have their 0, unless its row exists."""
     import gymnasium
@@ -266,15 +259,8 @@ def play_randomly(env_id: str, episodes: int = 100) -> None:
     print(f"random {env_id}: {returns.mean():.1f}")
 
 
-def interquartile_mean(scores: Any) -> Any:
-    """Return the mean of the middle half along the last axis.
-
-    Robust like the median, but with less variance (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of
-    the Statistical Precipice", section 4.3).
-    """
-    ordered = np.sort(np.asarray(scores, dtype=float), axis=-1)
-    cut = ordered.shape[-1] // 4
-    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
+def _mean(values: Any) -> Any:
+    return np.mean(values, axis=-1)
 
 
 def aggregate(
@@ -336,7 +322,7 @@ def report(path: Path, experiments: Sequence[str]) -> None:
             returns = [float(row["train_return_mean"]) for row in rows]
             mean, interval = f"{np.mean(returns):,.1f}", ""
             if len(returns) > 1:
-                low, high = bootstrap_interval(returns, np.mean, 2000)
+                low, high = bootstrap_interval(returns, _mean, 2000)
                 mean, interval = f"{mean} ± {np.std(returns, ddof=1):,.1f}", f"{low:,.1f} to {high:,.1f}"
             decimals = 1 if abs(np.mean(returns)) < 100 else 0
             each = ", ".join(f"{value:,.{decimals}f}" for value in returns)
@@ -417,7 +403,7 @@ def draw(path: Path, experiments: Sequence[str], env_ids: Sequence[str]) -> None
             steps = np.linspace(max(c[0, 0] for c in curves), max(c[-1, 0] for c in curves), 100)
             returns = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
             axis.plot(steps, returns.mean(0), color=f"C{number}", label=experiment)
-            bounds = np.array([bootstrap_interval(at, np.mean, 500) for at in returns.T])
+            bounds = np.array([bootstrap_interval(at, _mean, 500) for at in returns.T])
             axis.fill_between(steps, bounds[:, 0], bounds[:, 1], color=f"C{number}", alpha=0.2, linewidth=0)
         axis.set_title(env_id)
         axis.set_xlabel("environment steps")

@@ -1,4 +1,4 @@
-"""What memory costs: speed of agents with an LSTM and a GRU against that of the MLP, at equal sizes.
+"""The cost of memory: speed of agents with an LSTM and a GRU compared with an MLP, at equal sizes.
 
     python benchmarks/recurrent.py              writes benchmarks/results/recurrent.csv and prints the table
     python benchmarks/recurrent.py --smoke      does it work? no figures kept

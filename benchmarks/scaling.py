@@ -1,4 +1,4 @@
-"""Measure what more ranks cost and bring: collectives, and weak scaling with the environments per rank fixed.
+"""Measure the cost and gain of more ranks: collectives, and weak scaling with the environments per rank fixed.
 
 `python benchmarks/scaling.py` measures two CPU ranks (gloo, one thread each) against one on this machine, interleaved,
 and prints the tables of docs/scaling.md. Nothing else should run meanwhile. On a cluster, its launcher starts the part
@@ -113,7 +113,7 @@ def speed(ranks: int, settings: list[str], folder: Path) -> dict[str, float]:
     run_dir = folder / f"{ranks}-{time.monotonic_ns()}"
     parallel = [f"trainer.devices={ranks}", *(["trainer.strategy=ddp"] if ranks > 1 else [])]
     quiet = ["evaluation.episodes=0", "evaluation.final_episodes=0", "trainer.enable_progress_bar=false"]
-    launch(ranks, str(ROOT / "train.py"), *settings, *parallel, *quiet, f"run_dir={run_dir}")
+    launch(ranks, str(ROOT / "train.py"), "compile=false", *settings, *parallel, *quiet, f"run_dir={run_dir}")
     return json.loads((run_dir / "summary.json").read_text())
 
 

@@ -1,15 +1,15 @@
-"""What each shortcut of `lightning_ppo.speed` brings: trainings with all of them, and with each one off.
+"""Measure the gain of each shortcut of `lightning_ppo.speed`: trainings with all of them, and with each one off.
 
     python benchmarks/shortcuts.py                  all workloads, 5 runs of each, into the table of docs/speed.md
     python benchmarks/shortcuts.py --workloads gru  some of it; the page shows what has been measured
-    python benchmarks/shortcuts.py --report-only    the table from the rows of before
+    python benchmarks/shortcuts.py --report-only    the table from existing rows
     python benchmarks/shortcuts.py --smoke          does everything work? few iterations, no figures kept
 
 Nothing else should run meanwhile. Each run is a process of its own that trains as `lightning-ppo train` does, with its
 logging on. Runs are interleaved: every variant once, then every variant again. A row is kept in
-benchmarks/results/shortcuts.csv as each run ends; the same command goes on where it was stopped.
+benchmarks/results/shortcuts.csv as each run ends; the same command continues where it was stopped.
 
-A variant is compared with the run of the same round that takes all shortcuts. What the compiled update brings stands in
+A variant is compared with the run of the same round that takes all shortcuts. The gain of the compiled update is in
 the race of `benchmarks/speed.py`.
 """
 
@@ -64,12 +64,19 @@ CHEETAH = (
 )
 GRU = ("policy.core=gru", "env.num_envs=8", "rollout.num_steps=256")
 RANKS = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
+SMALL_CARTPOLE = (*("env.num_envs=4", "rollout.num_steps=128", "update.epochs=4", "update.minibatch_size=128"),)
+ONE_CHEETAH = (
+    *("env.id=HalfCheetah-v5", "env.num_envs=1", "rollout.num_steps=2048"),
+    *("update.epochs=10", "update.minibatch_size=64"),
+)
 PONG = ("env.id=ALE/Pong-v5", "env.num_envs=8", "rollout.num_steps=128")
 WORKLOADS = {
-    "cartpole": Workload("CartPole-v1, two networks of 64x64, defaults", 40, ()),
+    "cartpole": Workload("CartPole-v1, two networks of 64x64, defaults", 16, ()),
     "halfcheetah": Workload("HalfCheetah-v5, 8 envs x 256, 10 epochs x 32 minibatches", 12, CHEETAH),
+    "small": Workload("CartPole-v1, 4 envs x 128, 4 epochs x 4 minibatches", 200, SMALL_CARTPOLE),
+    "single": Workload("HalfCheetah-v5, 1 env x 2048, 10 epochs x 32 minibatches", 12, ONE_CHEETAH),
     "gru": Workload("CartPole-v1 with a GRU, 8 envs x 256", 12, GRU),
-    "ranks": Workload("CartPole-v1, defaults, on two ranks", 40, RANKS, 2),
+    "ranks": Workload("CartPole-v1, defaults, on two ranks", 16, RANKS, 2),
     "pictures": Workload("Pong, 8 envs x 128, 2 cores", 8, PONG, 2),
 }
 
@@ -98,12 +105,6 @@ def _off(module: str) -> Callable[[], Any]:
 
 def _instead(target: str, replacement: Any) -> Callable[[], Any]:
     return lambda: patch(f"lightning_ppo.{target}", replacement).start()
-
-
-def _torch_adam() -> None:
-    import torch
-
-    patch("lightning_ppo.speed.flat.FlatAdam", torch.optim.Adam).start()
 
 
 def _pictures_as_they_come() -> None:
@@ -135,20 +136,23 @@ def _lightnings_step() -> None:
 VARIANTS = {
     NOTHING: Variant("", lambda: None),
     PLAIN: Variant("all of them (`plain=true`)", lambda: None),
-    "acting": Variant("acting in NumPy", _off("collection.acting"), ("cartpole", "halfcheetah", "gru", "ranks")),
-    "recurrence": Variant("sequences of memory in NumPy", _off("policy.recurrence"), ("gru",)),
+    "acting": Variant(
+        "acting in NumPy",
+        _off("collection.acting"),
+        ("cartpole", "halfcheetah", "small", "single", "gru", "ranks"),
+    ),
+    "recurrence": Variant("sequences of a GRU in NumPy", _off("policy.recurrence"), ("gru",)),
     "buffers": Variant(
-        "parameters and gradients in one buffer, no hooks around backward passes",
+        "parameters and gradients in one buffer, no unused hooks around backward passes",
         _instead("speed.flat.FlatParameters.suits", staticmethod(lambda parameters: False)),
     ),
-    "adam": Variant("Adam in one call", _torch_adam),
-    "step": Variant("no hooks around the optimizer's step", _lightnings_step),
-    "logging": Variant("metrics past Lightning's records", _instead("speed.shortcuts.log_metrics", _log_dict)),
-    "tensorboard": Variant("one TensorBoard event for all metrics", _off("run.loggers")),
-    "scan": Variant("advantages by a scan", _off("rollout.advantages")),
+    "adam": Variant("Adam in one call", _instead("speed.flat.FlatAdam.lay_out", lambda *_: None)),
+    "step": Variant("no unused hooks around the optimizer's step", _lightnings_step),
+    "logging": Variant("metrics written into Lightning's results", _instead("speed.shortcuts.log_metrics", _log_dict)),
+    "scan": Variant("advantages by a scan", _off("rollout.advantages"), ("halfcheetah", "single", "gru")),
     "memory": Variant("freed memory is kept", _instead("speed.freed_memory.keep_freed_memory", lambda: None)),
     "sums": Variant("sums through shared memory", _instead("speed.shared_sums.connect", lambda *_: None), ("ranks",)),
-    "layout": Variant("pictures with channels last in memory", _pictures_as_they_come, ("pictures",)),
+    "layout": Variant("images with channels last in memory", _pictures_as_they_come, ("pictures",)),
     "casts": Variant("weights cast to half precision once a rollout", _casts_made_anew, ("pictures",)),
 }
 
@@ -171,7 +175,8 @@ def train(workload: str, without: str, iterations: int, more: Sequence[str]) -> 
 
     settings = ["total_env_steps=100000000", "evaluation.episodes=0", "evaluation.final_episodes=0", "seed=1"]
     settings += ["trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false"]
-    settings += [f"run_dir={tempfile.mkdtemp()}", f"plain={without == PLAIN}", *WORKLOADS[workload].settings, *more]
+    settings += [f"run_dir={tempfile.mkdtemp()}", f"plain={without == PLAIN}", "compile=false"]
+    settings += [*WORKLOADS[workload].settings, *more]
     run(load([ROOT / "configs" / "atari.yaml"] if workload == "pictures" else [], settings), [Laps()])
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         rates = [(steps - before) / (end - start) for (start, before), (end, steps) in pairwise(ends[WARM_UP - 1 :])]

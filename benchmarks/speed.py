@@ -6,15 +6,15 @@
     python benchmarks/speed.py --report-only    from the rows of the last race
     python benchmarks/speed.py --smoke          does everything work? tiny budgets, no figures kept
 
-A row is kept in benchmarks/results/speed.csv as each run ends. The same command goes on where a race was stopped, and
+A row is kept in benchmarks/results/speed.csv as each run ends. The same command continues a race that was stopped, and
 `--runs 7` adds two runs of each to a race of five.
 
 Same rollout size, minibatch size, epochs and network shapes (SheepRL excepted, see peers/race_sheeprl.py), one core for
 each run unless the workload's name says otherwise. Runs are interleaved: every system once, then every system again.
 Speed is that of the training loop after two iterations of warm-up; importing, compiling and warming up are reported on
 their own. `rollout.processes=2` and `rollout.overlap=true`, which is not on-policy, take a second core for a second
-process, whose memory is not counted: they have columns of their own. Peers live in virtual environments of their own,
-which are made on the way.
+process, whose memory is not counted: they have columns of their own. The peers' virtual environments are created
+automatically.
 """
 
 import argparse

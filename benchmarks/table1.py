@@ -5,9 +5,9 @@
     python benchmarks/table1.py run --columns none clip-0.2 --seeds 1
     python benchmarks/table1.py report
 
-`run` goes on where it was stopped: a finished run is a row in benchmarks/results/table1-COLUMN.csv, a killed one goes
-on from its last checkpoint. Seeds come before columns and the columns that matter most come first, so that whatever is
-there is comparable. `report` writes docs/table1.md from the rows that exist.
+`run` continues where it was stopped: a finished run is a row in benchmarks/results/table1-COLUMN.csv, a killed one
+continues from its last checkpoint. Seeds come before columns and the most important columns come first, so that what
+exists is comparable. `report` writes docs/table1.md from the rows that exist.
 
 Settings are those of configs/paper/mujoco.yaml but for what a column names. The score of a run is the mean return of
 its last 100 training episodes, on the scale on which uniformly random actions have 0 and the best run of the paper's
@@ -153,7 +153,7 @@ def report(name: str, page: Path) -> None:
     names = {f"{name}-{column}": column for column in COLUMNS}
     table = learning.load_results(["random", *names])
     lines = [
-        "| objective | ours | 95 % interval | less clipping, ε = 0.2 | paper | runs |",
+        "| objective | ours | 95 % interval | difference from clipping, ε = 0.2 | paper | runs |",
         "|---|---|---|---|---|---|",
     ]
     returns = [f"| objective | {' | '.join(task.removesuffix('-v5') for task in TASKS)} |", "|---" * 8 + "|"]

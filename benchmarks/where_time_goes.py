@@ -1,4 +1,4 @@
-"""Say where the time of an iteration goes, in microseconds per vector step and per minibatch.
+"""Report where the time of an iteration goes, in microseconds per vector step and per minibatch.
 
     python benchmarks/where_time_goes.py                     print the tables
     python benchmarks/where_time_goes.py docs/speed.md       put them between the markers of a page

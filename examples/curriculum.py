@@ -4,9 +4,10 @@
     python examples/curriculum.py --no-curriculum   # the hard task from the start: hardly anything is learnt
     python examples/curriculum.py --steps 2000      # a short try
 
-The callback sets an attribute of the training environments between two rollouts. That reaches the copies that this
-process steps (`env.backend=sync`, the default for an environment of your own), not those that other processes step for
-it (`rollout.processes`, `rollout.overlap`). Evaluation has environments of its own, which keep the full difficulty.
+The callback sets an attribute of the training environments between two rollouts. That reaches every copy, also those
+that other processes step (`env.backend=async`, `rollout.processes`, `rollout.overlap`). Evaluation has environments of
+its own, which keep the full difficulty. Where difficulty depends on nothing but the time, the callback
+`lightning_ppo.run.curriculum.SetProgress` does it.
 
 On the command line, from the root of the repository:
 
@@ -69,14 +70,14 @@ class Curriculum(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the length of this moment."""
-        trainer.datamodule.env.set_attr("length", self.length)
+        trainer.datamodule.set_attr("length", self.length)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Lengthen the corridor after an update, before the next rollout; a batch is a rollout."""
         reached = trainer.callback_metrics.get("rollout/return_mean", 0.0)
         if reached >= self.goal and self.length < FULL_LENGTH:
             self.length += 1
-            trainer.datamodule.env.set_attr("length", self.length)
+            trainer.datamodule.set_attr("length", self.length)
         pl_module.log("curriculum/length", float(self.length), prog_bar=True)
 
     def state_dict(self) -> dict[str, Any]:

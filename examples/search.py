@@ -46,7 +46,8 @@ def objective(trial: optuna.Trial, folder: Path, settings: list[str]) -> float:
     run_dir = folder / f"trial_{trial.number:04d}"
     files = [setting for setting in settings if "=" not in setting]
     shared = [setting for setting in settings if "=" in setting]
-    config = load(files, [*shared, *overrides, f"run_dir={run_dir}", "trainer.enable_progress_bar=false"])
+    often = "evaluation.every_n_epochs=1"  # so that a bad trial is noticed soon
+    config = load(files, [often, *shared, *overrides, f"run_dir={run_dir}", "trainer.enable_progress_bar=false"])
     return train(config, callbacks=[Pruning(trial)])["eval_return_mean"]
 
 

@@ -32,4 +32,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    if not _HOMES[name].startswith("settings."):
+        importlib.import_module(f"{__name__}.speed.light_lightning")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

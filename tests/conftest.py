@@ -1,17 +1,22 @@
 """One thread, and the same random state, for every test."""
 
 import logging
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterator
 
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # the key that signs checkpoints is not the developer's
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# what is compiled is kept for the next run, also where temporary folders are emptied
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser("~/.cache/lightning_ppo/tests"))
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
+from lightning_ppo.collection import remote
 from lightning_ppo.speed import switch
 from lightning_ppo.support import notices
 
@@ -21,9 +26,12 @@ pytest_plugins = ["tests.kit", "tests.kit.selection", "tests.kit.limits", "tests
 torch.set_num_threads(1)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
+for name, examples in (("default", 15), ("ci", 60), ("thorough", 1000)):
+    settings.register_profile(name, max_examples=examples, deadline=None, database=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--examples", type=int, default=60, help="damaged configs to try in tests/whole/test_damage.py")
     parser.addoption("--plain", action="store_true", help="turn the shortcuts of speed/ off in this process")
 
 
@@ -41,6 +49,20 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _forgetful() -> None:
     notices.forget()
+
+
+@pytest.fixture(autouse=True)
+def _preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that collect begin with everything imported, see `tests.kit.preloaded`."""
+    from tests.kit.preloaded import multiprocessing_of_remote
+
+    monkeypatch.setattr(remote, "multiprocessing", multiprocessing_of_remote)
+
+
+@pytest.fixture
+def new_interpreters(_preloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that collect are started as they are outside of tests."""
+    monkeypatch.setattr(remote, "multiprocessing", multiprocessing)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,9 @@
-"""Train one seed of Stable-Baselines3's PPO: its defaults, with VecNormalize and the learning rate annealed to 0.
+"""Train one seed of Stable-Baselines3.
 
-Runs in the virtual environment of `requirements-sb3.txt`, started by `sb3.py`. State is saved to RUN_DIR every 20
-rollouts, from where a killed run goes on with new episodes; summary.json and curve.csv are there at the end.
+PPO has its defaults, with VecNormalize and the learning rate annealed to 0; its state is saved to RUN_DIR every 20
+rollouts, from where a killed run goes on with new episodes. DQN has its defaults and starts anew: its replay buffer is
+not saved. Runs in the virtual environment of `requirements-sb3.txt`, started by `sb3.py`; summary.json and curve.csv
+are there at the end.
 """
 
 import argparse
@@ -17,14 +19,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+ROLLOUT = 2048
+"""Steps between two points of a curve, those of a rollout of PPO."""
 ROLLOUTS_PER_SAVE = 20
-EVALUATION_EPISODES = 10
+EVALUATION_EPISODES = {"ppo": 10, "dqn": 100}
 PACKAGES = ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
 
 
@@ -34,9 +38,9 @@ def annealed(remaining: float) -> float:
 
 
 class Recorder(BaseCallback):
-    """Keeps the learning curve and saves what training needs to go on."""
+    """Keeps the learning curve and, where there is a place for it, saves what training needs to go on."""
 
-    def __init__(self, run_dir: Path, curve: list[list[float]], seconds: float) -> None:
+    def __init__(self, run_dir: Path | None, curve: list[list[float]], seconds: float) -> None:
         super().__init__()
         self.run_dir = run_dir
         self.curve = curve
@@ -54,18 +58,20 @@ class Recorder(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # the rollout before has been trained on by now
-        if self.rollouts and self.rollouts % ROLLOUTS_PER_SAVE == 0:
-            self.save()
+        if self.run_dir is not None and self.rollouts and self.rollouts % ROLLOUTS_PER_SAVE == 0:
+            self.save(self.run_dir)
 
     def _on_rollout_end(self) -> None:
         self.rollouts += 1
+        if self.curve and self.num_timesteps < self.curve[-1][0] + ROLLOUT:
+            return
         episodes = self.model.ep_info_buffer
         if episodes:
             self.curve.append([self.num_timesteps, float(np.mean([episode["r"] for episode in episodes]))])
 
-    def save(self) -> None:
+    def save(self, run_dir: Path) -> None:
         """Write the state beside the old one and take its place."""
-        new, state = self.run_dir / "saving", self.run_dir / "state"
+        new, state = run_dir / "saving", run_dir / "state"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         self.model.save(new / "model.zip")
@@ -77,26 +83,29 @@ class Recorder(BaseCallback):
         new.rename(state)
 
 
-def train(env_id: str, seed: int, total_env_steps: int, run_dir: Path) -> dict[str, Any]:
+def train(algorithm: str, env_id: str, seed: int, total_env_steps: int, run_dir: Path) -> dict[str, Any]:
     """Train, or go on training, and return the summary."""
     torch.set_num_threads(1)
     state = run_dir / "state"
     env: Any = DummyVecEnv([lambda: Monitor(gymnasium.make(env_id))])
     record: dict[str, Any] = {"curve": [], "seconds": 0.0}
-    if state.exists():
+    if algorithm == "dqn":
+        model: Any = DQN("MlpPolicy", env, seed=seed, device="cpu")
+    elif state.exists():
         env = VecNormalize.load(str(state / "normalizer.pkl"), env)
         model = PPO.load(state / "model.zip", env=env, device="cpu")
         record = json.loads((state / "record.json").read_text())
     else:
         env = VecNormalize(env)
         model = PPO("MlpPolicy", env, learning_rate=annealed, seed=seed, device="cpu")
-    recorder = Recorder(run_dir, record["curve"], record["seconds"])
+    recorder = Recorder(None if algorithm == "dqn" else run_dir, record["curve"], record["seconds"])
     # SB3 adds the steps done to those asked for
     model.learn(total_env_steps - model.num_timesteps, callback=recorder, reset_num_timesteps=False)
     seconds = recorder.seconds
     returns = [episode["r"] for episode in model.ep_info_buffer or ()]
-    env.training = env.norm_reward = False
-    played, _ = evaluate_policy(model, env, EVALUATION_EPISODES, return_episode_rewards=True)
+    if isinstance(env, VecNormalize):
+        env.training = env.norm_reward = False
+    played, _ = evaluate_policy(model, env, EVALUATION_EPISODES[algorithm], return_episode_rewards=True)
     with open(run_dir / "curve.csv", "w", newline="") as file:
         csv.writer(file).writerows([("step", "rollout/return_mean"), *recorder.curve])
     return {
@@ -117,13 +126,14 @@ def train(env_id: str, seed: int, total_env_steps: int, run_dir: Path) -> dict[s
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("algorithm", choices=("ppo", "dqn"))
     parser.add_argument("env_id")
     parser.add_argument("seed", type=int)
     parser.add_argument("total_env_steps", type=int)
     parser.add_argument("run_dir", type=Path)
     options = parser.parse_args()
     options.run_dir.mkdir(parents=True, exist_ok=True)
-    summary = train(options.env_id, options.seed, options.total_env_steps, options.run_dir)
+    summary = train(options.algorithm, options.env_id, options.seed, options.total_env_steps, options.run_dir)
     (options.run_dir / "summary.json").write_text(json.dumps(summary))
 
 

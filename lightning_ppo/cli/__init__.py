@@ -6,12 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lightning_ppo.cli import configs, doctor, evaluate, export, import_sb3, report, train
-from lightning_ppo.support import errors
-from lightning_ppo.support.errors import ConfigError, nearest
-from lightning_ppo.support.program import program
+from lightning_ppo.cli import check_env, configs, doctor, evaluate, export, import_sb3, report, train
+from lightning_ppo.support.errors import ConfigError, nearest, print_error
+from lightning_ppo.support.program import columns, program
 
-COMMANDS = (evaluate, report, export, import_sb3, configs, doctor)
+COMMANDS = (evaluate, report, export, import_sb3, configs, check_env, doctor)
 """Modules with NAME, HELP and EXAMPLES, `add_arguments(parser)` and `run(options)`, which returns the exit code.
 
 The command `train` takes settings instead of options, so it reads its arguments itself."""
@@ -30,9 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _block(examples: Sequence[tuple[str, str]]) -> str:
-    lines = [(f"{program()} {command}", meaning) for command, meaning in examples]
-    width = max(len(line) for line, _ in lines)
-    return "\n".join(f"  {line:<{width}}  {meaning}".rstrip() for line, meaning in lines)
+    return columns([(f"{program()} {command}", meaning) for command, meaning in examples], "  ")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -65,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 1 if it failed, 2 for a mistake on the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # classes of the user's own lie there; an installed package is never replaced
+        sys.path.append(os.getcwd())  # users' classes are there; an installed package is never replaced
     if arguments[:1] == [train.NAME]:
         return train.main(arguments[1:])
     debug = "--debug" in arguments
@@ -82,4 +79,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return errors.report(error, debug, "--debug")
+        return print_error(error, debug, "--debug")

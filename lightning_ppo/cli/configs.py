@@ -15,13 +15,12 @@ def run(options: argparse.Namespace) -> int:
     """List them."""
     from lightning_ppo.settings import named_configs
     from lightning_ppo.settings.loading import load
+    from lightning_ppo.support.program import columns
 
     rows = []
     for name in named_configs.names():
         config = load([named_configs.find(name)])
         rows.append((name, config.env.id, f"{config.total_env_steps:,} steps"))
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for name, env_id, budget in rows:
-        print(f"{name:<{widths[0]}}  {env_id:<{widths[1]}}  {budget}")
-    print(f"\nThey lie in {named_configs.FOLDER}. A file of the same name in the current folder wins.")
+    print(columns(rows))
+    print(f"\nThey are in {named_configs.FOLDER}. A file of the same name in the current folder wins.")
     return 0

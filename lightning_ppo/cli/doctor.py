@@ -1,4 +1,4 @@
-"""What this machine and installation can do, found by trying, and what to install for the rest."""
+"""Try what works on this machine and installation, and report what to install for the rest."""
 
 import argparse
 import os
@@ -6,9 +6,11 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 
 from lightning_ppo.support.errors import one_line
 from lightning_ppo.support.packages import EXTRAS, REQUIRED, install, installed
+from lightning_ppo.support.program import columns
 
 NAME = "doctor"
 HELP = "show versions, devices, compilers, environments and extras, and what is missing for what"
@@ -21,28 +23,40 @@ Row = tuple[str, str]
 
 def examine() -> list[tuple[str, list[Row]]]:
     """Return the findings: sections of (what, how it stands)."""
-    return [
-        ("versions", _versions()),
-        ("devices", _devices()),
-        ("compiling", [("compile=true", _outcome(_compiler))]),
-        (
-            "environments",
-            [(f"{name} ({env_id})", _outcome(partial(_step, env_id))) for env_id, name in ENVIRONMENTS],
-        ),
-        (
-            "rendering",
-            [("display", _display())]
-            + [(f"{name} ({env_id})", _outcome(partial(_render, env_id))) for env_id, name in ENVIRONMENTS],
-        ),
-        ("extras", [_extra(name) for name in EXTRAS]),
-    ]
+    return _once(
+        [
+            ("versions", _versions()),
+            ("devices", _devices()),
+            ("compiling", [("compile=true", _outcome(_compiler))]),
+            (
+                "environments",
+                [(f"{name} ({env_id})", _outcome(partial(_step, env_id))) for env_id, name in ENVIRONMENTS],
+            ),
+            (
+                "rendering",
+                [("display", _display())]
+                + [(f"{name} ({env_id})", _outcome(partial(_render, env_id))) for env_id, name in ENVIRONMENTS],
+            ),
+            ("extras", [_extra(name) for name in EXTRAS]),
+        ]
+    )
+
+
+def _once(sections: list[tuple[str, list[Row]]]) -> list[tuple[str, list[Row]]]:
+    """Return findings in which the command that installs an extra stands with the extra alone."""
+    *others, extras = sections
+    needed = {install(name): f"no: needs the extra {name}, see below" for name in EXTRAS}
+
+    def short(found: str) -> str:
+        return next((text for command, text in needed.items() if command in found), found)
+
+    return [*((title, [(name, short(found)) for name, found in rows]) for title, rows in others), extras]
 
 
 def to_text(sections: Sequence[tuple[str, list[Row]]]) -> str:
     """Return the findings as aligned text."""
-    width = max(len(name) for _, rows in sections for name, _ in rows)
-    blocks = ["\n".join([title, *(f"  {name:<{width}}  {found}" for name, found in rows)]) for title, rows in sections]
-    return "\n\n".join(blocks)
+    lines = iter(columns([row for _, rows in sections for row in rows], "  ").splitlines())
+    return "\n\n".join("\n".join([title, *islice(lines, len(rows))]) for title, rows in sections)
 
 
 def _versions() -> list[Row]:
@@ -55,10 +69,11 @@ def _versions() -> list[Row]:
 def _devices() -> list[Row]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from lightning_ppo.speed.hardware import usable_cores
+
     threads = os.environ.get("OMP_NUM_THREADS")
     rows = [
-        ("cpu", f"{platform.processor() or platform.machine()}, {cores} cores usable"),
+        ("cpu", f"{platform.processor() or platform.machine()}, {usable_cores()} cores usable"),
         ("threads", f"{threads}, by OMP_NUM_THREADS" if threads else "1, or what OMP_NUM_THREADS says"),
     ]
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -70,7 +85,7 @@ def _compiler() -> str:
     from lightning_ppo.speed.fused_linear import cxx_compiler
 
     found = cxx_compiler()
-    return f"ok, with {found}" if found else "no C++ compiler, so training goes on uncompiled: install g++"
+    return f"ok, with {found}" if found else "no C++ compiler, so training continues uncompiled: install g++"
 
 
 def _display() -> str:

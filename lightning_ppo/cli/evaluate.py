@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from lightning_ppo.evaluation.checkpoint import evaluate
 from lightning_ppo.support.errors import TRUST_HELP
@@ -49,4 +50,6 @@ def run(options: argparse.Namespace) -> int:
         options.trust,
     )
     print(json.dumps(result))
+    if options.video:
+        print(f"wrote {options.video}, episodes: {result['episodes']}", file=sys.stderr)
     return 0

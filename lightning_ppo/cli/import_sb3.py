@@ -1,4 +1,4 @@
-"""`import-sb3 MODEL.zip OUT.ckpt`: take over an agent of Stable-Baselines3."""
+"""`import-sb3 MODEL.zip OUT.ckpt`: import an agent of Stable-Baselines3."""
 
 import argparse
 
@@ -19,15 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert, and say how to go on."""
+    """Convert, and print the next commands."""
     import logging
 
     from lightning_ppo.interop.sb3 import convert
-    from lightning_ppo.support.program import program
+    from lightning_ppo.support.program import columns, program
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for note in convert(options.source, options.target, options.env, options.statistics):
         print(f"note: {note}")
-    print(f"play it      {program()} evaluate {options.target}")
-    print(f"train it on  {program()} train resume={options.target} run_dir=RUN_DIR total_env_steps=N")
+    more = f"{program()} train resume={options.target} run_dir=RUN_DIR total_env_steps=N"
+    print(columns([("play it", f"{program()} evaluate {options.target}"), ("train it further", more)]))
     return 0

@@ -6,7 +6,6 @@ rollout are always the policy's own. Where the policy is on a GPU and the enviro
 weights as long as there are few, which takes less time than the way to the GPU and back.
 """
 
-import textwrap
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Observations
 from lightning_ppo.speed import switch
 from lightning_ppo.speed.graphs import Recorded
+from lightning_ppo.support.errors import one_line
 from lightning_ppo.support.tree import tree_map
 
 WORK_ON_HOST = 1_000_000
@@ -101,8 +101,8 @@ class RecordedActing(Recorded):
         except RuntimeError as error:
             found = self.function(*arguments)  # which raises what is wrong with the policy itself
             self.failed = True
-            reason = textwrap.shorten(str(error), 200)
-            rank_zero_warn(f"compile: acting cannot be recorded as a CUDA graph ({reason}); it goes on unrecorded")
+            reason = one_line(error, 200)
+            rank_zero_warn(f"compile: acting cannot be recorded as a CUDA graph ({reason}); it continues without one")
             return found
 
 

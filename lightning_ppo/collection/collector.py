@@ -1,17 +1,20 @@
 """Step a vector environment T times with a policy and return the rollout; owns the environments and episode records."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from lightning_ppo.collection.acting import Actor, RecordedActing, make_actor
 from lightning_ppo.collection.device_storage import DeviceStorage
 from lightning_ppo.collection.host_storage import HostStorage
 from lightning_ppo.collection.storage import Steps, Storage
+from lightning_ppo.envs.changes import Change, from_plain
+from lightning_ppo.envs.reaching import make_changes
 from lightning_ppo.envs.stepper import Stepper
 from lightning_ppo.envs.tensors import TensorStepper, make_stepper
 from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
@@ -42,11 +45,14 @@ class RolloutCollector(Protocol):
     def collect(self) -> Rollout:
         """Return the next rollout."""
 
+    def change(self, changes: Sequence[Change]) -> None:
+        """Have changes made in all environments before the next rollout is begun."""
+
     def state_dict(self) -> dict[str, Any] | None:
         """Return everything the next rollout depends on besides the policy, as plain data; None where it is lost."""
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken; return why episodes start anew, if any do."""
+        """Continue from a saved state; return why episodes start anew, if any do."""
 
     def close(self) -> None:
         """Close the environments."""
@@ -73,6 +79,7 @@ class Collector:
         skip_first: Do not report the first episode of each environment if it was truncated, since it may have been cut
             short.
         compile: Replay acting on a GPU as a CUDA graph.
+        log_info: Entries of infos that are logged, see `EnvConfig.log_info`.
     """
 
     def __init__(
@@ -85,11 +92,12 @@ class Collector:
         action_mask: str = "auto",
         skip_first: bool = False,
         compile: bool = False,
+        log_info: Sequence[str] | str = (),
     ) -> None:
         self.policy = policy
         self.num_steps = num_steps
         self.generator = generator
-        self.stepper = make_stepper(env, action_mask, seeds)
+        self.stepper = make_stepper(env, action_mask, seeds, log_info=log_info)
         self.episodes = EpisodeRecorder(env.num_envs, skip_first)
         self.state = policy.initial_states(env.num_envs)
         self.recorded = RecordedActing(policy) if compile and can_record(generator.device) else None
@@ -146,7 +154,9 @@ class Collector:
     def _finish_episodes(self, steps: Steps) -> Episodes:
         """Return the episodes that ended; those cut off at a filler row had their last step in the row before."""
         ended = steps.terminations | steps.truncations
-        episodes = self.episodes.record(steps.rewards, ended, steps.valid, steps.terminations)
+        infos = {name: values for name, values in steps.infos.items() if name not in steps.shared}
+        found = steps.rewards, ended, steps.valid, steps.terminations, steps.successes, infos
+        episodes = self.episodes.add(*found)
         steps.truncations[:-1] |= steps.truncations[1:] & ~steps.valid[1:]
         return episodes
 
@@ -168,14 +178,19 @@ class Collector:
             truncations=steps.truncations.to(device),
             valid=steps.valid.to(device),
             episodes=episodes,
+            infos={name: self._logged(values, steps.valid) for name, values in steps.infos.items()},
             policy_version=self.policy.version,
             action_masks=steps.action_masks,
             starts=None if actor.states is None else steps.starts,
             states=None if actor.states is None else actor.states.to(device),
         )
 
+    def _logged(self, values: Tensor, valid: Tensor) -> Tensor:
+        """Return an info (T, N) as rollouts have it: told by transitions alone."""
+        return torch.where(valid, values, torch.nan).to(self.generator.device, self.policy.dtype)
+
     def _score(self, rollout: Rollout) -> None:
-        """Fill in what the behaviour policy says of the rollout: distribution, log_probs, values and next_values."""
+        """Fill in the outputs of the behaviour policy: distribution, log_probs, values and next_values."""
         if rollout.states is not None and self.state is not None:
             after = torch.cat((rollout.states[1:], self.state[None]))
             rollout.boundary_states = after.flatten(0, 1)[rollout.boundary_rows]
@@ -190,20 +205,32 @@ class Collector:
             "generator": self.generator.get_state(),
             "recurrent_state": None if self.state is None else self.state.cpu().clone(),
             **self.episodes.state_dict(),
+            "infos": self.stepper.infos.names,
         }
+
+    def change(self, changes: Sequence[Change]) -> None:
+        """Make changes in all environments, at once.
+
+        Raises:
+            ConfigError: If one cannot be made.
+        """
+        make_changes(self.stepper.env, changes)
 
     def close(self) -> None:
         """Close the environments."""
         self.stepper.close()
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken; return why its episodes start anew, if they do."""
+        """Continue from a saved state; return why its episodes start anew, if they do."""
         restore_generator(self.generator, state["generator"], "actions are drawn")
         reason = self.stepper.resume(state["stepper"])
         if not reason:
-            self.episodes.load_state_dict(state)
+            reader = self.stepper.infos
+            reader.names = reader.names if reader.names is not None else state.get("infos")
+            self.episodes.load_state_dict(state, reader.names or ())
             if self.state is not None:
                 self.state = state["recurrent_state"].to(self.state)  # the precision may be another one now, too
+            self.change(from_plain(state.get("changes", ())))  # that another process had not made yet
         return reason
 
 

@@ -1,58 +1,42 @@
 """Lightning's owner of the environments: rollouts for training, episodes for evaluation, state for resuming."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import gymnasium
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from gymnasium.vector import VectorEnv
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from lightning_ppo.collection.changes import Changes
 from lightning_ppo.collection.collector import Collector
 from lightning_ppo.collection.environments import Environments
+from lightning_ppo.collection.evaluations import Evaluations, OneItemLoader
 from lightning_ppo.collection.groups import GroupedCollector, group_sizes
+from lightning_ppo.collection.info_names import InfoNames
 from lightning_ppo.collection.overlap import OverlappedCollector
 from lightning_ppo.collection.processes import shares_of, start_collecting
 from lightning_ppo.collection.resuming import Resuming
 from lightning_ppo.collection.stream import RolloutStream
+from lightning_ppo.envs.changes import Change, make_change
 from lightning_ppo.envs.masks import observed_space
-from lightning_ppo.envs.partial import PartOfEnvironments
+from lightning_ppo.envs.reaching import make_changes
+from lightning_ppo.envs.shown import ShownEnvironments
 from lightning_ppo.envs.stagger import in_step_because
-from lightning_ppo.envs.state import return_to_built
-from lightning_ppo.envs.tensors import make_stepper
-from lightning_ppo.evaluation.play import play
-from lightning_ppo.policy.actor_critic import MaskedObservations
-from lightning_ppo.rollout.shapes import Episodes, Observations
+from lightning_ppo.rollout.shapes import Episodes
 from lightning_ppo.settings.algorithm import RolloutConfig
 from lightning_ppo.settings.effects import without_effect
 from lightning_ppo.settings.environment import EnvConfig, EvaluationConfig
-from lightning_ppo.settings.loading import as_section, to_container
+from lightning_ppo.settings.loading import as_section, section_with, to_container
 from lightning_ppo.support.distributed import raise_together, rank, world_size
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault, require
-from lightning_ppo.support.randomness import derive_seeds, kept_generators, seed_process
-from lightning_ppo.support.tree import tree_map
+from lightning_ppo.support.randomness import checked_seed, derive_seeds, kept_generators, seed_process
 from lightning_ppo.update.checked_loading import checked_loading
 
 _log = logging.getLogger(__name__)
-
-Section = TypeVar("Section")
-
-
-class _OneItemLoader:
-    """A loader of one item, made when it is asked for."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self.make()
 
 
 class RolloutDataModule(pl.LightningDataModule):
@@ -75,6 +59,7 @@ class RolloutDataModule(pl.LightningDataModule):
         env_kwargs: Arguments of the environment's constructor.
         stagger: See `EnvConfig.stagger`.
         scores: See `EnvConfig.scores`.
+        log_info: See `EnvConfig.log_info`.
         evaluation: Settings of the `evaluation` section.
         evaluation_env: Vector environment to evaluate on; needed where `env` is an already built one.
         seed: Seeds environments and sampling; None takes the seed of torch's global generator.
@@ -104,6 +89,7 @@ class RolloutDataModule(pl.LightningDataModule):
         env_kwargs: dict[str, Any] | None = None,
         stagger: bool | None = None,
         scores: str | None = None,
+        log_info: Sequence[str] | str | None = None,
         evaluation: EvaluationConfig | Mapping[str, Any] | None = None,
         evaluation_env: VectorEnv | None = None,
         seed: int | None = None,
@@ -118,11 +104,11 @@ class RolloutDataModule(pl.LightningDataModule):
             num_envs = given_env.num_envs
         section = env if isinstance(env, EnvConfig | Mapping) else {"id": env if isinstance(env, str) else ""}
         single: dict[str, Any] = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
-        single |= {"stagger": stagger, "scores": scores}
-        self.env_settings = _section(EnvConfig, section, single, "env")
+        single |= {"stagger": stagger, "scores": scores, "log_info": log_info}
+        self.env_settings = section_with(EnvConfig, section, single, "env")
         single = {"num_steps": num_steps, "gamma": gamma, "gae_lambda": gae_lambda}
         single |= {"overlap": overlap, "processes": processes}
-        self.rollout_settings = _section(RolloutConfig, rollout, single, "rollout")
+        self.rollout_settings = section_with(RolloutConfig, rollout, single, "rollout")
         self.evaluation_settings = as_section(EvaluationConfig, evaluation, "evaluation")
         if self.rollout_settings.processes > self.env_settings.num_envs:
             raise ConfigError(
@@ -131,7 +117,7 @@ class RolloutDataModule(pl.LightningDataModule):
             )
         require(rollouts_per_epoch >= 1, f"rollouts_per_epoch: must be at least 1, got {rollouts_per_epoch}")
         self.rollouts_per_epoch = rollouts_per_epoch
-        self.seed = seed
+        self.seed = None if seed is None else checked_seed(seed)
         self.save_hyperparameters(
             {
                 "env": to_container(self.env_settings) | {"kwargs": self.env_settings.kwargs},
@@ -150,23 +136,24 @@ class RolloutDataModule(pl.LightningDataModule):
             given_env,
             evaluation_env,
         )
-        self._resuming = Resuming(self.env_settings, self.rollout_settings)
+        self._changes = Changes()
+        self._evaluations = Evaluations(self.environments, self.env_settings, self.evaluation_settings, self._changes)
+        self._resuming = Resuming(self.env_settings, self.rollout_settings, self._changes)
         self._stream: RolloutStream | None = None
+        self._collecting = False
         self._elsewhere: OverlappedCollector | GroupedCollector | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made from: it starts its own stream."""
-        return self.__dict__ | dict.fromkeys(("trainer", "_stream", "_elsewhere"))
+        return self.__dict__ | dict.fromkeys(("trainer", "_stream", "_elsewhere")) | {"_collecting": False}
 
     @property
     def env(self) -> VectorEnv:
-        """The training environments of this rank, built on first use; where others are elsewhere, to look at only."""
+        """The training environments of this process, to look at, built on first use; `set_attr` changes them."""
         own = self.environments.training
         if self.rollout_settings.overlap:
-            return PartOfEnvironments(own, 0, self.num_envs, "rollout.overlap", "false")
-        if own.num_envs < self.num_envs:
-            return PartOfEnvironments(own, own.num_envs, self.num_envs, "rollout.processes", "1")
-        return own
+            return ShownEnvironments(own, self.set_attr, self.num_envs, 0, "rollout.overlap", "false")
+        return ShownEnvironments(own, self.set_attr, self.num_envs, own.num_envs, "rollout.processes", "1")
 
     @property
     def observation_space(self) -> gymnasium.Space:
@@ -189,7 +176,7 @@ class RolloutDataModule(pl.LightningDataModule):
         return self.rollout_settings.num_steps
 
     def _base_seed(self) -> int:
-        return (self.seed if self.seed is not None else torch.initial_seed()) % 2**32
+        return torch.initial_seed() % 2**32 if self.seed is None else self.seed
 
     def _module(self) -> Any:
         assert self.trainer is not None
@@ -199,7 +186,7 @@ class RolloutDataModule(pl.LightningDataModule):
         """Start a new stream for each `fit`, so that its data does not depend on what was fitted before."""
         self.environments.let_go_after_fork()
         if stage == "fit":
-            self._stream = self._elsewhere = None
+            self._stream, self._elsewhere, self._collecting = None, None, False
             # before a checkpoint is restored; environments may draw from the global generators
             seed_process(derive_seeds(self._base_seed(), rank(), 1, "process")[0])
 
@@ -208,6 +195,8 @@ class RolloutDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         module = self._module()
         if self._stream is None:
+            if not self._resuming.pending:
+                self._changes.begin()
             # the reset that the restored state makes up for must not draw on the restored global generators
             with kept_generators() if self._resuming.pending else nullcontext():
                 self._stream = RolloutStream(
@@ -216,7 +205,10 @@ class RolloutDataModule(pl.LightningDataModule):
                     int(getattr(self.trainer, "fast_dev_run", 0)) or self.rollouts_per_epoch,
                     module.update_settings.normalize_advantages,
                     self.trainer.precision_plugin.forward_context,
+                    self._changes.digest if world_size() > 1 else int,
+                    InfoNames(self.env_settings.log_info),
                 )
+            self._collecting = True
             self._resuming.restore(self._stream, type(self.environments.training.unwrapped).__name__)
         return self._stream
 
@@ -238,65 +230,73 @@ class RolloutDataModule(pl.LightningDataModule):
             module.device,
             self.trainer.precision_plugin.forward_context,
             module.compile_update,
+            self._changes.training,
         )
         self._elsewhere = None if isinstance(collector, Collector) else collector
         return collector
 
-    def val_dataloader(self) -> _OneItemLoader:
+    def set_attr(self, name: str, value: Any, *, evaluation: bool = False) -> None:
+        """Set an attribute in every copy of the environment, before the next rollout is begun.
+
+        It is set in the innermost environment or wrapper that has it, whoever steps the copies, and again in copies
+        that are built later. It is in the checkpoint. Call it on all ranks, with the same value.
+
+        Args:
+            name: Of an attribute that the environment has.
+            value: The same for every copy; a list is a value, too.
+            evaluation: Whether it is set in evaluation environments as well.
+
+        Raises:
+            ConfigError: If the environment has no such attribute, or cannot be reached.
+        """
+        self._change(make_change("set_attr", name, (value,), {}), evaluation)
+
+    def call(self, name: str, *args: Any, evaluation: bool = False, **kwargs: Any) -> None:
+        """Call a method of every copy of the environment, as `set_attr` sets attributes; nothing is returned.
+
+        The last call of each method is made again in copies that are built later, so its arguments should say where to
+        go rather than how far: `call("set_level", 3)`, not `call("raise_level")`.
+        """
+        self._change(make_change("call", name, args, kwargs), evaluation)
+
+    def _change(self, change: Change, evaluation: bool) -> None:
+        if self._collecting and self._stream is not None:
+            self._stream.collector.change([change])
+        elif self._resuming.pending:
+            self._resuming.new.append(change)
+        if evaluation and self.environments.given_evaluation is not None:
+            make_changes(self.environments.given_evaluation, [change])
+        self._changes.add(change, evaluation)
+
+    def val_dataloader(self) -> OneItemLoader:
         """Return a loader of one item, the episodes of one evaluation."""
         return self._evaluation_loader(self.evaluation_settings.episodes, "evaluation")
 
-    def test_dataloader(self) -> _OneItemLoader:
+    def test_dataloader(self) -> OneItemLoader:
         """Return a loader of one item, the episodes of the final evaluation."""
         return self._evaluation_loader(self.evaluation_settings.final_episodes, "test")
 
-    def predict_dataloader(self) -> _OneItemLoader:
+    def predict_dataloader(self) -> OneItemLoader:
         """Return a loader of one item, the first observations of the evaluation environments, with masks if any."""
-        env = self.environments.evaluation
-        return _OneItemLoader(lambda: self._first_observations(env))
+        _ = self.environments.evaluation  # or say at once why there are none
+        return OneItemLoader(self._evaluations.first_observations)
 
-    def _first_observations(self, env: VectorEnv) -> Observations | MaskedObservations:
-        seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, "evaluation")
-        stepper = make_stepper(env, self.env_settings.action_mask, seeds, on_host=True)
-        observations = tree_map(lambda x: torch.from_numpy(np.array(x)), stepper.observations)
-        if stepper.action_masks is None:
-            return observations
-        return MaskedObservations(observations, torch.from_numpy(stepper.action_masks))
-
-    def _evaluation_loader(self, episodes: int, purpose: str) -> _OneItemLoader:
-        return _OneItemLoader(lambda: self.evaluate(episodes if self.environments.can_evaluate else 0, purpose))
+    def _evaluation_loader(self, episodes: int, purpose: str) -> OneItemLoader:
+        return OneItemLoader(lambda: self.evaluate(episodes if self.environments.can_evaluate else 0, purpose))
 
     def evaluate(self, episodes: int, purpose: str = "evaluation") -> Episodes:
         """Play this rank's share of `episodes` with the current policy, seeded for `evaluation` or `test`."""
+        assert self.trainer is not None
+        if self.trainer.sanity_checking:
+            episodes = min(episodes, world_size())
         played, fault = None, None
         try:
-            played = self._play(episodes, purpose)
+            played = self._evaluations.play(self._module().policy, episodes, purpose)
         except EnvironmentFault as error:
             fault = error
         raise_together(fault, self._module().device)
         assert played is not None
         return played
-
-    def _play(self, episodes: int, purpose: str) -> Episodes:
-        assert self.trainer is not None
-        if self.trainer.sanity_checking:
-            episodes = min(episodes, world_size())
-        share = episodes // world_size() + (rank() < episodes % world_size())
-        if share == 0:
-            return Episodes(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
-        env = self.environments.evaluation
-        if env is not self.environments.given_evaluation:
-            return_to_built(env)  # what outlasts resets would make an evaluation depend on those before it
-        seeds = derive_seeds(self._base_seed(), rank() * env.num_envs, env.num_envs, purpose)
-        return play(
-            self._module().policy,
-            env,
-            share,
-            seeds=seeds,
-            deterministic=self.evaluation_settings.deterministic,
-            seed=seeds[0],
-            action_mask=self.env_settings.action_mask,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of environments, episode records and sampling of every rank; call it on all ranks."""
@@ -304,7 +304,9 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the environments exist."""
-        self._resuming.pending = state_dict
+        self._resuming.load(state_dict)
+        if self.environments.given_evaluation is not None:
+            make_changes(self.environments.given_evaluation, self._changes.evaluation)
 
     def on_exception(self, exception: BaseException) -> None:
         """End the processes that collect, whatever they are doing."""
@@ -313,17 +315,8 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Close the environments that were built here."""
-        if stage == "fit" and self._elsewhere is not None:
-            self._elsewhere.close()
+        if stage == "fit":
+            self._collecting = False
+            if self._elsewhere is not None:
+                self._elsewhere.close()
         self.environments.close()
-
-
-def _section(
-    kind: type[Section], given: Section | Mapping[str, Any] | None, single: dict[str, Any], key: str
-) -> Section:
-    """Return a section of settings in which single ones that are not None replace those of the section."""
-    single = {name: value for name, value in single.items() if value is not None}
-    if not single:
-        return as_section(kind, given, key)
-    base = given if isinstance(given, Mapping) else vars(given) if given is not None else {}
-    return as_section(kind, {**base, **single}, key)

@@ -38,6 +38,8 @@ class DeviceStorage(Storage):
         self._rewards = torch.empty(shape, dtype=dtype, device=device)
         self._learn_rewards: Tensor | None = None
         self._finals: Any = None
+        self._infos: Tensor | None = None
+        self._successes: Tensor | None = None
 
     def _empty(self, x: Tensor) -> Tensor:
         """Return room for T of such tensors."""
@@ -65,6 +67,14 @@ class DeviceStorage(Storage):
         self._ends[step, 1].copy_(truncations)
         if stepper.any_filler:
             torch.logical_not(stepper.filler.to(self.device), out=self._valid[step])
+        if stepper.successes is not None:
+            if self._successes is None:
+                self._successes = torch.full_like(self._rewards, torch.nan)
+            self._successes[step].copy_(stepper.successes)
+        if stepper.info_values is not None:
+            if self._infos is None:
+                self._infos = self._empty(stepper.info_values)
+            self._infos[step].copy_(stepper.info_values)
         final = stepper.final_observations
         if self._finals is None and final is not None:
             self._finals = tree_map(torch.clone, self._observations)
@@ -82,6 +92,7 @@ class DeviceStorage(Storage):
         terminations, truncations = self._ends.unbind(1)
         boundary, rows = self._boundary(terminations, truncations)
         self._check(boundary, rows)
+        infos = self._infos
         return Steps(
             self._observations,
             boundary,
@@ -94,6 +105,8 @@ class DeviceStorage(Storage):
             self._valid,
             self._starts,
             self._masks,
+            *self._told(self._rewards.new_empty((self.num_steps, 0, self.num_envs)) if infos is None else infos),
+            self._successes,
         )
 
     def _learnt(self) -> Tensor:

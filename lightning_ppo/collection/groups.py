@@ -9,6 +9,7 @@ import torch
 
 from lightning_ppo.collection.collector import Collector
 from lightning_ppo.collection.remote import RemoteCollector
+from lightning_ppo.envs.changes import Change, from_plain
 from lightning_ppo.rollout.shapes import Episodes, Rollout
 from lightning_ppo.support.errors import EnvironmentFault
 from lightning_ppo.support.tree import tree_map
@@ -19,10 +20,23 @@ def group_sizes(num_envs: int, processes: int) -> list[int]:
     return [num_envs // processes + (group < num_envs % processes) for group in range(processes)]
 
 
-def make_groups(makes: Sequence[Callable[[], Collector]], num_envs: int) -> "GroupedCollector":
-    """Return a collector whose first group is in this process, and each other one in a process of its own."""
-    own = makes[0]()
-    return GroupedCollector(own, [RemoteCollector(make, own.policy) for make in makes[1:]], num_envs)
+def make_groups(makes: Sequence[Callable[[], Collector]], num_envs: int, *surroundings: Any) -> "GroupedCollector":
+    """Return a collector whose first group is in this process, and each other group in its own process.
+
+    Args:
+        makes: Make the collectors of the groups.
+        num_envs: N, of all groups.
+        surroundings: `precision` and `threads` of `RemoteCollector`.
+    """
+    own, others = makes[0](), list[RemoteCollector]()
+    grouped = GroupedCollector(own, others, num_envs)
+    try:
+        for make in makes[1:]:
+            others.append(RemoteCollector(make, own.policy, *surroundings))
+    except BaseException:  # one cannot be started: those before it end
+        grouped.kill()
+        raise
+    return grouped
 
 
 class GroupedCollector:
@@ -73,6 +87,16 @@ class GroupedCollector:
         rollout.collect_seconds = time.perf_counter() - started
         return rollout
 
+    def change(self, changes: Sequence[Change]) -> None:
+        """Make changes in the environments of this process at once, and in the others with the next order to collect.
+
+        Raises:
+            ConfigError: If one cannot be made here.
+        """
+        self.own.change(changes)
+        for other in self.others:
+            other.change(changes)
+
     def state_dict(self) -> dict[str, Any] | None:
         """Return what `Collector.state_dict` does, of each group; None where a process died."""
         states = [self.own.state_dict(), *(other.state_dict() for other in self.others)]
@@ -85,10 +109,13 @@ class GroupedCollector:
         return {"groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken, in as many groups; return why episodes start anew, if any do."""
+        """Continue from a saved state of as many groups; return why episodes start anew, if any do."""
         groups: list[Collector | RemoteCollector] = [self.own, *self.others]
         pairs = zip(groups, state["groups"], strict=True)
-        return max([collector.load_state_dict(group) for collector, group in pairs])
+        reason = max([collector.load_state_dict(group) for collector, group in pairs])
+        if not reason:
+            self.change(from_plain(state.get("changes", ())))  # that another process had not made yet
+        return reason
 
     def close(self) -> None:
         """Close the environments, and end the processes."""
@@ -107,6 +134,9 @@ def side_by_side(rollouts: Sequence[Rollout]) -> Rollout:
 
     Their policies are the same; what the stream sets is not set yet. Episodes keep their order within each rollout.
     """
+    names = list(dict.fromkeys(name for rollout in rollouts for name in rollout.infos))
+    if names:
+        rollouts = [rollout.with_infos(names) for rollout in rollouts]
     sizes = [rollout.num_envs for rollout in rollouts]
     rows, first = [], 0
     for rollout, size in zip(rollouts, sizes, strict=True):
@@ -119,7 +149,7 @@ def side_by_side(rollouts: Sequence[Rollout]) -> Rollout:
         return None if found[0] is None else tree_map(lambda *leaves: torch.cat(leaves, dim), *found)
 
     over_envs = ["observations", "actions", "distribution", "log_probs", "values", "next_values", "rewards"]
-    over_envs += ["terminations", "truncations", "valid", "action_masks", "starts", "states"]
+    over_envs += ["terminations", "truncations", "valid", "action_masks", "starts", "states", "infos"]
     return replace(
         rollouts[0],
         **{name: joined(name) for name in over_envs},

@@ -45,6 +45,8 @@ class HostStorage(Storage):
         self._valid = np.ones(shape, dtype=np.bool_)
         self._finals: list[tuple[int, int, Any]] = []
         self._lessons: Lesson | None = None
+        self._infos: np.ndarray | None = None
+        self._successes: np.ndarray | None = None
 
     def _empty(self, x: np.ndarray) -> Tensor:
         """Return room for T of such arrays."""
@@ -76,6 +78,14 @@ class HostStorage(Storage):
         if self._lessons is not None:
             for kept, given in zip(self._lessons, stepper.lesson or (rewards, terminations), strict=True):
                 kept[step] = given
+        if stepper.successes is not None:
+            if self._successes is None:
+                self._successes = np.full(self._rewards.shape, np.nan)
+            self._successes[step] = stepper.successes
+        if stepper.info_values is not None:
+            if self._infos is None:
+                self._infos = np.empty((self.num_steps, *stepper.info_values.shape))
+            self._infos[step] = stepper.info_values
         if stepper.any_filler:
             self._valid[step] = ~stepper.filler
         if stepper.final_observations:
@@ -106,6 +116,7 @@ class HostStorage(Storage):
         learn_rewards, learn_terminations = self._rewards, self._terminations
         if self._lessons is not None:
             learn_rewards, learn_terminations = self._lessons
+        infos = np.empty((self.num_steps, 0, self.num_envs)) if self._infos is None else self._infos
         return Steps(
             observations,
             tree_map(tensor, boundary),
@@ -118,6 +129,8 @@ class HostStorage(Storage):
             torch.from_numpy(self._valid),
             starts,
             masks,
+            *self._told(torch.from_numpy(infos)),
+            None if self._successes is None else torch.from_numpy(self._successes),
         )
 
     def _boundary(self) -> tuple[Any, np.ndarray]:

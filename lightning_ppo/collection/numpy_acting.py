@@ -1,6 +1,7 @@
 """Acting in NumPy, for small networks on the CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -44,14 +45,21 @@ _IN_PLACE: dict[type[nn.Module] | None, Callable[[np.ndarray], None]] = {
 }
 
 
-def _layers(mlp: MLP) -> tuple[list[nn.Linear], Callable[[np.ndarray], None]] | None:
-    """Return the linear layers of an MLP and the activation after each, in eval mode; None if they are others."""
+_Layer = tuple[nn.Linear, nn.LayerNorm | None]
+
+
+def _layers(mlp: MLP) -> tuple[list[_Layer], Callable[[np.ndarray], None]] | None:
+    """Return the layers of an MLP and the activation after each, in eval mode; None if they are others."""
     modules = [module for module in mlp if type(module) is not nn.Dropout]
-    linear = [module for module in modules[::2] if type(module) is nn.Linear]
-    kinds = {type(module) if getattr(module, "alpha", 1.0) == 1.0 else None for module in modules[1::2]}  # of ELU
-    if 2 * len(linear) != len(modules) or len(kinds) > 1 or not kinds <= set(_IN_PLACE):
+    width = 3 if any(type(module) is nn.LayerNorm for module in modules) else 2
+    linear = [module for module in modules[::width] if type(module) is nn.Linear]
+    norms = [module for module in modules[1::width] if type(module) is nn.LayerNorm and module.bias is not None]
+    activations = modules[width - 1 :: width]
+    kinds = {type(module) if getattr(module, "alpha", 1.0) == 1.0 else None for module in activations}  # of ELU
+    found = len(linear) + len(norms) + len(activations)
+    if len(modules) % width or found != len(modules) or len(kinds) > 1 or not kinds <= set(_IN_PLACE):
         return None
-    return linear, _IN_PLACE[(kinds or {nn.Tanh}).pop()]
+    return [*zip_longest(linear, norms)], _IN_PLACE[(kinds or {nn.Tanh}).pop()]
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -59,17 +67,25 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 
 
+def _normalize(x: np.ndarray, epsilon: float, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Apply LayerNorm to the rows of x (N, F), in place."""
+    x -= x.mean(1, keepdims=True)
+    x /= np.sqrt(np.square(x).mean(1, keepdims=True) + np.float32(epsilon))
+    x *= weight
+    x += bias
+
+
 class _NumpyLayers:
-    """Linear layers in NumPy.
+    """Linear layers in NumPy, with what comes after each.
 
     Args:
-        layers: The layers.
+        layers: The layers, each with its LayerNorm or None.
         num_envs: N.
         activate: Applies the activation function in place; None for none.
     """
 
     def __init__(
-        self, layers: list[nn.Linear], num_envs: int, activate: Callable[[np.ndarray], None] | None = None
+        self, layers: Sequence[_Layer], num_envs: int, activate: Callable[[np.ndarray], None] | None = None
     ) -> None:
         self._activate = activate
         self._layers = [
@@ -77,15 +93,18 @@ class _NumpyLayers:
                 _array(layer.weight).T,
                 _array(layer.bias),
                 np.empty((num_envs, layer.out_features), np.float32),
+                None if norm is None else (norm.eps, _array(norm.weight), _array(norm.bias)),
             )
-            for layer in layers
+            for layer, norm in layers
         ]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Return what the layers make of x (N, I), valid until the next call."""
-        for weight, bias, buffer in self._layers:
+        """Return the output of the layers for x (N, I), valid until the next call."""
+        for weight, bias, buffer, norm in self._layers:
             x = np.matmul(x, weight, out=buffer)
             x += bias
+            if norm is not None:
+                _normalize(x, *norm)
             if self._activate is not None:
                 self._activate(x)
         return x
@@ -170,7 +189,7 @@ class NumpyActor:
         found = [layers for trunk in trunks if (layers := _layers(trunk.mlp)) is not None]
         self._trunks = [_NumpyLayers(layers, num_envs, activate) for layers, activate in found]
         self._cores = [_NumpyCore(trunk.core) for trunk in trunks if isinstance(trunk.core, RecurrentCore)]
-        self._output = _NumpyLayers([network.actor_output], num_envs)
+        self._output = _NumpyLayers([(network.actor_output, None)], num_envs)
         normalizer = policy.inputs.parts[0]
         self._normalizer = None
         if isinstance(normalizer, ObservationNormalizer):

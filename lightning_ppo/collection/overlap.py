@@ -1,6 +1,7 @@
 """Collect the next rollout in another process while the current one is learnt from, with a policy one update older."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from lightning_ppo.collection.collector import stepper_states
 from lightning_ppo.collection.remote import RemoteCollector
 from lightning_ppo.collection.worker import to_plain
+from lightning_ppo.envs.changes import Change
 from lightning_ppo.rollout.shapes import Episodes, Rollout
 from lightning_ppo.support.errors import UserError
 from lightning_ppo.support.tree import tree_map
@@ -48,6 +50,10 @@ class OverlappedCollector:
         rollout.collect_seconds = time.perf_counter() - started
         return rollout
 
+    def change(self, changes: Sequence[Change]) -> None:
+        """Have changes made after the rollout in progress, before the next one is begun."""
+        self.remote.change(changes)
+
     def state_dict(self) -> dict[str, Any] | None:
         """Return what `Collector.state_dict` does, as of the end of the rollout in progress, and that rollout.
 
@@ -66,7 +72,7 @@ class OverlappedCollector:
         return {**state, "ahead": to_plain(ahead, lambda x: x) | {"collect_seconds": 0.0}}
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken, with the rollout that was in progress, unless T or the task has changed.
+        """Continue from a saved state, with the rollout that was in progress, unless T or the task has changed.
 
         That is learnt from in the policy's precision, which may be another one now.
 
@@ -77,8 +83,9 @@ class OverlappedCollector:
         reason = self.remote.load_state_dict({**state, "ahead": None})
         if ahead is not None and not reason and len(ahead["rewards"]) == self.num_steps:
             dtype = self.policy.dtype
+            episodes = Episodes(*ahead["episodes"])
             values = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, ahead)
-            self.remote.give_back(Rollout(**{**values, "episodes": Episodes(*ahead["episodes"])}))
+            self.remote.give_back(Rollout(**{**values, "episodes": episodes}))
         return reason
 
     def close(self) -> None:

@@ -15,6 +15,8 @@ from lightning_ppo.collection.overlap import OverlappedCollector
 from lightning_ppo.collection.remote import RemoteCollector
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.atari import with_lessons
+from lightning_ppo.envs.changes import Change
+from lightning_ppo.envs.reaching import make_changes
 from lightning_ppo.envs.stagger import is_staggered
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.algorithm import RolloutConfig
@@ -51,14 +53,21 @@ def shares_of(num_envs: int, processes: int, seed: int, rank: int) -> list[Share
 
 
 def make_collector(
-    settings: EnvConfig, policy: ActorCritic, num_steps: int, noise_seed: int, seeds: list[int]
+    settings: EnvConfig,
+    policy: ActorCritic,
+    num_steps: int,
+    noise_seed: int,
+    seeds: list[int],
+    changes: Sequence[Change] = (),
 ) -> Collector:
-    """Return a collector with environments of its own, for a process of its own; see `Collector`."""
+    """Return a collector with environments of its own, changed, for a process of its own; see `Collector`."""
     (drawn_from,) = derive_seeds(noise_seed, 0, 1, "training")
     seed_global_generators(drawn_from)
     env = with_lessons(make_vector_env(settings), settings)
+    make_changes(env, changes)
     generator = torch.Generator().manual_seed(noise_seed)
-    return Collector(env, policy, num_steps, generator, seeds, settings.action_mask, is_staggered(env))
+    said = settings.action_mask, is_staggered(env), False, settings.log_info
+    return Collector(env, policy, num_steps, generator, seeds, *said)
 
 
 def start_collecting(
@@ -70,6 +79,7 @@ def start_collecting(
     device: torch.device,
     precision: Callable[[], AbstractContextManager],
     compile: bool,
+    changes: Sequence[Change] = (),
 ) -> Collector | GroupedCollector | OverlappedCollector:
     """Return what collects the rollouts of a rank, in as many processes as the settings say.
 
@@ -82,9 +92,10 @@ def start_collecting(
         device: The policy's.
         precision: Enters the precision context the update runs in.
         compile: See `Collector`.
+        changes: What is changed in all environments before their first episodes.
     """
     makes = [
-        partial(make_collector, replace(env, num_envs=share.num_envs), policy, rollout.num_steps, *share[1:])
+        partial(make_collector, replace(env, num_envs=share.num_envs), policy, rollout.num_steps, *share[1:], changes)
         for share in shares
     ]
     num_envs = sum(share.num_envs for share in shares)
@@ -92,6 +103,7 @@ def start_collecting(
     if rollout.overlap:
         make = makes[0] if len(makes) == 1 else partial(make_groups, makes, num_envs)
         return OverlappedCollector(RemoteCollector(make, policy, precision, threads), num_envs, rollout.num_steps)
+    make_changes(own_env, changes)
     own = Collector(
         own_env,
         policy,
@@ -101,15 +113,6 @@ def start_collecting(
         env.action_mask,
         is_staggered(own_env),
         compile,
+        env.log_info,
     )
-    if len(makes) == 1:
-        return own
-    others: list[RemoteCollector] = []
-    grouped = GroupedCollector(own, others, num_envs)
-    try:
-        for make in makes[1:]:
-            others.append(RemoteCollector(make, policy, precision, threads))
-    except BaseException:  # one cannot be started: those before it end
-        grouped.kill()
-        raise
-    return grouped
+    return own if len(makes) == 1 else make_groups([lambda: own, *makes[1:]], num_envs, precision, threads)

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
@@ -16,15 +16,20 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from lightning_ppo.collection.collector import RolloutCollector
 from lightning_ppo.collection.worker import END, SIGNALS, Surroundings, tensors_of, work
+from lightning_ppo.envs.changes import Change, from_plain, to_plain
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Episodes, Rollout
 from lightning_ppo.speed import switch
-from lightning_ppo.support.distributed import from_bytes, to_bytes
-from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError, how_it_ended, one_line
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.tree import tree_map
 
 GRACE = 10.0
 """Seconds that the process has to close its environments before it is ended."""
+
+
+IMPORTED = "it imports the script that trains, whose calls stand below `if __name__ == '__main__':`"
+"""What a process that collects asks of a script."""
 
 
 class RemoteCollector:
@@ -41,7 +46,7 @@ class RemoteCollector:
         make: Makes the collector, in the other process; it is sent there with the policy in it.
         policy: The policy that learns, on the CPU.
         precision: Enters the precision context the update runs in.
-        threads: Of torch, over there; None for as many as here.
+        threads: Threads of torch in the other process; None means as many as here.
 
     Raises:
         ConfigError: If the policy or the arguments of the environment cannot be sent.
@@ -64,13 +69,15 @@ class RemoteCollector:
         self._pipe, there = context.Pipe()
         # not a daemon, which could not have the processes of env.backend=async
         self._process = context.Process(target=work, args=(there, CloudpickleWrapper(make), surroundings))
-        # blocked until they are ignored over there: a Ctrl-C would end a process that is still importing
+        # blocked until the other process ignores them: a Ctrl-C would end a process that is still importing
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._process.start()
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             reason = "the policy or the environment's arguments cannot be sent to another process that collects"
             raise ConfigError(f"{reason}: {error}") from error
+        except RuntimeError as error:  # this process is one that imports the script that started it
+            raise ConfigError(f"rollout.overlap, rollout.processes: {IMPORTED}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         there.close()
@@ -78,6 +85,8 @@ class RemoteCollector:
         self._end = Finalize(self, _end, (self._pipe, self._process), exitpriority=10)
         self._found: Rollout | UserError | None = None
         self._last_state: dict[str, Any] | None = None
+        self._changes: list[Change] = []
+        self._has_answered = False
         self.begun = False
         """Whether a rollout has been begun or given back."""
 
@@ -89,7 +98,24 @@ class RemoteCollector:
         """
         self._found, self.begun = None, True
         weights = [x.detach().numpy() for x in tensors_of(self.policy)]
-        self._send("collect", (self.policy.version, weights))
+        changes, self._changes = self._changes, []
+        self._send("collect", (self.policy.version, weights, changes))
+
+    def change(self, changes: Sequence[Change]) -> None:
+        """Have changes made before the next rollout is begun: they go with the order to collect.
+
+        Raises:
+            ConfigError: If they cannot be sent.
+        """
+        for change in changes:
+            try:
+                pickle.dumps(change)
+            except Exception as error:  # whatever an object of the user's raises
+                raise ConfigError(
+                    f"{change}: the process that collects cannot be sent it: {one_line(error)}; set "
+                    "rollout.overlap=false and rollout.processes=1"
+                ) from error
+        self._changes += changes
 
     def finish(self) -> Rollout:
         """Return the rollout that was begun when it is complete; again, if it is asked again.
@@ -121,6 +147,7 @@ class RemoteCollector:
             answer, error = pickle.loads(self._pipe.recv_bytes())
         except (EOFError, OSError) as broken:
             raise self._death() from broken
+        self._has_answered = True
         if error is not None:
             raise error
         return answer
@@ -128,8 +155,8 @@ class RemoteCollector:
     def _death(self) -> EnvironmentFault:
         self._process.join(GRACE)
         code = self._process.exitcode
-        how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        return EnvironmentFault(f"the process that collects ended {how}")
+        why = "" if self._has_answered or code is None or code < 0 else f" before it began; {IMPORTED}"
+        return EnvironmentFault(f"the process that collects ended {how_it_ended(code)}{why}")
 
     def close(self) -> None:
         """Close the environments once the rollout that was begun is complete, and end the process."""
@@ -153,16 +180,18 @@ class RemoteCollector:
             state = self._receive()
         except UserError:
             return None
-        return None if state is None else from_bytes(state)
+        return None if state is None else from_bytes(state) | {"changes": to_plain(self._changes)[0]}
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken; return why episodes start anew, if any do.
+        """Continue from a saved state; return why episodes start anew, if any do.
 
         Raises:
-            EnvironmentFault: If that fails over there.
+            EnvironmentFault: If that fails in the other process.
         """
-        self._send("load", to_bytes(state))
-        return self._receive()
+        self._send("load", to_bytes({**state, "changes": []}))
+        reason = self._receive()
+        self._changes = [] if reason else from_plain(state.get("changes", ()))
+        return reason
 
 
 def _to_rollout(plain: dict[str, Any]) -> Rollout:

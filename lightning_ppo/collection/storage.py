@@ -24,11 +24,17 @@ class Steps(NamedTuple):
     terminations: Tensor
     truncations: Tensor
     learn_rewards: Tensor
-    """What to learn from, where the environment told it apart from the rewards that make the score."""
+    """The rewards to learn from, if the environment separates them from the score."""
     learn_terminations: Tensor
     valid: Tensor
     starts: Tensor
     action_masks: Tensor | None
+    infos: dict[str, Tensor]
+    """What is logged, each (T, N), by name."""
+    shared: frozenset[str]
+    """Names of infos that are one number for all environments."""
+    successes: Tensor | None
+    """(T, N), whether episodes that ended have reached their goals, NaN where nobody says; None if nobody does."""
 
 
 class Storage(ABC):
@@ -58,6 +64,11 @@ class Storage(ABC):
     @abstractmethod
     def check(self, step: int) -> None:
         """Raise EnvironmentFault if a NaN or an infinity is among what was kept before a step that failed."""
+
+    def _told(self, infos: Tensor) -> tuple[dict[str, Tensor], frozenset[str]]:
+        """Return infos (T, K, N) by name, and which of them are shared; those of filler rows stay."""
+        reader = self.stepper.infos
+        return dict(zip(reader.names or (), infos.unbind(1), strict=False)), frozenset(reader.shared)
 
     @abstractmethod
     def finish(self) -> Steps:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from lightning_ppo.collection.collector import RolloutCollector
+from lightning_ppo.collection.info_names import InfoNames
 from lightning_ppo.rollout.advantages import discounted_sums, estimate_advantages
 from lightning_ppo.rollout.shapes import Rollout
 from lightning_ppo.settings.algorithm import RolloutConfig
@@ -26,6 +27,8 @@ class RolloutStream(IterableDataset):
         length: Items per iteration over the stream.
         normalize: Whether to normalise advantages.
         precision: Enters the precision context the update runs in.
+        digest: Returns a number that must be the same on all ranks, of what was changed in the environments.
+        infos: Gives rollouts the same infos on all ranks.
     """
 
     def __init__(
@@ -35,12 +38,16 @@ class RolloutStream(IterableDataset):
         length: int,
         normalize: bool = True,
         precision: Callable[[], AbstractContextManager] = nullcontext,
+        digest: Callable[[], int] = int,
+        infos: Callable[[Rollout], Rollout] | None = None,
     ) -> None:
         self.collector = collector
         self.settings = settings
         self.length = length
         self.normalize = normalize
         self.precision = precision
+        self.digest = digest
+        self.infos = infos or InfoNames()
         self._running = torch.zeros(collector.num_envs, dtype=torch.float64)
 
     def __len__(self) -> int:
@@ -60,7 +67,8 @@ class RolloutStream(IterableDataset):
                 rollout = self.collector.collect()
         except EnvironmentFault as error:
             fault = error
-        raise_together(fault, next(self.collector.policy.parameters()).device)
+        raise_together(fault, next(self.collector.policy.parameters()).device, self.digest())
+        rollout = self.infos(rollout)
         self._estimate(rollout)
         return rollout
 
@@ -91,7 +99,7 @@ class RolloutStream(IterableDataset):
         return {"collector": self.collector.state_dict(), "discounted_sums": self._running.cpu().clone()}
 
     def set_state(self, state: dict[str, Any]) -> str:
-        """Go on where `state` was taken; return why episodes start anew, if any do."""
+        """Continue from a saved state; return why episodes start anew, if any do."""
         reason = self.collector.load_state_dict(state["collector"])
         self._running = self._running if reason else state["discounted_sums"].clone()
         return reason

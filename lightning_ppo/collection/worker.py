@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ppo.collection.collector import RolloutCollector
+from lightning_ppo.envs.changes import Change
 from lightning_ppo.rollout.shapes import Rollout
 from lightning_ppo.speed import switch
-from lightning_ppo.support.distributed import from_bytes, to_bytes
-from lightning_ppo.support.errors import EnvironmentFault, UserError, one_line
+from lightning_ppo.support.errors import EnvironmentFault, UserError, described
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.randomness import get_random_state, set_random_state
 from lightning_ppo.support.tree import tree_map
 
@@ -37,7 +38,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Surroundings(NamedTuple):
-    """What this process has set and the other one takes over."""
+    """Settings of this process that the other one takes over."""
 
     start_method: str
     """How processes of environments are started; that of a spawned process would be to spawn."""
@@ -102,18 +103,20 @@ class _Worker:
         self.collector: RolloutCollector | None = None
 
     def obey(self, order: str, argument: Any) -> tuple[Any, Exception | None]:
-        """Return what an order asks for, or what went wrong."""
+        """Return the answer to an order, or the error."""
         try:
             self.collector = self.collector or self.make()
             return getattr(self, order)(self.collector, argument), None
         except UserError as error:
             return None, error
-        except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error)}"
-            return None, EnvironmentFault(f"the process that collects failed: {text}")
+        except (Exception, SystemExit) as error:
+            return None, EnvironmentFault(f"the process that collects failed: {described(error)}")
 
-    def collect(self, collector: RolloutCollector, argument: tuple[int, list[np.ndarray]]) -> dict[str, Any]:
-        version, weights = argument
+    def collect(
+        self, collector: RolloutCollector, argument: tuple[int, list[np.ndarray], list[Change]]
+    ) -> dict[str, Any]:
+        version, weights, changes = argument
+        collector.change(changes)
         with torch.no_grad():
             for own, learnt in zip(tensors_of(collector.policy), weights, strict=True):
                 own.copy_(torch.from_numpy(learnt))

@@ -1,4 +1,4 @@
-"""What belongs to an environment's constructor, and what to Gymnasium's functions that call it."""
+"""Separate the arguments of an environment's constructor from those of Gymnasium's functions that call it."""
 
 import copy
 import inspect
@@ -62,7 +62,7 @@ def _creator(entry_point: Any) -> Callable[..., Any]:
 
 
 def check_time_limit(env_id: str, entry_point: Any, kwargs: dict[str, Any]) -> None:
-    """Look after who gives Gymnasium's time limit as an argument of a constructor that has none.
+    """Refuse, or warn of, Gymnasium's time limit among the arguments of a constructor.
 
     Raises:
         ConfigError: If the constructor does not take it.
@@ -108,7 +108,7 @@ def with_own_limit(kwargs: dict[str, Any], limit: int) -> dict[str, Any]:
 
 
 def _accepts(creator: Callable[..., Any], name: str) -> Any:
-    """Return of which kind the parameter is that takes an argument by name, empty where none does."""
+    """Return the kind of the parameter that takes an argument by name, empty if there is none."""
     try:
         parameters = inspect.signature(creator).parameters
     except (TypeError, ValueError):  # not written in Python

@@ -128,14 +128,14 @@ class FireReset(gymnasium.Wrapper):
 
 
 class AtariLessons(VectorWrapper):
-    """Tells what to learn from: rewards clipped to their sign, lost lives as terminations.
+    """Adds to infos what to learn from: rewards clipped to their sign, lost lives as terminations.
 
-    The game itself is as it was: scores stay scores, and goes on until the last life is lost (Mnih et al. 2015,
+    The game does not change: it keeps its scores and continues until the last life is lost (Mnih et al. 2015,
     "Human-level control through deep reinforcement learning", methods).
 
     Args:
         env: Copies of a game whose infos count `lives`.
-        atari: What of it applies.
+        atari: Which of the two apply.
     """
 
     def __init__(self, env: VectorEnv, atari: AtariConfig) -> None:
@@ -154,7 +154,7 @@ class AtariLessons(VectorWrapper):
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         lives = np.array(infos["lives"], dtype=np.int32)
         # where a game ended, the count may already be that of the next one; some games show no life for a while before
-        # they go on with the next (Q*bert) or end
+        # they continue with the next (Q*bert) or end
         lost = (lives < self.lives) & (lives > 0) & ~truncations if self.on_life_loss else np.zeros_like(terminations)
         self.lives = lives
         infos = {

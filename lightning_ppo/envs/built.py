@@ -1,9 +1,10 @@
-"""Environments as they were built: what has not changed since is not saved, and what they were built from is told."""
+"""Remember environments as they were built: only changes are saved, and differences in how they are built are named."""
 
 import contextlib
 import hashlib
 import sys
-from collections.abc import Container, Iterable, Sequence
+import types
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lightning_ppo.envs.graph import Chunk, as_bytes, is_constant, path_of
 from lightning_ppo.envs.graph_writer import GraphWriter
+from lightning_ppo.envs.outside import kept_outside
 from lightning_ppo.support.errors import one_line
 
 _SHORT = 40
@@ -66,13 +68,23 @@ def _knows_itself(layer: Any) -> bool:
 
 
 def attributes(layer: Any) -> dict[str, Any]:
-    """Return what an environment or wrapper keeps itself, in the order of the names."""
+    """Return what an environment or wrapper keeps itself, in the order of the names, but for what it says is no state.
+
+    That is what its class lists in `not_state`, such as caches and compiled functions.
+    """
+    left_out = {"envs", "env_fns", "metadata", *getattr(type(layer), "not_state", ())}
+    slots = {name: getattr(layer, name) for name in _slots(type(layer)) if hasattr(layer, name)}
     return {
         name: value
-        for name, value in sorted(vars(layer).items())
-        if name not in ("envs", "env_fns", "metadata")
-        and not (name == "env" and isinstance(value, gymnasium.Env | VectorEnv))
+        for name, value in sorted((slots | vars(layer)).items())
+        if name not in left_out and not (name == "env" and isinstance(value, gymnasium.Env | VectorEnv))
     }
+
+
+def _slots(cls: type) -> Iterator[str]:
+    """Yield the names of attributes that objects of a class do not keep in `__dict__`."""
+    for base in cls.__mro__:
+        yield from (name for name, value in vars(base).items() if isinstance(value, types.MemberDescriptorType))
 
 
 class Built:
@@ -92,6 +104,7 @@ class Built:
         self.classes: set[type] = set()
         self.names: dict[int, set[str]] = {}
         self._told: dict[str, list[tuple[str, str]]] = {}
+        self._outside: dict[str, str] = {}
         if env is None:
             return
         layers = layers_of(env)
@@ -117,6 +130,7 @@ class Built:
         for chunk in writer.chunks.values():
             chunk.arrays = [_kept(array, copies) for array in chunk.arrays]
         self.chunks, self.classes = writer.chunks, writer.classes
+        self._outside = _outside(layers, self.classes)
         for module in _modules({type(layer.env) for layer in layers} | writer.classes):
             self._tell(f".the source of {module}", _source(module), "")
             for name, value in vars(sys.modules[module]).items():
@@ -129,6 +143,13 @@ class Built:
     def holds(self, key: str, chunk: Chunk) -> bool:
         """Return whether an attribute is as it was when the environment was built."""
         return key in self.chunks and self.chunks[key].same_as(chunk)
+
+    def changed_outside(self, layers: Sequence[Layer]) -> str:
+        """Return the name of what has changed of what environments keep outside of themselves, or nothing."""
+        if not self._outside:
+            return ""
+        now = _outside(layers, self.classes)
+        return next((name for name, value in self._outside.items() if now.get(name, value) != value), "")
 
     def facts(self, changed: Container[str] = ()) -> dict[str, str]:
         """Return what tells of settings and code: what all copies were built with.
@@ -212,6 +233,20 @@ def _modules(classes: Iterable[type]) -> list[str]:
         and not module.startswith(("gymnasium.core", "gymnasium.vector", "gymnasium.utils"))
         and module in sys.modules
     )
+
+
+def _outside(layers: Sequence[Layer], classes: set[type]) -> dict[str, str]:
+    """Return digests of what environments and the objects in them keep outside of themselves, by name."""
+    classes = classes | {type(layer.env) for layer in layers}
+    modules = _modules(classes)
+    own = {base for cls in classes for base in cls.__mro__ if base.__module__ in modules}
+    values = [value for layer in layers for value in attributes(layer.env).values()]
+    found: dict[str, str] = {}
+    writer = GraphWriter({})
+    for name, value in kept_outside(own, values):
+        with contextlib.suppress(Exception):  # what cannot be read is left out
+            found[name] = _digest(writer.add(name, value, name))
+    return found
 
 
 def _source(module: str) -> str:

@@ -1,4 +1,4 @@
-"""Check what environments returned: numbers that are none, values outside of what is declared."""
+"""Check what environments returned: numbers that are not finite, values outside their spaces."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What environments return, held against what their spaces declare: structure, shape, dtype and range."""
+"""Compare what environments return with their spaces: structure, shape, dtype and range."""
 
 import logging
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from lightning_ppo.support.tree import tree_leaves, tree_map
 _log = logging.getLogger(__name__)
 
 NOTICE = "lightning_ppo.notice"
-"""Info of a copy that has something to say once."""
+"""Info of a copy with a line to log once."""
 
 Problem = tuple[str, str] | None
-"""What was returned, and what was expected of it; None where it is right."""
+"""What was returned, and what was expected; None if it is correct."""
 
 _CHOICES = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _TOLERANCE = 1e-5
@@ -46,7 +46,7 @@ def _children(space: spaces.Dict | spaces.Tuple, path: str) -> list[tuple[Any, g
 
 
 def misfit(space: gymnasium.Space, observation: Any, path: str = "") -> Problem:
-    """Return what of an observation, of one copy or of many, does not have the structure and shapes of its space."""
+    """Return how an observation, of one copy or of many, differs from the structure and shapes of its space."""
     entry = _entry(path)
     found = f"an observation of type {type(observation).__name__}{entry}"
     if isinstance(space, spaces.Dict | spaces.Tuple):
@@ -77,8 +77,8 @@ def misfit(space: gymnasium.Space, observation: Any, path: str = "") -> Problem:
 def as_declared(space: gymnasium.Space, observation: Any, path: str = "") -> tuple[Any, Problem, str]:
     """Return one copy's observation in the dtypes of its space.
 
-    Whoever puts copies into one array converts them without a word. Here it is known what gets lost: all of a value's
-    meaning is a problem, digits are a sentence to be said.
+    Code that stacks copies into one array converts them silently. Here it is known what is lost: all of a value's
+    meaning is a problem, digits are worth a line in the log.
 
     Args:
         space: Its space.
@@ -94,6 +94,8 @@ def as_declared(space: gymnasium.Space, observation: Any, path: str = "") -> tup
         converted = {key: part[0] for key, part in parts.items()}
         return (converted if isinstance(space, spaces.Dict) else tuple(converted.values())), problem, note
     declared: Any = space.dtype
+    if isinstance(observation, np.ma.MaskedArray) and np.ma.is_masked(observation):
+        return observation, (f"an observation with masked numbers{_entry(path)}", f"expected {named(space)}"), ""
     if getattr(observation, "dtype", None) == declared or not isinstance(space, (spaces.Box, *_CHOICES)):
         return observation, None, ""
     if type(observation) is int and isinstance(space, spaces.Discrete):
@@ -161,15 +163,35 @@ class Declared:
             EnvironmentFault: If a value has no meaning.
         """
 
+        def say(value: str, k: int, n: int) -> str:
+            step, env = place(k, n)
+            return f"env {env} returned the observation {value} at step {step} of this process"
+
+        problem = self.problem(observations, say)
+        if problem:
+            raise EnvironmentFault(problem)
+
+    def problem(self, observations: Any, say: Callable[[str, int, int], str]) -> str:
+        """Return what has no meaning in observations (K, N, ...), in a line, or nothing.
+
+        Args:
+            observations: Of the policy.
+            say: Returns the beginning of the line, of the value and its row (k, n).
+        """
+        found: list[str] = []
+
         def check(number: int, values: Any) -> None:
             if not isinstance(values, Tensor):
                 values = torch.from_numpy(np.require(values, requirements=("C", "W")))
             broken = self._rules[number].broken(values)
             if broken is not None and broken.any():
                 first = tuple(broken.nonzero()[0].tolist())
-                self._rules[number].tell(values[first].item(), values.dtype, *place(*first[:2]))
+                found.append(
+                    self._rules[number].judge(values[first].item(), values.dtype, lambda x: say(x, *first[:2]))
+                )
 
         tree_map(check, self._structure, observations)
+        return next(filter(None, found), "")
 
 
 class _Limits(NamedTuple):
@@ -180,7 +202,7 @@ class _Limits(NamedTuple):
 
 
 class _Rule:
-    """What one part of a space allows.
+    """The limits of one part of a space.
 
     Args:
         path: Of the part.
@@ -235,21 +257,23 @@ class _Rule:
         low, high = (torch.as_tensor(bound).to(values.device, dtype) for bound in (low, high))
         return _Limits(low, high, fatal)
 
-    def tell(self, value: Any, dtype: torch.dtype, step: int, env: int) -> None:
-        """Say that an environment has shown a value that was not declared.
+    def judge(self, value: Any, dtype: torch.dtype, say: Callable[[str], str]) -> str:
+        """Return why a value that was not declared has no meaning; of one that has, say once that it was not declared.
 
-        Raises:
-            EnvironmentFault: If the value has no meaning.
+        Args:
+            value: Breaks the rule.
+            dtype: It came in.
+            say: Returns the beginning of the line, of the value.
         """
-        text = f"env {env} returned the observation {value:g}{_entry(self.path)} at step {step} of this process"
+        text = say(f"{value:g}{_entry(self.path)}")
         if isinstance(self.space, _CHOICES):
-            raise EnvironmentFault(f"{text}, outside {named(self.space)}")
+            return f"{text}, outside {named(self.space)}"
         if isinstance(self.space, spaces.Box) and self.space.dtype.kind in "iu" and dtype != _dtype(self.space):
-            found = str(dtype).removeprefix("torch.")
-            raise EnvironmentFault(f"{text} as {found}, which {named(self.space)} cannot hold")
+            return f"{text} as {str(dtype).removeprefix('torch.')}, which {named(self.space)} cannot hold"
         self._told = True
-        message = f"{text}, outside {named(self.space)}: the agent sees it as it is; mend the space or the environment"
+        message = f"{text}, outside {named(self.space)}: the agent sees it as it is; correct space or environment"
         warn_once(_log, ("range", self.path, named(self.space)), message)
+        return ""
 
 
 def _rounding(bounds: np.ndarray) -> np.ndarray:

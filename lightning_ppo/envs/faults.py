@@ -1,4 +1,4 @@
-"""One copy of an environment, watched: what goes wrong in it is named, and the copy can be replaced."""
+"""Watch one copy of an environment: name what goes wrong in it, and replace it if asked to."""
 
 import copy
 import logging
@@ -14,17 +14,22 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
 from lightning_ppo.envs.built import built_of
+from lightning_ppo.envs.changes import Change, Outcome, change_innermost, layers_within
 from lightning_ppo.envs.declared import NOTICE, Problem, as_declared, misfit, outside
 from lightning_ppo.envs.processes import FAULT, REPLACED, shown
 from lightning_ppo.envs.scores import notices_of
-from lightning_ppo.envs.state import from_bytes, get_env_state, set_env_state, to_bytes
-from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.envs.state import get_env_state, set_env_state
+from lightning_ppo.support.errors import EnvironmentFault, described, one_line
 from lightning_ppo.support.notices import warn_once
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.tree import tree_leaves
 
 _log = logging.getLogger(__name__)
 
 MakeEnv = Callable[[], gymnasium.Env]
+
+_RESERVED = {"final_obs", "final_info"}
+"""Infos by which vector environments tell how episodes ended; those of a copy would take their place."""
 
 
 class _TimedOut(BaseException):
@@ -59,10 +64,12 @@ class GuardedEnv(gymnasium.Wrapper):
         self._restarts = 0
         self._mendable = lambda: self._restarts < max_restarts
         self._raises = lambda: raises
+        changes: dict[Any, Change] = {}
+        self._changes = lambda: changes
         self._seed = 0
         self._fault = ""
         self._notices = notices_of(self.env)
-        self._noted = False
+        self._noted = self._renamed = False
         space = self.env.observation_space
         self._declared = (space.shape, space.dtype) if isinstance(space, gymnasium.spaces.Box) else None
         self.refusal = ""
@@ -103,6 +110,18 @@ class GuardedEnv(gymnasium.Wrapper):
             observation = copy.deepcopy(observation)
         return observation, reward, terminated, truncated, info
 
+    def make_change(self, change: Change) -> Outcome:
+        """Make a change in this copy, and in each that takes its place."""
+        try:
+            with self._time_limit():
+                outcome = change_innermost(layers_within(self.env), change)
+        except _TimedOut as limit:
+            return Outcome("failed", f"env {self.index} did not return within {limit} (env.timeout)")
+        if outcome.status == "made":
+            self._changes().pop(change.key, None)
+            self._changes()[change.key] = change
+        return outcome
+
     @property
     def exact_state(self) -> tuple[bytes, str]:
         """The state of the environment as bytes, empty where it cannot be had, and why not."""
@@ -119,18 +138,22 @@ class GuardedEnv(gymnasium.Wrapper):
         return built_of(self).facts()
 
     def close(self) -> None:
-        """Close the environment; should it raise, it is left as it is, and a warning says so."""
+        """Close the environment; if it raises, it is left open, and a warning says so."""
         try:
             super().close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _warn_of_close(f"env {self.index}", error)
 
     def _replaced(self, fault: str) -> tuple[Any, dict[str, Any]]:
         """Start an episode in a new copy, seeded by how many came before."""
         try:
             self.env = self._make()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvironmentFault(f"{fault}; and could not be built again: {one_line(error)}") from error
+        for change in list(self._changes().values()):
+            outcome = self.make_change(change)
+            if outcome.status != "made":
+                raise EnvironmentFault(f"{fault}; and {change} could not be made again: {outcome.reason}")
         seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
         observation, info = self._checked("reset", lambda: self.env.reset(seed=seed))
         return observation, {**info, FAULT: fault, REPLACED: True}
@@ -150,9 +173,9 @@ class GuardedEnv(gymnasium.Wrapper):
             raise EnvironmentFault(
                 f"env {self.index} did not return from {what} {self.steps} within {limit} (env.timeout)"
             ) from None
-        except Exception as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise EnvironmentFault(f"env {self.index} raised in {what} after {self.steps} steps: {reason}") from error
+        except (Exception, SystemExit) as error:
+            raised = f"env {self.index} raised in {what} after {self.steps} steps: {described(error)}"
+            raise EnvironmentFault(raised) from error
         if problem is not None:
             raise EnvironmentFault(f"env {self.index} returned {problem[0]} from {what} {self.steps}, {problem[1]}")
         return result
@@ -181,11 +204,24 @@ class GuardedEnv(gymnasium.Wrapper):
         """Return whether an observation is the array that its Box declares, which most are; others are looked at."""
         return type(observation) is np.ndarray and (observation.shape, observation.dtype) == self._declared
 
+    def _without_reserved(self, result: Any) -> Any:
+        """Return the result of a step or reset without infos of the vector environment's own names."""
+        info = result[-1]
+        names = sorted(_RESERVED & info.keys())
+        if not self._renamed:
+            self._renamed = True
+            self._notices.append(
+                f"has {' and '.join(names)} in its infos, which are names of the vector environment's own: left out"
+            )
+        return (*result[:-1], {key: value for key, value in info.items() if key not in _RESERVED})
+
     def _as_declared(self, result: Any, where: str) -> tuple[Any, Problem]:
         """Return the result of a step or reset with an observation of the declared dtypes, and what is wrong with it.
 
         That of a copy that cannot be replaced is looked at with the others, as are whole rollouts.
         """
+        if not _RESERVED.isdisjoint(result[-1]):
+            result = self._without_reserved(result)
         if self._is_as_declared(result[0]) and not self._notices and not self._mendable():
             return result, None
         space = self.env.observation_space
@@ -205,16 +241,16 @@ class GuardedEnv(gymnasium.Wrapper):
 
 
 def close_env(env: VectorEnv) -> None:
-    """Close a vector environment; should it raise, it is left as it is, and a warning says so."""
+    """Close a vector environment; if it raises, it is left open, and a warning says so."""
     try:
         env.close()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _warn_of_close(type(env.unwrapped).__name__, error)
 
 
-def _warn_of_close(name: str, error: Exception) -> None:
-    raised = f"raised in close: {type(error).__name__}: {one_line(error)}"
-    warn_once(_log, raised, f"{name} {raised}; it is left as it is, and so are others that do the same")
+def _warn_of_close(name: str, error: BaseException) -> None:
+    raised = f"raised in close: {described(error)}"
+    warn_once(_log, raised, f"{name} {raised}; it is left open, and so are others that do the same")
 
 
 def _not_finite(observation: Any) -> Problem:

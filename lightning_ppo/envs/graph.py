@@ -94,6 +94,26 @@ def path_of(named: Any) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
+def set_attribute(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute past what the class does about it."""
+    if _is_slot(owner, name):
+        object.__setattr__(owner, name, value)
+    else:
+        vars(owner)[name] = value
+
+
+def delete_attribute(owner: Any, name: str) -> None:
+    """Delete an attribute past what the class does about it."""
+    if _is_slot(owner, name):
+        object.__delattr__(owner, name)
+    else:
+        del vars(owner)[name]
+
+
+def _is_slot(owner: Any, name: str) -> bool:
+    return isinstance(getattr(type(owner), name, None), types.MemberDescriptorType)
+
+
 def plain_attributes(value: Any) -> dict[str, Any] | None:
     """Return the attributes of an object of a plain class: one that keeps nothing but attributes."""
     cls = type(value)

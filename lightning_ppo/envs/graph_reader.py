@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ppo.envs.graph import DICTS, FACTORIES, is_constant, path_of, plain_attributes, signature
+from lightning_ppo.envs.graph import DICTS, FACTORIES, is_constant, path_of, plain_attributes, set_attribute, signature
 from lightning_ppo.envs.native import Unreadable, model_checksum, native_restore
 from lightning_ppo.support.randomness import restore_generator
 
@@ -254,11 +254,7 @@ class GraphReader:
 
         def fill() -> None:
             for name, term in terms.items():
-                value = self._value(term, key, present.get(name))
-                if isinstance(getattr(type(new), name, None), types.MemberDescriptorType):  # a slot
-                    object.__setattr__(new, name, value)
-                else:
-                    vars(new)[name] = value
+                set_attribute(new, name, self._value(term, key, present.get(name)))
 
         self._pending.append(fill)
         return new

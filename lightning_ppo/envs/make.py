@@ -18,6 +18,7 @@ from lightning_ppo.envs.scores import innermost_score
 from lightning_ppo.envs.stagger import NO_TIME_LIMIT, FirstEpisodeLimit, mark, prepare, time_limit
 from lightning_ppo.settings.class_path import instantiate
 from lightning_ppo.settings.environment import EnvConfig
+from lightning_ppo.settings.loading import copied
 from lightning_ppo.support.env_specs import explain, find_spec
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 
@@ -58,7 +59,7 @@ def make_vector_env(settings: EnvConfig, render_mode: str | None = None) -> Vect
         return mark(env, "copies" if limited else "", NO_TIME_LIMIT)
     except (ConfigError, EnvironmentFault):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise explain(settings.id, error) from error
 
 
@@ -104,7 +105,7 @@ def _steps_all_at_once(spec: EnvSpec, settings: EnvConfig) -> bool:
 def _make_pool(settings: EnvConfig) -> VectorEnv:
     from lightning_ppo.envs.pool import EnvPoolVectorEnv
 
-    task_id, kwargs = settings.id, _own(settings.kwargs)
+    task_id, kwargs = settings.id, copied(settings.kwargs)
     if ale.is_atari(task_id):
         task_id, kwargs = task_id.removeprefix(ale.NAMESPACE), ale.pool_settings(settings.atari) | kwargs
     if settings.max_episode_steps is not None:
@@ -115,7 +116,7 @@ def _make_pool(settings: EnvConfig) -> VectorEnv:
 def _make_native(spec: EnvSpec, settings: EnvConfig) -> VectorEnv:
     if ale.is_atari(settings.id):
         spec = ale.native_spec(spec, settings.atari)
-    entry_point, kwargs = spec.vector_entry_point, _own(settings.kwargs)
+    entry_point, kwargs = spec.vector_entry_point, copied(settings.kwargs)
     kwargs = arguments.with_time_limit(settings.id, entry_point, kwargs, settings.max_episode_steps)
     arguments.check_time_limit(settings.id, entry_point, kwargs)
     return arguments.make_vec(spec, settings.num_envs, kwargs)
@@ -124,14 +125,14 @@ def _make_native(spec: EnvSpec, settings: EnvConfig) -> VectorEnv:
 def _make_copies(
     spec: EnvSpec, settings: EnvConfig, stagger: bool, render_mode: str | None
 ) -> SyncVectorEnv | ProcessVectorEnv:
-    kwargs, wrappers = _own(settings.kwargs), settings.wrappers
+    kwargs, wrappers = copied(settings.kwargs), settings.wrappers
     if ale.is_atari(settings.id):
         protocol, preprocessing = ale.copy_settings(settings.atari)
         kwargs, wrappers = protocol | kwargs, [*preprocessing, *wrappers]
     arguments.check_time_limit(settings.id, spec.entry_point, kwargs)
 
     def build() -> gymnasium.Env:
-        return arguments.make(spec, _own(kwargs), settings.max_episode_steps, render_mode)
+        return arguments.make(spec, copied(kwargs), settings.max_episode_steps, render_mode)
 
     make, restarts = _maker(spec, build, wrappers, stagger, settings.scores == "innermost"), _max_restarts(settings)
     guards = [partial(GuardedEnv, make, index, settings.timeout, restarts) for index in range(settings.num_envs)]
@@ -141,13 +142,6 @@ def _make_copies(
     env = SyncVectorEnv(guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     remember(env)
     return env
-
-
-def _own(settings: Any) -> Any:
-    """Return settings for one copy of an environment, which may write into their dicts and lists."""
-    if isinstance(settings, dict):
-        return {key: _own(value) for key, value in settings.items()}
-    return [_own(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def _remembered(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
@@ -168,7 +162,7 @@ def _maker(
         if within:
             env = FirstEpisodeLimit(env)
         for entry in wrappers:
-            env = instantiate(_own(entry), "env.wrappers", gymnasium.Wrapper, env)
+            env = instantiate(copied(entry), "env.wrappers", gymnasium.Wrapper, env)
         if stagger and not within:
             env = FirstEpisodeLimit(env)
         return innermost_score(env) if scored else env

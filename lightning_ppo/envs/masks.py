@@ -7,11 +7,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
-from lightning_ppo.support.errors import ConfigError, EnvironmentFault, one_line
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, described
 from lightning_ppo.support.spaces import space_leaves
 
 
-def _choices(space: gymnasium.Space) -> list[int]:
+def choices_of(space: gymnasium.Space) -> list[int]:
     """Return the number of choices of each discrete component of an action."""
     found: list[int] = []
     for leaf in space_leaves(space).values():
@@ -57,7 +57,7 @@ class MaskSource:
     def __init__(self, env: VectorEnv, source: str) -> None:
         self.env, self.space = env, env.single_action_space
         self.kind, _, self.key = source.partition(":")
-        self.sizes = _choices(self.space)
+        self.sizes = choices_of(self.space)
         self._asked = source != "auto"
         if source not in ("auto", "none") and not self.sizes:
             raise ConfigError(f"env.action_mask: {source} needs discrete actions, the action space is {self.space}")
@@ -155,41 +155,40 @@ class ActionMasks:
         try:
             return list(cast("SyncVectorEnv", self.source.env).call(self.source.key))
         except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error)}"
             raise EnvironmentFault(
-                f"env.action_mask: calling {self.source.key} failed at step {step}: {text}"
+                f"env.action_mask: calling {self.source.key} failed at step {step}: {described(error)}"
             ) from error
 
     def _joined(self, masks: Any, rows: np.ndarray, step: int) -> np.ndarray:
         """Return masks of N environments, those of `rows`, as one array (N, M)."""
-        if isinstance(masks, np.ndarray) and self._is_joined(masks[0]):
+        if isinstance(masks, np.ndarray) and _is_joined(masks[0], self.size) and _says_yes_or_no(masks).all():
             return masks.reshape(len(masks), -1).astype(np.bool_)
         joined = np.ones((len(rows), self.size), np.bool_)
         for index in np.flatnonzero(rows).tolist():
-            mask = _one(masks, index)
-            if self._is_joined(mask):
-                joined[index] = mask.ravel()
-                continue
             try:
-                joined[index] = np.concatenate(_legal(self.source.space, mask))
+                joined[index] = joined_mask(self.source.space, mask_of(masks, index), self.size)
             except (ValueError, KeyError, TypeError) as error:
                 raise EnvironmentFault(
                     f"env {index} gave an action mask that does not fit {self.source.space} at step {step}: {error}"
                 ) from None
         return joined
 
-    def _is_joined(self, mask: Any) -> bool:
-        """Return whether one environment's mask is an array of all choices, laid end to end."""
-        return isinstance(mask, np.ndarray) and mask.dtype != object and mask.size == self.size
-
     def _check(self, masks: np.ndarray, step: int) -> None:
         """Raise EnvironmentFault where a part of the action has no legal choice."""
-        first = 0
-        for size in self.source.sizes:
-            illegal = np.flatnonzero(~masks[:, first : first + size].any(1))
-            if illegal.size:
-                raise nothing_legal(illegal[0], step)
-            first += size
+        row = row_without_choice(masks, self.source.sizes)
+        if row is not None:
+            raise nothing_legal(row, step)
+
+
+def row_without_choice(masks: np.ndarray, sizes: list[int]) -> int | None:
+    """Return the first row of masks (N, M) in which a part of the action, given their sizes, has no legal choice."""
+    first = 0
+    for size in sizes:
+        illegal = np.flatnonzero(~masks[:, first : first + size].any(1))
+        if illegal.size:
+            return int(illegal[0])
+        first += size
+    return None
 
 
 def nothing_legal(env: int, step: int) -> EnvironmentFault:
@@ -197,13 +196,45 @@ def nothing_legal(env: int, step: int) -> EnvironmentFault:
     return EnvironmentFault(f"env {env} masks every choice of an action at step {step}; at least one must be legal")
 
 
-def _one(masks: Any, index: int) -> Any:
+def mask_of(masks: Any, index: int) -> Any:
     """Return one environment's mask of batched, nested ones."""
     if isinstance(masks, dict):
-        return {key: _one(value, index) for key, value in masks.items()}
+        return {key: mask_of(value, index) for key, value in masks.items()}
     if isinstance(masks, tuple):
-        return tuple(_one(value, index) for value in masks)
+        return tuple(mask_of(value, index) for value in masks)
     return masks[index]
+
+
+def joined_mask(space: gymnasium.Space, mask: Any, size: int) -> np.ndarray:
+    """Return one environment's mask, in any form that it may have, as an array of all choices, (M,) bool.
+
+    Args:
+        space: Of the actions.
+        mask: An array of all choices, laid end to end, or what `space.sample(mask)` takes.
+        size: M.
+
+    Raises:
+        ValueError: If there are more or fewer of them than the space has, or if they say more than yes and no.
+        KeyError: If a part of the space has no mask.
+        TypeError: If they are no numbers.
+    """
+    return _as_bool(mask.ravel()) if _is_joined(mask, size) else np.concatenate(_legal(space, mask))
+
+
+def _is_joined(mask: Any, size: int) -> bool:
+    """Return whether one environment's mask is an array of all choices, laid end to end."""
+    return isinstance(mask, np.ndarray) and mask.dtype != object and mask.size == size
+
+
+def _says_yes_or_no(values: np.ndarray) -> np.ndarray:
+    return (values == 0) | (values == 1)
+
+
+def _as_bool(values: np.ndarray) -> np.ndarray:
+    strange = values[~_says_yes_or_no(values)]
+    if strange.size:
+        raise ValueError(f"expected 0 and 1, got {strange[0]}")
+    return values.astype(np.bool_)
 
 
 def _legal(space: gymnasium.Space, mask: Any) -> list[np.ndarray]:
@@ -214,22 +245,23 @@ def _legal(space: gymnasium.Space, mask: Any) -> list[np.ndarray]:
         KeyError: If a part has no mask.
     """
     if isinstance(space, spaces.Dict | spaces.Tuple) and isinstance(mask, np.ndarray):
-        raise ValueError(f"a flat array of {mask.size} entries for {sum(_choices(space))} choices")
+        raise ValueError(f"a flat array of {mask.size} entries for {sum(choices_of(space))} choices")
     if isinstance(space, spaces.Dict):
-        discrete = {key: child for key, child in space.spaces.items() if _choices(child)}
+        discrete = {key: child for key, child in space.spaces.items() if choices_of(child)}
         return [part for key, child in discrete.items() for part in _legal(child, None if mask is None else mask[key])]
     if isinstance(space, spaces.Tuple):
         masks = [None] * len(space.spaces) if mask is None else mask
         return [part for child, m in zip(space.spaces, masks, strict=True) for part in _legal(child, m)]
-    expected = sum(_choices(space))
+    expected = sum(choices_of(space))
     if mask is None or not expected:
         return [np.ones(expected, np.bool_)]
     flat = np.concatenate([np.ravel(part) for part in _parts(mask)])
     if isinstance(space, spaces.MultiBinary) and 2 * flat.size == expected:
+        _as_bool(flat[flat != 2])
         flat = np.stack((flat != 1, flat != 0), 1).ravel()  # 0 and 1 leave one choice, 2 leaves both
     if flat.size != expected:
         raise ValueError(f"{flat.size} entries for the {expected} choices of {space}")
-    return [flat.astype(np.bool_)]
+    return [_as_bool(flat)]
 
 
 def _parts(mask: Any) -> list[Any]:

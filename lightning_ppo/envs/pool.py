@@ -1,7 +1,6 @@
 """EnvPool's tasks, stepped by C++ threads, as a vector environment like any other."""
 
 import contextlib
-import difflib
 import importlib
 import warnings
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lightning_ppo.envs.stagger import first_lengths
-from lightning_ppo.support.errors import ConfigError, EnvironmentFault
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, nearest
 from lightning_ppo.support.packages import install
 from lightning_ppo.support.tree import tree_store
 
@@ -57,7 +56,7 @@ class EnvPoolVectorEnv(VectorEnv):
             raise EnvironmentFault(f"env.backend: envpool needs the package envpool: {install('envpool')}") from None
         known = self._envpool.list_all_envs()
         if task_id not in known:
-            near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.0)[0]
+            near = nearest(task_id, known)
             raise EnvironmentFault(f"env.id: EnvPool has no task {task_id!r}; did you mean {near}?")
         self._task = {"task_id": task_id, "num_envs": num_envs, **kwargs}
         spec = self._envpool.make_spec(**self._task)

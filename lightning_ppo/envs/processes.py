@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +15,15 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
+from lightning_ppo.envs.changes import Change, Outcome
 from lightning_ppo.speed.copy_process import step_copy
-from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.errors import EnvironmentFault, how_it_ended, one_line
+from lightning_ppo.support.packing import from_bytes, to_bytes
 from lightning_ppo.support.randomness import (
     derive_seeds,
-    random_state_as_bytes,
+    get_random_state,
     seed_global_generators,
-    set_random_state_from_bytes,
+    set_random_state,
 )
 
 FAULT, REPLACED = "lightning_ppo.fault", "lightning_ppo.replaced"
@@ -31,7 +34,7 @@ GRACE = 5.0
 
 
 class ProcessVectorEnv(AsyncVectorEnv):
-    """Steps copies in processes of their own; names the one that dies, and can start all of them again.
+    """Steps each copy in its own process; names the one that dies, and can start all of them again.
 
     What the copies themselves do wrong they report as data (see `GuardedEnv`). A process that dies or cannot be
     interrupted takes the others with it: all are started again, and every episode in progress is cut off.
@@ -49,6 +52,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self._limit = None if timeout is None else 3 * timeout + GRACE
         self._max_restarts, self._restarts = max_restarts, 0
         self._seeds: list[int] = []
+        self._changes: dict[Any, Change] = {}
         trainer = os.getpid()
         here = np.random.RandomState()
         here.set_state(np.random.get_state())  # nothing is drawn from the generator itself
@@ -89,6 +93,8 @@ class ProcessVectorEnv(AsyncVectorEnv):
         self._restarts += 1
         self.close()
         self._start()
+        for change in list(self._changes.values()):
+            self.make_change(change)
         seeds = [int(np.random.SeedSequence([s, self._restarts]).generate_state(1)[0]) for s in self._seeds]
         observations, infos = self.reset(seed=seeds)
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
@@ -100,6 +106,26 @@ class ProcessVectorEnv(AsyncVectorEnv):
         }
         return observations, np.zeros(self.num_envs), ~everywhere, everywhere, infos
 
+    def make_change(self, change: Change) -> list[Outcome]:
+        """Make a change in every copy, and in all that take their places; return what came of it in each.
+
+        Raises:
+            EnvironmentFault: If a process dies or hangs.
+        """
+        try:
+            pickle.dumps(change)
+        except Exception as error:  # whatever an object of the user's raises; half of the copies may not be reached
+            return [Outcome("failed", f"the processes of the copies cannot be sent it: {one_line(error)}")]
+        try:
+            self.call_async("make_change", change)
+            outcomes = list(self.call_wait(self._limit))
+        except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
+            raise EnvironmentFault(self._what_happened(f"{change.how} {change.name}", error)) from error
+        if all(outcome.status == "made" for outcome in outcomes):
+            self._changes.pop(change.key, None)
+            self._changes[change.key] = change
+        return outcomes
+
     def _what_happened(self, what: str, error: Exception, actions: Sequence[Any] | None = None) -> str:
         """Return a sentence on the first process that is dead or has not answered."""
         if isinstance(error, multiprocessing.TimeoutError):
@@ -109,9 +135,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
             ended = wait([process.sentinel for process in self.processes], GRACE)
             index = next((i for i, process in enumerate(self.processes) if process.sentinel in ended), 0)
             self.processes[index].join(GRACE)
-            code = self.processes[index].exitcode
-            died = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-            problem = f"died in {what}: its process ended {died}"
+            problem = f"died in {what}: its process ended {how_it_ended(self.processes[index].exitcode)}"
         return f"env {index} {problem}{'' if actions is None else shown(actions[index])}"
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
@@ -148,11 +172,11 @@ class OwnGenerators(gymnasium.Wrapper):
     @property
     def generators(self) -> bytes:
         """The state of the global generators."""
-        return random_state_as_bytes()
+        return to_bytes(get_random_state())
 
     @generators.setter
     def generators(self, state: bytes) -> None:
-        set_random_state_from_bytes(state)
+        set_random_state(from_bytes(state))
 
 
 def _undisturbed(make: Callable[[], gymnasium.Env], trainer: int, seed: int) -> Callable[[], gymnasium.Env]:

@@ -1,6 +1,6 @@
-"""Scores: the rewards of the environment within all wrappers, whatever the wrappers make of them.
+"""Scores: the rewards of the environment inside all wrappers, whatever the wrappers change.
 
-What is learnt from is the outermost reward. Scores travel beside it in infos.
+The agent learns from the outermost reward. Scores are added to infos.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _RUNNING = re.compile(r"^(running|moving|ema)|count$|^n$")
 
 
 def innermost_score(env: gymnasium.Env) -> gymnasium.Env:
-    """Return a copy whose steps tell the innermost reward, if a wrapper may change it."""
+    """Return a copy whose steps report the innermost reward, if a wrapper may change it."""
     layers = list(_layers(env))
     if not any(_changes_rewards(layer) for layer in layers):
         return env
@@ -118,7 +118,7 @@ def _statistics(name: str) -> str:
 
 
 class _Heard(gymnasium.Wrapper):
-    """Adds up the rewards of the environment that it wraps; otherwise it is as if it were not there."""
+    """Adds up the rewards of the environment that it wraps; otherwise it is transparent."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -142,7 +142,7 @@ class _Heard(gymnasium.Wrapper):
 
 
 class _Scored(gymnasium.Wrapper):
-    """Tells what the innermost environment has given, frames that wrappers skip included."""
+    """Reports the rewards of the innermost environment, including frames that wrappers skip."""
 
     def __init__(self, env: gymnasium.Env, heard: _Heard) -> None:
         super().__init__(env)
@@ -180,7 +180,7 @@ class _HeardVector(VectorWrapper):
 
 
 class _ScoredVector(VectorWrapper):
-    """Tells what the innermost vector environment has given."""
+    """Reports the rewards of the innermost vector environment."""
 
     def __init__(self, env: VectorEnv, heard: _HeardVector) -> None:
         super().__init__(env)

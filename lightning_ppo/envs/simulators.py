@@ -15,16 +15,19 @@ from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 _log = logging.getLogger(__name__)
 
 TRUNCATIONS = (
-    "time_outs",
-    "time_out",
-    "timeouts",
-    "timeout",
     "truncations",
     "truncation",
     "truncated",
     "TimeLimit.truncated",
+    "time_outs",
+    "time_out",
+    "timeouts",
+    "timeout",
 )
-"""Where infos say which episodes were cut off: the names of rsl_rl, brax and others."""
+"""Where infos say which episodes were cut off, by the names of brax, rsl_rl and others.
+
+Where several are there, the first is taken: what brax calls `time_out` is a task's own, and may be a termination.
+"""
 
 
 class TensorVectorEnv(VectorEnv):
@@ -73,7 +76,7 @@ class TensorVectorEnv(VectorEnv):
 
     @property
     def device(self) -> str:
-        """Where the simulator says that it is."""
+        """The device that the simulator names."""
         return str(getattr(self.env, "device", "cpu"))
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -94,8 +97,18 @@ class TensorVectorEnv(VectorEnv):
         return _plain(observations), rewards, ends[0].bool(), ends[1].bool(), {**infos, **final}
 
     def _truncations(self, infos: dict[str, Any], dones: Tensor) -> Tensor:
-        key = next((key for key in self._truncation_keys if key in infos), None)
-        if key is not None:
+        keys = [key for key in self._truncation_keys if key in infos]
+        if len(keys) > 1 and not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s has %s in its infos: %s is taken for the truncations; TensorVectorEnv(truncation_key=...) takes "
+                "another",
+                type(self.env).__name__,
+                " and ".join(keys),
+                keys[0],
+            )
+        if keys:
+            key = keys[0]
             cut = torch.as_tensor(infos[key], device=dones.device).bool()
             if cut.shape != dones.shape:
                 raise EnvironmentFault(

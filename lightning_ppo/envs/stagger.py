@@ -1,7 +1,7 @@
-"""Copies of one environment that do not move through their episodes in step.
+"""Start the copies of one environment at different points of their episodes.
 
-Short rollouts of copies that all started together show one phase of the episode after the other, and learning follows
-the phase (Bharthulwar, Tao and Su 2025, "Staggered Environment Resets Improve Massively Parallel On-Policy
+With short rollouts, copies that all started together show one phase of the episode after the other, and learning
+follows the phase (Bharthulwar, Tao and Su 2025, "Staggered Environment Resets Improve Massively Parallel On-Policy
 Reinforcement Learning"). So the first episode of each copy is cut off, as a truncation, after a random share of the
 time limit that depends on nothing but the copy's seed: by a wrapper of the copy, by the vector environment itself if it
 has an attribute `stagger`, by whoever resets the copies (autoreset DISABLED), or by setting counters of steps ahead.
@@ -29,7 +29,7 @@ NO_TIME_LIMIT = (
 """Why copies that are stepped one by one are not staggered."""
 
 NO_LIMIT = 2**31 - 1
-"""What some environments say if they have none."""
+"""The value of some environments without a limit."""
 
 
 def first_lengths(seeds: int | Sequence[int] | None, limits: Any, num_envs: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def first_lengths(seeds: int | Sequence[int] | None, limits: Any, num_envs: int)
 
 
 def time_limit(env: gymnasium.Env) -> int | None:
-    """Return the number of steps after which an environment's episodes are cut off, None where it tells none."""
+    """Return the number of steps after which an environment's episodes are truncated, None if there is no limit."""
     return env.spec.max_episode_steps if env.spec is not None else None
 
 
@@ -78,7 +78,7 @@ class FirstEpisodeLimit(gymnasium.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step, and end the first episode where its time has come."""
+        """Step, and truncate the first episode if its time has come."""
         if not self.limit:
             return self.env.step(action)
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -109,7 +109,7 @@ class FirstEpisodeLimits(VectorWrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step, and end the first episodes whose time has come."""
+        """Step, and truncate the first episodes whose time has come."""
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         self.steps += 1
         return observations, rewards, terminations, truncations | (self.limits == self.steps), infos
@@ -121,7 +121,7 @@ def prepare(env: VectorEnv, stagger: bool, why_not: str = "") -> VectorEnv:
     Args:
         env: Not one of those whose copies are wrapped.
         stagger: Whether they are to.
-        why_not: Why they are not to, although somebody asked for it.
+        why_not: Why they are not to, although it was requested.
     """
     base = env.unwrapped
     if hasattr(base, "stagger"):

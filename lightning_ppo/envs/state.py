@@ -8,7 +8,6 @@ since its settings or its code have changed, is not restored.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,15 +18,16 @@ from gymnasium.vector import AsyncVectorEnv
 from torch import Tensor
 
 from lightning_ppo.envs.built import Layer, agreed, attributes, built_of, difference, layers_of
-from lightning_ppo.envs.graph import Chunk, as_bytes, linked
+from lightning_ppo.envs.graph import Chunk, as_bytes, delete_attribute, linked, set_attribute
 from lightning_ppo.envs.graph_reader import GraphReader
 from lightning_ppo.envs.graph_writer import GraphWriter
 from lightning_ppo.envs.native import Unreadable
 from lightning_ppo.envs.processes import ProcessVectorEnv
-from lightning_ppo.support.errors import one_line
+from lightning_ppo.support.errors import described
+from lightning_ppo.support.packing import from_bytes, to_bytes
 
 OWN = "get_state()"
-"""Stands in the place of an attribute for what an environment says of itself."""
+"""In place of the name of an attribute: the state that an environment returns itself."""
 
 _LARGE = 1024
 """Bytes from which equal arrays are stored once."""
@@ -43,7 +43,7 @@ def get_env_state(env: Any) -> tuple[dict[str, Any] | None, str]:
     except Unreadable as reason:
         return None, str(reason)
     except Exception as error:
-        return None, one_line(f"{type(env).__name__} could not be read: {type(error).__name__}: {error}")
+        return None, f"{type(env).__name__} could not be read: {described(error)}"
 
 
 def set_env_state(env: Any, state: Mapping[str, Any]) -> str:
@@ -57,29 +57,17 @@ def set_env_state(env: Any, state: Mapping[str, Any]) -> str:
     except Unreadable as reason:
         return str(reason)
     except Exception as error:
-        return one_line(f"{type(env).__name__} could not be restored: {type(error).__name__}: {error}")
+        return f"{type(env).__name__} could not be restored: {described(error)}"
     return ""
 
 
 def return_to_built(env: Any) -> None:
-    """Put an environment back to where it was built, as far as that is known; it must then be reset."""
+    """Return an environment to its state when it was built, as far as that is known; it must then be reset."""
     nothing = _packed({}, {}, {})
     parallel = [layer.env for layer in layers_of(env) if isinstance(layer.env, ProcessVectorEnv)]
     if parallel:
         nothing["processes"] = [nothing] * parallel[0].num_envs
     set_env_state(env, nothing)
-
-
-def to_bytes(state: dict[str, Any]) -> bytes:
-    """Return a state as bytes, for another process."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
-def from_bytes(content: bytes) -> dict[str, Any]:
-    """Return what `to_bytes` was given."""
-    return torch.load(io.BytesIO(content), weights_only=True)
 
 
 def largest_part(state: Mapping[str, Any]) -> tuple[int, str]:
@@ -98,6 +86,9 @@ def _read(env: Any) -> dict[str, Any]:
         if layer.own and not layer.hidden:
             writer.add(f"{layer.number}.{OWN}", layer.env.get_state(), f"{layer.name}.{OWN}")
     writer.check_memory()
+    outside = built.changed_outside(layers)
+    if outside:
+        raise Unreadable(f"{outside} has changed, which is kept outside of the environment")
     names: dict[int, list[list[str]]] = {}
     for layer in _read_by_attribute(layers, parallel):
         before, now = built.names.get(layer.number, set()), set(attributes(layer.env))
@@ -221,11 +212,11 @@ def _write(env: Any, state: Mapping[str, Any]) -> None:
     envs = {layer.number: layer.env for layer in layers}
     for layer in _read_by_attribute(layers, parallel):
         for name in present[layer.number].keys() - names.get(layer.number, present[layer.number].keys()):
-            del vars(layer.env)[name]
+            delete_attribute(layer.env, name)
     for key, value in values.items():
         number, name = _parts(key)
         if name != OWN:
-            vars(envs[number])[name] = value
+            set_attribute(envs[number], name, value)
     for effect in reader.effects:
         effect()
     for key, value in values.items():

@@ -9,10 +9,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from lightning_ppo.envs.declared import Declared, misfit
 from lightning_ppo.envs.faults import close_env
+from lightning_ppo.envs.infos import InfoReader
 from lightning_ppo.envs.masks import MaskSource, observed_space
 from lightning_ppo.envs.state import get_env_state
 from lightning_ppo.envs.training_signal import Lesson
-from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.errors import EnvironmentFault, described
 from lightning_ppo.support.spaces import space_leaves, space_structure
 from lightning_ppo.support.tree import tree_map
 
@@ -31,15 +32,19 @@ class Stepper(ABC):
         any_filler: Whether there may be such an environment.
         final_observations: Last observations of ended episodes, where they differ from what follows.
         lesson: Rewards and terminations, each (N,), to learn from instead of the step's own, or None.
+        info_values: (K, N), logged entries of the step's infos, NaN where a copy told none; None if none are logged.
+        successes: (N,), whether the episodes that ended have reached their goals, NaN where none says; None if none do.
         num_steps: Steps made, for error messages.
         seeds: Of the first episodes, one for each copy.
         failed: Set it after a fault: the state of the environments is then not worth saving.
         declared: Checks the values of observations.
         source: Where action masks come from.
+        infos: Reads infos.
 
     Args:
         env: The vector environment.
         action_mask: Where action masks come from, see `EnvConfig.action_mask`.
+        infos: Reads infos.
 
     Raises:
         EnvironmentFault: If the environment's autoreset mode is unknown.
@@ -53,12 +58,15 @@ class Stepper(ABC):
     final_observations: Any
     _ended: Any
 
-    def __init__(self, env: VectorEnv, action_mask: str) -> None:
+    def __init__(self, env: VectorEnv, action_mask: str, infos: InfoReader) -> None:
         self.env = env
         self.mode = autoreset_mode(env)
         self.observations: Any = None
         self.any_filler = False
         self.lesson: Lesson | None = None
+        self.infos = infos
+        self.info_values: Any = None
+        self.successes: Any = None
         self.num_steps = 0
         self.failed = False
         self.seeds: list[int] = []
@@ -172,9 +180,9 @@ def call(env: VectorEnv, method: str, num_steps: int, *args: Any, **kwargs: Any)
         return getattr(env, method)(*args, **kwargs)
     except EnvironmentFault:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EnvironmentFault(
-            f"the environment raised in {method} after {num_steps} steps: {type(error).__name__}: {one_line(error)}"
+            f"the environment raised in {method} after {num_steps} steps: {described(error)}"
         ) from error
 
 

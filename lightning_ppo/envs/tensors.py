@@ -5,6 +5,7 @@ says what is expected of such an environment.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
+from lightning_ppo.envs.infos import AUTO, FINAL, SUCCESS, TensorInfoReader
 from lightning_ppo.envs.scores import SCORE
 from lightning_ppo.envs.stagger import set_clocks
 from lightning_ppo.envs.state import set_env_state
@@ -26,7 +28,9 @@ FINAL_OBSERVATIONS = ("final_obs", "final_observation")
 """Where infos keep the last observations of ended episodes: Gymnasium's name, and its former one."""
 
 
-def make_stepper(env: VectorEnv, action_mask: str, seeds: list[int], on_host: bool = False) -> Stepper:
+def make_stepper(
+    env: VectorEnv, action_mask: str, seeds: list[int], on_host: bool = False, log_info: Sequence[str] | str = ()
+) -> Stepper:
     """Start all episodes of a vector environment anew, and return what steps it from there.
 
     Args:
@@ -34,14 +38,16 @@ def make_stepper(env: VectorEnv, action_mask: str, seeds: list[int], on_host: bo
         action_mask: Where action masks come from, see `EnvConfig.action_mask`.
         seeds: One seed per copy.
         on_host: Step it with NumPy arrays even if it speaks torch.
+        log_info: Entries of infos that are logged, see `EnvConfig.log_info`.
     """
     observations, infos = call(env, "reset", 0, seed=seed_argument(env, seeds))
     set_clocks(env, seeds)
     first = next((leaf for leaf in tree_leaves(observations) if isinstance(leaf, Tensor)), None)
     if first is not None and on_host:
-        env = HostView(env, first.device)
-        observations, infos = host_reset(observations, infos)
-    stepper = VectorStepper(env, action_mask) if first is None or on_host else TensorStepper(env, action_mask)
+        env = HostView(env, first.device, log_info)
+        observations, infos = env.on_host(observations, infos)
+    kind = VectorStepper if first is None or on_host else TensorStepper
+    stepper = kind(env, action_mask, log_info)
     stepper.begin(observations, infos)
     stepper.seeds = seeds
     return stepper
@@ -64,8 +70,8 @@ class TensorStepper(Stepper):
 
     takes_tensors = True
 
-    def __init__(self, env: VectorEnv, action_mask: str = "auto") -> None:
-        super().__init__(env, action_mask)
+    def __init__(self, env: VectorEnv, action_mask: str = "auto", log_info: Sequence[str] | str = ()) -> None:
+        super().__init__(env, action_mask, TensorInfoReader(log_info, env.num_envs))
         if self.mode is AutoresetMode.DISABLED:
             raise EnvironmentFault(
                 f"{type(env).__name__} declares DISABLED autoreset; an environment on a device must reset its copies "
@@ -104,6 +110,9 @@ class TensorStepper(Stepper):
         if SCORE in infos:
             self.lesson, rewards = (rewards, terminations), infos[SCORE]
         ended = terminations | truncations
+        self.successes = self.infos.successes(infos, ended)
+        if self.infos.reads:
+            self.info_values = self.infos.values(infos, ended)
         if self.any_filler:
             self.filler, self._ended = self._ended, ended
             self.starts = self.filler
@@ -155,15 +164,19 @@ class HostView(VectorWrapper):
     Args:
         env: Returns tensors.
         device: Where it takes its actions.
+        log_info: Entries of infos that are logged.
     """
 
-    def __init__(self, env: VectorEnv, device: torch.device) -> None:
+    def __init__(self, env: VectorEnv, device: torch.device, log_info: Sequence[str] | str = ()) -> None:
         super().__init__(env)
         self.device = device
+        heads = [] if log_info == AUTO else [name.partition(".")[0] for name in log_info]
+        read = {"action_mask", SCORE, SUCCESS, FINAL, *log_info, *heads}
+        self._keys = None if log_info == AUTO else read | {f"_{name}" for name in read}
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start all episodes anew."""
-        return host_reset(*self.env.reset(seed=seed, options=options))
+        return self.on_host(*self.env.reset(seed=seed, options=options))
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step with NumPy actions (N, ...)."""
@@ -171,15 +184,15 @@ class HostView(VectorWrapper):
         observations, *ends, infos = self.env.step(there)
         # who plays on the host does not look at final observations, but a stepper expects some
         final = next((infos[key] for key in FINAL_OBSERVATIONS if key in infos), observations)
-        seen, infos = host_reset(observations, infos)
+        seen, infos = self.on_host(observations, infos)
         return seen, *to_host(tuple(ends)), infos | {"final_obs": to_host(final)}
+
+    def on_host(self, observations: Any, infos: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return observations and infos as NumPy arrays; of the infos only what somebody reads."""
+        keys = infos.keys() if self._keys is None else self._keys & infos.keys()
+        return to_host(observations), {key: to_host(infos[key]) for key in keys}
 
 
 def to_host(tree: Any) -> Any:
     """Return nested dicts and tuples with NumPy arrays in place of tensors."""
     return tree_map(lambda x: x.detach().cpu().numpy() if isinstance(x, Tensor) else x, tree)
-
-
-def host_reset(observations: Any, infos: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return observations and infos as NumPy arrays; of the infos only the action masks and scores."""
-    return to_host(observations), {key: to_host(infos[key]) for key in ("action_mask", SCORE) if key in infos}

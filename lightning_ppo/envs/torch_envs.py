@@ -38,8 +38,8 @@ class TorchVectorEnv(VectorEnv, ABC):
         dtype: Of the state; observations and rewards are float32.
     """
 
-    __slots__ = ("_advance",)
-    """How steps are computed is no state, as attributes are."""
+    not_state = ("_advance",)
+    """How steps are computed, which depends on the device."""
 
     single_observation_space: spaces.Box
     stagger = False
@@ -91,13 +91,17 @@ class TorchVectorEnv(VectorEnv, ABC):
             first = seed if isinstance(seed, int | None) else next(iter(seed))
             self._generator.seed() if first is None else self._generator.manual_seed(int(first))
         self.state = self.initial_states()
-        records = switch.is_on() and can_record(self.state.device)
-        self._advance = Recorded(self._step).__call__ if records else self._step
+        self.record_anew()
         self.steps = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._limits = torch.full_like(self.steps, self.max_episode_steps)
         if self.stagger:
             self._limits.random_(1, self.max_episode_steps + 1, generator=self._generator)
         return self.observe(self.state), {}
+
+    def record_anew(self) -> None:
+        """Have the next step recorded, where steps are: a recording knows nothing of attributes set since."""
+        records = switch.is_on() and self.state is not None and can_record(self.state.device)
+        self._advance = Recorded(self._step).__call__ if records else self._step
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Step all copies with actions (N, ...) on the environment's device."""

@@ -1,12 +1,14 @@
 """Step a vector environment of NumPy arrays, whatever its autoreset mode."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from lightning_ppo.envs.declared import NOTICE
+from lightning_ppo.envs.infos import InfoReader
 from lightning_ppo.envs.masks import ActionMasks
 from lightning_ppo.envs.processes import FAULT, REPLACED
 from lightning_ppo.envs.scores import scores_of
@@ -33,14 +35,15 @@ class VectorStepper(Stepper):
     Args:
         env: The vector environment.
         action_mask: Where action masks come from, see `EnvConfig.action_mask`.
+        log_info: Entries of infos that are logged, see `EnvConfig.log_info`.
 
     Raises:
         EnvironmentFault: If the environment's autoreset mode is unknown, or it raises or returns a wrong shape.
         ConfigError: If there can be no action masks.
     """
 
-    def __init__(self, env: VectorEnv, action_mask: str = "auto") -> None:
-        super().__init__(env, action_mask)
+    def __init__(self, env: VectorEnv, action_mask: str = "auto", log_info: Sequence[str] | str = ()) -> None:
+        super().__init__(env, action_mask, InfoReader(log_info, env.num_envs))
         self.final_observations: dict[int, Any] = {}
         self.starts = np.ones(env.num_envs, dtype=np.bool_)
         self._every_row = np.ones(env.num_envs, dtype=np.bool_)
@@ -81,6 +84,9 @@ class VectorStepper(Stepper):
             rewards = scores
         ended = terminations | truncations
         any_ended = bool(ended.any())
+        self.successes = self.infos.successes(infos, ended) if any_ended else None
+        if self.infos.reads:
+            self.info_values = self.infos.values(infos, ended)
         if self.mode is AutoresetMode.NEXT_STEP:
             self.any_filler = self._any_ended
             self.filler, self._ended, self._any_ended = self._ended, ended, any_ended

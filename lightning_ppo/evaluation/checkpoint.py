@@ -32,7 +32,8 @@ def evaluate(
         trust: Packages, or whole names, that the checkpoint may name besides what any file may.
 
     Returns:
-        return_mean, return_std, length_mean and episodes.
+        return_mean, return_std, length_mean and episodes; success_rate where the environment tells success, and info,
+        the means of what the run's `env.log_info` names.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -48,6 +49,7 @@ def evaluate(
     from lightning_ppo.speed.hardware import use_cores
     from lightning_ppo.support.checkpoint_files import read_checkpoint
     from lightning_ppo.support.randomness import derive_seeds
+    from lightning_ppo.update.evaluation_results import told_by, told_means
     from lightning_ppo.update.ppo import PPO
 
     if episodes is None:
@@ -78,11 +80,16 @@ def evaluate(
             env = make_evaluation_env(env_settings, min(num_envs, episodes), seed)
             stack.callback(close_env, env)
             seeds = derive_seeds(seed, 0, env.num_envs, "evaluation")
-            mask = env_settings.action_mask
-            played = play(policy, env, episodes, seeds=seeds, deterministic=deterministic, seed=seed, action_mask=mask)
+            read = {"action_mask": env_settings.action_mask, "log_info": env_settings.log_info}
+            played = play(policy, env, episodes, seeds=seeds, deterministic=deterministic, seed=seed, **read)
+    told = told_means([told_by(played)])
+    info = {name.removeprefix("info/"): value for name, value in told.items() if name.startswith("info/")}
+    rate = {name: value for name, value in told.items() if name == "success_rate"}
     return {
         "return_mean": float(played.returns.mean()),
         "return_std": float(played.returns.std(correction=0)),
         "length_mean": float(played.lengths.double().mean()),
         "episodes": len(played.returns),
+        **rate,
+        **({"info": info} if info else {}),
     }

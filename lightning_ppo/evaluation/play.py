@@ -1,6 +1,8 @@
 """Play whole episodes with a policy whose weights and statistics stay as they are."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from lightning_ppo.envs import make_vector_env
 from lightning_ppo.envs.checking import check_finite
+from lightning_ppo.envs.stepper import Stepper
 from lightning_ppo.envs.tensors import make_stepper
 from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
 from lightning_ppo.rollout.episodes import check_returns
@@ -40,6 +43,7 @@ def play(
     deterministic: bool = True,
     seed: int = 0,
     action_mask: str = "auto",
+    log_info: Sequence[str] | str = (),
 ) -> Episodes:
     """Play `episodes` whole episodes and return their undiscounted returns and lengths.
 
@@ -54,6 +58,7 @@ def play(
         deterministic: Play the mode of the action distribution instead of sampling.
         seed: Of the sampling, and of the global generators, from which environments may draw meanwhile.
         action_mask: Where action masks come from, see `EnvConfig.action_mask`.
+        log_info: Entries of infos whose sums are returned, see `EnvConfig.log_info`.
 
     Raises:
         ValueError: If `episodes` is less than 1.
@@ -67,12 +72,10 @@ def play(
     device = next(policy.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     with eval_mode(policy), own_generators(seed):
-        stepper = make_stepper(env, action_mask, seeds, on_host=True)
+        stepper = make_stepper(env, action_mask, seeds, on_host=True, log_info=log_info)
         states = policy.initial_states(num_envs)
-        # of the episodes in progress, and of those that are over
-        sums, counts = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
-        returns: list[float] = []
-        lengths: list[int] = []
+        sums, counts = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)  # of the episodes in progress
+        tally = _Tally(stepper)
 
         def tensor(x: np.ndarray) -> Tensor:
             return torch.from_numpy(np.array(x)).to(device)
@@ -98,12 +101,60 @@ def play(
                 stepper.check_values()
             sums += np.where(stepper.filler, 0.0, rewards)
             counts += ~stepper.filler
-            for index in np.flatnonzero(terminations | truncations):
+            tally.step()
+            for index in np.flatnonzero(terminations | truncations).tolist():
                 if quota[index] and not stepper.filler[index]:  # else it was broken off when its copy was replaced
                     quota[index] -= 1
-                    returns.append(sums[index])
-                    lengths.append(counts[index])
+                    tally.keep(index, sums[index], counts[index])
+                tally.begin(index)
                 sums[index] = counts[index] = 0
-    played = Episodes(torch.tensor(returns, dtype=torch.float64), torch.tensor(lengths, dtype=torch.int64))
+    played = tally.episodes()
     check_returns(played.returns)
     return played
+
+
+class _Tally:
+    """Keeps what episodes that are over have come to.
+
+    Args:
+        stepper: Steps the environments; it has been reset.
+    """
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+        self._infos: Any = None
+        self._over: list[tuple[float, float, float]] = []
+        self._told: list[np.ndarray] = []
+
+    def step(self) -> None:
+        """Take in the infos of the step just made."""
+        values = self.stepper.info_values
+        if values is None:
+            return
+        told = ~np.isnan(values) & ~self.stepper.filler
+        if self._infos is None:
+            self._infos = np.zeros((2, *values.shape))  # sums, and the steps that told them
+        self._infos += np.where(told, np.nan_to_num(values), 0.0), told
+
+    def keep(self, index: int, episode_return: float, length: int) -> None:
+        """Keep the episode that has just ended in a copy."""
+        success = np.nan if self.stepper.successes is None else self.stepper.successes[index]
+        self._over.append((episode_return, length, success))
+        if self._infos is not None:
+            self._told.append(self._infos[:, :, index].copy())
+
+    def begin(self, index: int) -> None:
+        """Begin an episode in a copy."""
+        if self._infos is not None:
+            self._infos[:, :, index] = 0.0
+
+    def episodes(self) -> Episodes:
+        """Return all that was kept."""
+        returns, lengths, successes = torch.tensor(self._over, dtype=torch.float64).reshape(-1, 3).unbind(1)
+        sums, steps = {}, {}
+        reader = self.stepper.infos
+        for number, name in enumerate(reader.names or () if self._told else ()):
+            total, steps[name] = torch.from_numpy(np.array([told[:, number] for told in self._told])).unbind(1)
+            known = (steps[name] > 0) & (name not in reader.shared)
+            sums[name] = torch.where(known, total, torch.nan)
+        return Episodes(returns, lengths.long(), successes, sums, steps)

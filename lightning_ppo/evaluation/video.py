@@ -21,7 +21,7 @@ from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.rollout.shapes import Episodes
 from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.support.env_specs import find_spec
-from lightning_ppo.support.errors import EnvironmentFault, UserError, one_line
+from lightning_ppo.support.errors import EnvironmentFault, UserError, described
 from lightning_ppo.support.packages import install
 from lightning_ppo.support.randomness import derive_seeds
 
@@ -220,8 +220,7 @@ def _unrenderable(error: Exception) -> EnvironmentFault:
     remedy = ""
     if "mujoco" in sys.modules and not _has_display():
         remedy = "; without a display MuJoCo needs MUJOCO_GL=egl (package libegl1) or MUJOCO_GL=osmesa (libosmesa6)"
-    reason = one_line(error)
-    return EnvironmentFault(f"the environment cannot be rendered: {type(error).__name__}: {reason}{remedy}")
+    return EnvironmentFault(f"the environment cannot be rendered: {described(error)}{remedy}")
 
 
 def _has_display() -> bool:

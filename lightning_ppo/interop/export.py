@@ -1,4 +1,4 @@
-"""Take an agent away: one file that acts, with normalisers, action head and recurrent state inside.
+"""Export an agent: one file that acts, with normalisers, action head and recurrent state inside.
 
 The exported function is deterministic. Its inputs are the observations, one tensor per part of the space, with names
 such as `observations` or `observations.camera`; then, with masks, `action_masks`; then, for a policy with memory,
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.settings.class_path import Registry
-from lightning_ppo.support.errors import UserError, one_line
+from lightning_ppo.support.errors import UserError, described
 from lightning_ppo.support.spaces import space_leaves, space_structure
 from lightning_ppo.support.tree import tree_leaves, tree_map
 
@@ -39,9 +39,9 @@ class Deployed(nn.Module):
 
     Args:
         policy: The agent.
-        observation_space: What it sees.
-        action_space: What it does.
-        action_masks: Whether it is told which choices are legal.
+        observation_space: Of one environment.
+        action_space: Of one environment.
+        action_masks: Whether masks of legal choices are an input.
 
     Raises:
         UserError: If masks are asked for and its actions have no choices.
@@ -125,8 +125,7 @@ def export(deployed: Deployed, path: str | os.PathLike[str], kind: Any) -> Funct
     except UserError:
         raise
     except Exception as error:
-        reason = one_line(error, 200)
-        raise UserError(f"the policy cannot be exported: {type(error).__name__}: {reason}") from error
+        raise UserError(f"the policy cannot be exported: {described(error, 200)}") from error
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_ppo.interop.export import Deployed, Function
 from lightning_ppo.support.errors import UserError
+from lightning_ppo.support.packages import install
 
 
 class Exporter(ABC):
@@ -56,7 +57,7 @@ class OnnxExporter(Exporter):
         program = traced(deployed)
         for package in ("onnxruntime", "onnxscript"):
             if find_spec(package) is None:
-                raise UserError(f"ONNX needs {package}: pip install 'lightning-ppo[export]'")
+                raise UserError(f"ONNX needs {package}: {install('export')}")
         import onnxruntime
 
         converted = torch.onnx.export(

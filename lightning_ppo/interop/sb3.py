@@ -1,4 +1,4 @@
-"""Take over agents of Stable-Baselines3, without it and without unpickling anything but tensors."""
+"""Import agents of Stable-Baselines3, without it and without unpickling anything but tensors."""
 
 import json
 import os
@@ -54,11 +54,11 @@ CNN_LAYERS = ("cnn.0", "cnn.2", "cnn.4", "linear.0")
 
 STATISTICS = ("obs_mean", "obs_var", "obs_count", "ret_mean", "ret_var", "ret_count")
 LIMITS = {"clip_obs": "observation_clip", "clip_reward": "reward_clip", "epsilon": "epsilon"}
-"""What a file of VecNormalize statistics may hold besides the arrays, and the setting it becomes."""
+"""Optional numbers in a file of VecNormalize statistics, and the settings that they become."""
 
 
 class Sb3Agent(NamedTuple):
-    """What was read from a zip file."""
+    """The contents of a zip file."""
 
     parameters: dict[str, Tensor]
     """State dict of the policy, by SB3's names."""
@@ -88,7 +88,7 @@ def read_zip(path: str | os.PathLike[str]) -> Sb3Agent:
 
 
 def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
-    """Return settings that go on training as SB3 would have, and notes on what could not be taken over.
+    """Return settings that continue training as SB3 would, and notes on what could not be imported.
 
     Raises:
         CheckpointError: If the agent's networks have no counterpart here.
@@ -106,7 +106,7 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
         if name in data:
             settings[section][key] = data[name]
     settings["env"]["id"] = env_id
-    settings["update"]["std_decay"] = 0.0  # theirs is learnt alone
+    settings["update"] |= {"std_decay": 0.0, "noise_color": 0.0}  # theirs is learnt alone, and white
     # theirs weighs the squared error, ours half of it
     settings["update"]["value_coefficient"] = 2.0 * float(data.get("vf_coef", 0.5))
     settings["optimizer"] = {}
@@ -124,6 +124,7 @@ def to_settings(agent: Sb3Agent, env_id: str) -> tuple[Config, list[str]]:
     if shared and sizes:
         notes.append("actor and critic shared one image network; here each has a copy, and they are trained apart")
     settings["policy"] = {"hidden_sizes": sizes, "activation": _activation(data), "shared_trunk": shared and not sizes}
+    settings["policy"]["layer_norm"] = False  # whatever our defaults
     settings["normalize"] = {"observations": False, "rewards": False}
     return load_over(settings), notes
 
@@ -253,7 +254,7 @@ def convert(
     env_id: str,
     statistics: str | os.PathLike[str] | None = None,
 ) -> list[str]:
-    """Write a checkpoint that acts as an agent of SB3 does, and from which training goes on.
+    """Write a checkpoint that acts like an agent of SB3, and from which training can continue.
 
     Counters, random states and the optimizer start anew.
 

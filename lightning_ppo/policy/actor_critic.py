@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
-from lightning_ppo.policy.batching import Batch
+from lightning_ppo.policy.batching import Batching
 from lightning_ppo.policy.building import brings_networks, build_networks
 from lightning_ppo.policy.inputs import Inputs
 from lightning_ppo.policy.modes import eval_mode
@@ -28,7 +29,7 @@ class MaskedObservations(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What the current policy says of B observed transitions."""
+    """Outputs of the current policy for B transitions."""
 
     distribution: Tensor
     """(B, P), parameters of the action distribution."""
@@ -46,22 +47,22 @@ class ActorCritic(nn.Module):
     Whatever the precision of the trunks, output layers and distribution are computed in that of the parameters.
 
     Attributes:
-        inputs: What networks see of observations.
+        inputs: Turns observations into the inputs of the networks.
         head: The action distribution.
         network: Actor and critic.
-        actor_keys: Entries of a Dict observation that the actor sees, where the critic sees more; None stands for all.
+        actor_keys: Entries of a Dict observation that the actor sees, if the critic sees more; None means all.
         state_size: H, numbers in the recurrent state of one environment; 0 for a policy without memory.
         version: Policy updates so far.
 
     Args:
-        observation_space: What the environment shows.
-        action_space: What it takes.
+        observation_space: Of one environment.
+        action_space: Of one environment.
         policy: Network settings.
         normalize: Normalisation settings.
 
     Raises:
         UnsupportedSpaceError: If a space is not supported.
-        ConfigError: If a setting does not go with the spaces, or a network of the user's own cannot be used.
+        ConfigError: If a setting does not fit the spaces, or a custom network cannot be used.
     """
 
     def __init__(
@@ -78,14 +79,19 @@ class ActorCritic(nn.Module):
         self.network: Any
         self.head, self.network, self.actor_keys = build_networks(self.inputs, observation_space, action_space, policy)
         self.state_size: int = self.network.state_size
+        self.action_space = action_space
+        seen = observation_space
+        if self.actor_keys is not None and not self.state_size and isinstance(seen, spaces.Dict):
+            seen = spaces.Dict([(key, seen[key]) for key in self.actor_keys])
+        self._batching = Batching(seen)
         self.version = 0
         if brings_networks(policy):
             try_out(self)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of parameters, and of everything that is computed with them."""
-        return next(self.parameters()).dtype
+        """Of parameters that are trained, and of everything that is computed with them."""
+        return next((p for p in self.parameters() if p.requires_grad), next(self.parameters())).dtype
 
     def act(
         self,
@@ -145,7 +151,7 @@ class ActorCritic(nn.Module):
     def lay_out(self, observations: Observations) -> Observations:
         """Return observations (T, N, ...), in memory as the built-in encoders read them fastest.
 
-        Networks of a user's own get them as they are.
+        Custom networks get them unchanged.
         """
         own = self.network
         trunks = (own.actor_trunk, own.critic_trunk) if isinstance(own, ActorCriticNetwork) else ()
@@ -156,7 +162,7 @@ class ActorCritic(nn.Module):
         """Take the observations of a rollout into the normalisers' statistics, those that episodes ended with too.
 
         Args:
-            rollout: What actor and critic saw.
+            rollout: The rollout.
             reduce: Sums a float64 tensor over all ranks.
         """
         if self.inputs.normalizers:
@@ -166,23 +172,22 @@ class ActorCritic(nn.Module):
         """Return the recurrent states (N, H) before the first step, or None for a policy without memory."""
         if not self.state_size:
             return None
-        return next(self.parameters()).new_zeros(num_envs, self.state_size)
+        return next(self.parameters()).new_zeros(num_envs, self.state_size, dtype=self.dtype)
 
     @torch.no_grad()
     def step(
         self,
-        observations: Any,
+        observations: Observations,
         states: Tensor | None = None,
         starts: Tensor | None = None,
         *,
-        action_masks: Any = None,
+        action_masks: Tensor | None = None,
         deterministic: bool = True,
         generator: torch.Generator | None = None,
     ) -> tuple[Any, Tensor | None]:
         """Return actions as the environment takes them, (B, *space.shape), and the recurrent states that follow.
 
-        The policy acts in eval mode. Observations and masks may be arrays instead of tensors, and a single one, without
-        a batch; then the actions are so, too.
+        The policy acts in eval mode, on tensors that lie where it does and that nobody checks; `predict` takes others.
 
         Args:
             observations: (B, ...), of one step of B environments.
@@ -191,23 +196,14 @@ class ActorCritic(nn.Module):
             action_masks: (B, M) bool, False for choices that must not be taken.
             deterministic: Return the mode instead of a sample.
             generator: Source of the noise of samples, on the policy's device.
-
-        Raises:
-            ConfigError: If the observations are not of the policy's space.
         """
-        device = next(self.parameters()).device
-        structure = self.inputs.structure
-        if self.actor_keys is not None and not self.state_size:
-            structure = {key: structure[key] for key in self.actor_keys}
-        batch = Batch(observations, structure, self.inputs.leaves, device)
-        masks = batch.masks(action_masks, self.head.num_choices, device)
         if states is None:
-            states = self.initial_states(tree_leaves(batch.observations)[0].shape[0])
+            states = self.initial_states(tree_leaves(observations)[0].shape[0])
         if states is not None and starts is None:
             starts = torch.zeros(len(states), dtype=torch.bool, device=states.device)
         with eval_mode(self):
-            outputs, states = self._act(batch.observations, states, starts)
-        distribution = self.head.parameters_of(outputs, masks)
+            outputs, states = self._act(observations, states, starts)
+        distribution = self.head.parameters_of(outputs, action_masks)
         if deterministic:
             actions = self.head.mode(distribution)
         else:
@@ -215,14 +211,40 @@ class ActorCritic(nn.Module):
                 generator = torch.Generator(distribution.device)
                 generator.seed()
             actions = self.head.sample(distribution, self.head.noise(tuple(distribution.shape[:-1]), generator))
-        return batch.like_given(self.head.to_env(actions)), states
+        return self.head.to_env(actions), states
 
     def predict(
         self,
         observations: Any,
+        state: Any = None,
+        starts: Any = None,
+        action_masks: Any = None,
         deterministic: bool = True,
         generator: torch.Generator | None = None,
-        action_masks: Any = None,
-    ) -> Any:
-        """Return actions as `step` does for observations (B, ...) that have no past."""
-        return self.step(observations, action_masks=action_masks, deterministic=deterministic, generator=generator)[0]
+    ) -> tuple[Any, Any]:
+        """Return actions and the memory that follows, as `step` does, of anything that an environment shows.
+
+        Arrays, tensors and Python numbers are taken, nested in dicts and tuples, of one environment or of B of them.
+        What is returned is of the same kind, for as many.
+
+        Args:
+            observations: (B, ...) or (...).
+            state: (B, H) or (H,), what was returned with the actions before; None before the first.
+            starts: (B,) or one bool, an episode starts with the observation; None where none does.
+            action_masks: (B, M) or (M,), or as the environment gives them; True or 1 for choices that may be taken.
+            deterministic: Return the mode instead of a sample.
+            generator: Source of the noise of samples, on the policy's device; None draws other ones each time.
+
+        Raises:
+            ConfigError: If an argument is not of the policy's spaces.
+        """
+        batch = self._batching.read(observations, next(self.parameters()).device)
+        actions, states = self.step(
+            batch.observations,
+            batch.states(state, self.initial_states(batch.count)),
+            batch.starts(starts),
+            action_masks=batch.masks(action_masks, self.action_space, self.head.num_choices),
+            deterministic=deterministic,
+            generator=generator,
+        )
+        return batch.like_given(actions), None if states is None else batch.like_given(states)

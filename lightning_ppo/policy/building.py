@@ -40,13 +40,13 @@ def build_networks(
 
 
 def brings_networks(policy: PolicyConfig) -> bool:
-    """Return whether settings name networks of the user's own."""
+    """Return whether settings name custom networks."""
     named = ((policy.network, NETWORKS), (policy.encoder, ENCODERS), (policy.core, CORES))
     return any(entry is not None and entry not in registry for entry, registry in named)
 
 
 def _without_entries(space: gymnasium.Space, keys: list[str] | None) -> tuple[gymnasium.Space, list[str] | None]:
-    """Return a Dict space without some entries and the keys that are left; None stands for all."""
+    """Return a Dict space without some entries and the keys that are left; None means all."""
     if not keys:
         return space, None
     known = list(space.spaces) if isinstance(space, spaces.Dict) else []
@@ -61,12 +61,12 @@ def _without_entries(space: gymnasium.Space, keys: list[str] | None) -> tuple[gy
 
 
 def _own_module(entry: Any, registry: Registry, *arguments: Any) -> nn.Module:
-    """Return a network of the user's own; of one that is built already a copy, since actor and critic share none."""
+    """Return a custom network, or a copy of one that is already built: actor and critic share none."""
     return copy.deepcopy(entry) if isinstance(entry, nn.Module) else registry.instantiate(entry, *arguments)
 
 
 def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, policy: PolicyConfig) -> Trunk:
-    """Return encoder, hidden layers and memory for the entries `keys` of an observation; None stands for all."""
+    """Return encoder, hidden layers and memory for the entries `keys` of an observation; None means all."""
     encoder: Any
     if policy.encoder is not None and policy.encoder not in ENCODERS:
         encoder = _own_module(policy.encoder, ENCODERS, space)
@@ -77,7 +77,7 @@ def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, 
         chosen = [leaves[number] for number in tree_leaves(wanted)]
         sizes = [_input_shape(leaf) for leaf in chosen]
         encoder = Encoder(sizes, [is_image(leaf) for leaf in chosen], ImpalaCNN if policy.encoder else NatureCNN)
-    mlp = MLP(encoder.num_features, policy.hidden_sizes, policy.activation, policy.dropout)
+    mlp = MLP(encoder.num_features, policy.hidden_sizes, policy.activation, policy.dropout, policy.layer_norm)
     core: Any = policy.core
     if core in CORES:
         core = RecurrentCore(core, mlp.num_features, policy.core_size)

@@ -73,7 +73,7 @@ class NatureCNN(ImageEncoder):
 
 
 class Residual(nn.Sequential):
-    """Adds to its input (B, C, H, W) what two convolutions make of it.
+    """Adds the output of two convolutions to its input (B, C, H, W).
 
     Args:
         channels: C.

@@ -1,4 +1,4 @@
-"""What networks see of an observation: each part of a space normalised, one-hot or, for images, as it is."""
+"""Inputs of the networks: each part of an observation normalised, one-hot or, for images, unchanged."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -74,7 +74,7 @@ class Inputs(nn.Module):
     images stay uint8.
 
     Args:
-        space: What the environment shows.
+        space: Observation space of one environment.
         normalize: Normalisation settings.
 
     Raises:

@@ -24,7 +24,9 @@ def orthogonal_(layer: nn.Linear | nn.Conv2d, gain: float) -> Any:
 
 
 class MLP(nn.Sequential):
-    """Fully connected layers, each followed by activation and dropout: (B, num_inputs) -> (B, num_features).
+    """Fully connected layers: (B, num_inputs) -> (B, num_features).
+
+    After each layer come LayerNorm, activation and dropout, the first and the last where they are asked for.
 
     Weights are orthogonal with gain sqrt(2), as in OpenAI baselines, whatever the activation.
 
@@ -33,12 +35,23 @@ class MLP(nn.Sequential):
         hidden_sizes: Units of each layer; none makes the encoder the identity.
         activation: `tanh`, `relu`, `elu`, `silu` or `gelu`.
         dropout: Share of units left out in training mode.
+        layer_norm: Whether there is a LayerNorm before each activation.
     """
 
-    def __init__(self, num_inputs: int, hidden_sizes: Sequence[int], activation: str, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_inputs: int,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        dropout: float = 0.0,
+        layer_norm: bool = False,
+    ) -> None:
         layers: list[nn.Module] = []
         for inputs, outputs in zip([num_inputs, *hidden_sizes], hidden_sizes, strict=False):
-            layers += [orthogonal_(nn.Linear(inputs, outputs), math.sqrt(2.0)), _ACTIVATIONS[activation]()]
+            layers.append(orthogonal_(nn.Linear(inputs, outputs), math.sqrt(2.0)))
+            if layer_norm:
+                layers.append(nn.LayerNorm(outputs))
+            layers.append(_ACTIVATIONS[activation]())
             if dropout:
                 layers.append(nn.Dropout(dropout))
         super().__init__(*layers)

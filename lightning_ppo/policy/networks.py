@@ -128,7 +128,7 @@ class ActorCriticNetwork(nn.Module):
 
 
 class CustomNetwork(nn.Module):
-    """A whole actor-critic of a user's own.
+    """A custom actor-critic.
 
     Without recurrence its `forward(inputs)` returns outputs (B, num_outputs) and values (B,). With an attribute
     `state_size` above 0 its `forward(inputs, states, starts)` takes sequences and returns the states

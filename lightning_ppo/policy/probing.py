@@ -1,4 +1,4 @@
-"""What the networks of a policy do with observations of zeros: whether they fit, and whether they share parameters."""
+"""Probe the networks of a policy with zeros: do their shapes fit, do they share parameters?"""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_ppo.policy.modes import eval_mode
-from lightning_ppo.support.errors import ConfigError, one_line
+from lightning_ppo.support.errors import ConfigError, described
 from lightning_ppo.support.tree import tree_map
 
 
@@ -25,10 +25,14 @@ def shares_parameters(policy: Any) -> bool:
 
 @torch.no_grad()
 def try_out(policy: Any) -> None:
-    """Raise ConfigError if networks of the user's own do not give what an `ActorCritic` needs.
+    """Raise ConfigError if custom networks do not return what an `ActorCritic` needs.
 
     They get six or, if they have a memory, one each of two sequences, then three each.
     """
+    dtypes = {p.dtype: name for name, p in policy.named_parameters() if p.requires_grad}
+    if len(dtypes) > 1:
+        (one, name), (other, other_name), *_ = dtypes.items()
+        raise ConfigError(f"policy: {name} is of {one}, {other_name} of {other}; what is trained needs one dtype")
     states = policy.initial_states(2)
     for count in (6,) if states is None else (2, 6):
         inputs, starts = _zeros(policy, count)
@@ -36,8 +40,7 @@ def try_out(policy: Any) -> None:
             with eval_mode(policy):
                 outputs, values, after = policy.network(inputs, states, starts)
         except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error)}"
-            raise ConfigError(f"policy: the network fails on {count} observations: {text}") from error
+            raise ConfigError(f"policy: the network fails on {count} observations: {described(error)}") from error
         expected: list[tuple[str, Tensor | None, tuple[int, ...]]]
         expected = [("outputs", outputs, (count, policy.head.num_outputs + policy.head.num_features))]
         expected += [("values", values, (count,))]

@@ -22,7 +22,7 @@ def on_host(states: Tensor) -> bool:
 
 
 BLANK = -1e4
-"""What shuts a gate: the logistic function of it is 0."""
+"""Input that closes a gate: its logistic function is 0."""
 
 
 class RecurrentWeights(nn.Module):

@@ -1,4 +1,4 @@
-"""What a policy says of whole rollouts and large batches, computed in pieces that fit into memory."""
+"""Outputs of a policy for whole rollouts and large batches, computed in pieces that fit into memory."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ On a CPU 1,024 at once take 1.7 times as long, in memory that the system hands o
 
 @torch.no_grad()
 def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> tuple[Evaluation, Tensor]:
-    """Return what the policy says of a rollout, each (T, N, ...), and values of its boundary observations (K,).
+    """Return the policy's outputs for a rollout, each (T, N, ...), and values of its boundary observations (K,).
 
     Every row is evaluated by itself, from the recurrent state in which it was acted on.
     """

@@ -71,8 +71,8 @@ def chart(title: str, note: str, series: Sequence[Series]) -> str:
     """Return a figure with one line and band per series.
 
     Args:
-        title: What is drawn.
-        note: What it means, one sentence.
+        title: Title of the chart.
+        note: Its meaning, one sentence.
         series: At least one; each has at least one point.
     """
     right = max(float(s.steps[-1]) for s in series)

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lightning_ppo.report.charts import Series, chart, short
 from lightning_ppo.report.runs import Group, Run, changed_settings, group_runs
+from lightning_ppo.support.statistics import over_seeds
 
 METRICS = {
     "rollout/return_mean": ("Training return", "mean of the last 100 training episodes"),
@@ -81,7 +82,18 @@ def _results(groups: Sequence[Group]) -> str:
             name = f"seed {run.seed} <span class=muted>{escape(str(run.path))}</span>"
             rows.append(_row("run", name, _of_run(run), head))
     titles = "".join(f"<th>{title}</th>" for title in head)
-    return f"<table class=results><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    table = f"<table class=results><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return table + "".join(map(_distribution, groups))
+
+
+def _distribution(group: Group) -> str:
+    """Return what three or more seeds say together, one paragraph for each kind of return."""
+    lines = []
+    for name, of_run in (("training return", _training_return), ("evaluation return", _evaluation_return)):
+        known = [value for run in group.runs if (value := of_run(run)[0]) is not None]
+        if len(known) > 2:
+            lines.append(f"<p class=muted>{escape(group.label)}, {name}: {over_seeds(known)}</p>")
+    return "".join(lines)
 
 
 def _row(kind: str, name: str, cells: Sequence[str], head: Sequence[str]) -> str:
@@ -172,7 +184,7 @@ def _legend(groups: Sequence[Group]) -> str:
 
 def _names(groups: Sequence[Group]) -> list[str]:
     logged = {name for group in groups for run in group.runs for name in run.curves}
-    # the final evaluation is one point, which stands in the table
+    # the final evaluation is one point, which is in the table
     return [name for name in METRICS if name in logged] + sorted(
         name for name in logged - set(METRICS) if not name.startswith("test/")
     )

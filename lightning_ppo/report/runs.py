@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from omegaconf import OmegaConf
 
-from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.loading import flat, to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.errors import UserError
 
@@ -32,7 +32,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds.
+    """The contents of a run directory.
 
     Attributes:
         path: The directory.
@@ -67,7 +67,7 @@ class Group:
     """Runs of one experiment with different seeds.
 
     Attributes:
-        label: What sets it apart from the other groups of its environment.
+        label: The settings that differ from the other groups of its environment.
         runs: At least one.
     """
 
@@ -108,15 +108,20 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     path = Path(path)
     config, metrics, summary = (path / name for name in ("config.yaml", "metrics.csv", "summary.json"))
     if not (config.is_file() and metrics.is_file()):
-        found = sorted({str(file.parent) for file in path.glob("*/metrics.csv")}) if path.is_dir() else []
-        hint = f"; did you mean {' '.join(found[:3])}?" if found else ""
-        raise UserError(f"{path}: no run directory, which holds config.yaml and metrics.csv{hint}")
+        raise UserError(f"{path}: no run directory, which holds config.yaml and metrics.csv")
     return Run(
         path,
         cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(config))),
         _read_curves(metrics),
         json.loads(summary.read_text()) if summary.is_file() else None,
     )
+
+
+def find_runs(path: str | os.PathLike[str]) -> list[Path]:
+    """Return a run directory, or those inside a folder that is none itself, such as the one of several seeds."""
+    path = Path(path)
+    inside = sorted(file.parent for file in path.glob("*/config.yaml"))
+    return [path] if (path / "config.yaml").is_file() or not inside else inside
 
 
 def _read_curves(path: Path) -> dict[str, Curve]:
@@ -135,13 +140,9 @@ def _read_curves(path: Path) -> dict[str, Curve]:
     return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in points.items()}
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted name."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping) and value and "kind" not in value
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted name; schedules and empty mappings stay as they are."""
+    return flat(settings, whole=lambda value: not value or "kind" in value)
 
 
 def changed_settings(run: Run) -> dict[str, Any]:

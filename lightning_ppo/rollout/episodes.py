@@ -1,5 +1,8 @@
 """Returns and lengths of episodes that span rollouts."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,7 @@ class EpisodeRecorder:
     Attributes:
         returns: (N,) float64, sums of the rewards of the episodes in progress.
         lengths: (N,) int64, their steps.
+        infos: (N, 2) float64 by name, the sum of what the episodes in progress have told, and the steps that told it.
         skips: (N,) bool, the episode in progress will not be reported.
 
     Args:
@@ -28,8 +32,17 @@ class EpisodeRecorder:
         self.skips = torch.full((num_envs,), skip_first)
         self.returns = torch.zeros(num_envs, dtype=torch.float64)
         self.lengths = torch.zeros(num_envs, dtype=torch.int64)
+        self.infos: dict[str, Tensor] = {}
 
-    def record(self, rewards: Tensor, ended: Tensor, valid: Tensor, terminated: Tensor | bool = False) -> Episodes:
+    def add(
+        self,
+        rewards: Tensor,
+        ended: Tensor,
+        valid: Tensor,
+        terminated: Tensor | bool = False,
+        successes: Tensor | None = None,
+        infos: Mapping[str, Tensor] | None = None,
+    ) -> Episodes:
         """Add T steps, each argument (T, N), and return the episodes that ended in them, in order of time.
 
         Everything is computed where the arguments are; only the result goes to the CPU, at once.
@@ -39,6 +52,8 @@ class EpisodeRecorder:
             ended: Whether the step ended an episode.
             valid: Whether the row is a step.
             terminated: Whether the episode ended by itself, not cut off.
+            successes: Whether the episode that ended has reached its goal, NaN where that is not told.
+            infos: What is logged of each step, by name, NaN where that is not told.
 
         Raises:
             EnvironmentFault: If a return is too large to be reported.
@@ -62,18 +77,45 @@ class EpisodeRecorder:
         last = latest[-1:]
         self.returns, self.lengths = (sums[-1:] - at(sums, last, 0.0))[0], (counts[-1:] - at(counts, last, 0))[0]
         self.skips = at(begins_anew, last, skips)[0]
-        found = torch.stack((env_returns[reported], env_lengths[reported].double())).cpu()
+        columns = [env_returns[reported], env_lengths[reported].double()]
+        columns.append(torch.full_like(columns[0], torch.nan) if successes is None else successes[reported].double())
+        for name, values in (infos or {}).items():
+            told = valid & ~values.isnan()
+            running = self.infos.get(name, torch.zeros(len(skips), 2, dtype=torch.float64)).to(device)
+            after = []
+            both = torch.where(told, values, 0.0).double(), told.double()
+            for steps, begun in zip(both, running.unbind(1), strict=True):
+                # what was told before belongs to the first episode alone, so that it may be unknown
+                totals = steps.cumsum(0)
+                columns.append((totals - at(totals, before, 0.0) + torch.where(before < 0, begun, 0.0))[reported])
+                after.append((totals[-1:] - at(totals, last, 0.0) + torch.where(last < 0, begun, 0.0))[0])
+            self.infos[name] = torch.stack(after, 1)
+        found = torch.stack(columns).cpu()
         check_returns(found[0])
-        return Episodes(found[0], found[1].long())
+        info_sums: dict[str, Tensor] = {}
+        info_steps: dict[str, Tensor] = {}
+        for number, name in enumerate(infos or {}):
+            total, count = found[3 + 2 * number], found[4 + 2 * number]
+            info_sums[name], info_steps[name] = torch.where(count > 0, total, torch.nan), count
+        return Episodes(found[0], found[1].long(), found[2], info_sums, info_steps)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what the records of the next rollout depend on."""
-        return {f"episode_{name}": getattr(self, name).cpu().clone() for name in ("returns", "lengths", "skips")}
+        state = {f"episode_{name}": getattr(self, name).cpu().clone() for name in ("returns", "lengths", "skips")}
+        return {**state, "episode_infos": {name: values.cpu().clone() for name, values in self.infos.items()}}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on where `state` was taken."""
+    def load_state_dict(self, state: Mapping[str, Any], names: Iterable[str] = ()) -> None:
+        """Continue from a saved state.
+
+        Args:
+            state: Of a recorder.
+            names: Of infos that are recorded from now on; what was told before of those that were not is unknown.
+        """
         for name in ("returns", "lengths", "skips"):
             setattr(self, name, state[f"episode_{name}"].clone())
+        unknown = torch.full((len(self.returns), 2), torch.nan, dtype=torch.float64)
+        saved = state.get("episode_infos", {})
+        self.infos = {name: saved.get(name, unknown).clone() for name in names}
 
 
 def check_returns(returns: Tensor) -> None:
@@ -81,6 +123,6 @@ def check_returns(returns: Tensor) -> None:
     finite = returns.float().isfinite()
     if not finite.all():
         raise EnvironmentFault(
-            f"an episode has the return {float(returns[~finite][0]):g}, which is beyond what can be learnt from or "
+            f"an episode has the return {float(returns[~finite][0]):g}, which is too large to be learnt from or "
             "reported; scale the rewards, or bound the actions that they depend on"
         )

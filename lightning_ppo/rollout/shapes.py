@@ -1,7 +1,7 @@
 """The two shapes data takes: a time-major `Rollout` (T, N, ...) and a flat `Minibatch` (B, ...)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -14,11 +14,21 @@ Observations = Tensor | dict[str, Any] | tuple[Any, ...]
 """A tensor, or nested dicts and tuples of tensors that share their leading dimensions."""
 
 
+_NOTHING: dict[str, Tensor] = {}
+
+
 class Episodes(NamedTuple):
-    """Undiscounted returns and lengths of finished episodes, each of shape (E,), float64 and int64, on the CPU."""
+    """Finished episodes in numbers, each tensor of shape (E,), on the CPU, float64 but for the lengths, int64."""
 
     returns: Tensor
+    """Undiscounted."""
     lengths: Tensor
+    successes: Tensor = torch.empty(0, dtype=torch.float64)
+    """Whether they reached their goals, NaN where the environment does not say; empty where nobody asked."""
+    info_sums: dict[str, Tensor] = _NOTHING
+    """Sums over the steps of what `env.log_info` names, NaN where it was never told."""
+    info_steps: dict[str, Tensor] = _NOTHING
+    """Steps that told it."""
 
 
 class Minibatch(NamedTuple):
@@ -54,8 +64,8 @@ class Rollout:
     """T steps of N environments, time-major.
 
     Attributes:
-        observations: (T, N, ...), what the policy saw; images (C, H, W) may have their channels last in memory.
-        actions: (T, N, ...), what it sampled, before any clipping to the action space.
+        observations: (T, N, ...), inputs of the policy; images (C, H, W) may have their channels last in memory.
+        actions: (T, N, ...), as sampled, before any clipping to the action space.
         distribution: (T, N, P), parameters of the distribution it sampled from.
         log_probs: (T, N), log-probabilities of the actions.
         values: (T, N), value estimates of the observations.
@@ -68,15 +78,16 @@ class Rollout:
         truncations: (T, N) bool, the episode was cut off at this step.
         valid: (T, N) bool, False for filler rows of NEXT_STEP autoreset, which are no transitions.
         episodes: Episodes that ended within this rollout.
+        infos: What `env.log_info` names, each (T, N), NaN where the environment has not told it.
         policy_version: Number of policy updates before the rollout was collected.
-        collect_seconds: Wall-clock time of collecting, or of waiting for it where it goes on beside learning.
+        collect_seconds: Wall-clock time of collecting, or of waiting for a rollout that is collected during the update.
         action_masks: (T, N, M) bool, which choices of the discrete actions were allowed; None if all of them.
         starts: (T, N) bool, the observation is the first of an episode; set where the policy is recurrent, else None.
         states: (T, N, H), recurrent state before each step, not yet reset where an episode starts, or None.
         boundary_states: (K, H), recurrent states that go with the boundary observations, or None.
         gamma: Discount factor, set by the stream as are all that follow.
         gae_lambda: Lambda of GAE.
-        scaled_rewards: (T, N), what advantages are estimated from.
+        scaled_rewards: (T, N), from which advantages are estimated.
         advantages: (T, N).
         returns: (T, N), value targets.
     """
@@ -94,6 +105,7 @@ class Rollout:
     truncations: Tensor
     valid: Tensor
     episodes: Episodes
+    infos: dict[str, Tensor] = field(default_factory=dict)
     policy_version: int = 0
     collect_seconds: float = 0.0
     action_masks: Tensor | None = None
@@ -115,6 +127,15 @@ class Rollout:
     def num_envs(self) -> int:
         """N."""
         return self.rewards.shape[1]
+
+    def with_infos(self, names: Sequence[str]) -> "Rollout":
+        """Return the rollout with infos of these names in this order, whether they were told or not."""
+        untold = torch.full_like(self.rewards, torch.nan)
+        returns = self.episodes.returns
+        sums = {name: self.episodes.info_sums.get(name, torch.full_like(returns, torch.nan)) for name in names}
+        steps = {name: self.episodes.info_steps.get(name, torch.zeros_like(returns)) for name in names}
+        infos = {name: self.infos.get(name, untold) for name in names}
+        return replace(self, infos=infos, episodes=self.episodes._replace(info_sums=sums, info_steps=steps))
 
     def final_observations(self) -> Observations:
         """Return the last observations (E, ...) of the episodes that ended within the rollout."""

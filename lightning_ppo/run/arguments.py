@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ppo.settings import named_configs
-from lightning_ppo.settings.loading import flat, given_keys, load, load_over, one_by_one, peek, to_container
+from lightning_ppo.settings.existence import check_existence
+from lightning_ppo.settings.loading import flat, given_keys, load, load_over, no_option, one_by_one, peek, to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.settings.trust import check_names
 from lightning_ppo.support.errors import ConfigError
@@ -19,7 +20,9 @@ def as_config(config: Config | str | Path | Mapping[str, Any]) -> Config:
     """Return the settings that `lightning_ppo.train` is given in any of its forms; see there."""
     if isinstance(config, Config):
         return config
-    return read_arguments([config if isinstance(config, Mapping) else str(config)])
+    config = read_arguments([config if isinstance(config, Mapping) else str(config)])
+    check_existence(config)
+    return config
 
 
 def read_arguments(arguments: Sequence[str | Mapping[str, Any]]) -> Config:
@@ -38,13 +41,13 @@ def read_arguments(arguments: Sequence[str | Mapping[str, Any]]) -> Config:
     overrides: list[str | Mapping[str, Any]] = [*texts, *(nested for m in mappings for nested in one_by_one(m))]
     for name in files:
         if name.startswith("-"):
-            raise ConfigError(f"{name}: unknown option; the options are --help, --print-config and --trust")
+            raise ConfigError(f"{no_option(name)}; the options are --help, --print-config and --trust")
     given = [named_configs.find(name) for name in files]
     paths = given or [named_configs.find(named_configs.DEFAULT)]
     resume = peek(given, overrides, "resume")
     if resume is None:
         if trust:
-            raise ConfigError("--trust: what you name yourself needs none; it is for a checkpoint given as resume=PATH")
+            raise ConfigError("--trust: only names in a checkpoint given as resume=PATH need it")
         return load(paths, overrides)
     found = _find_checkpoint(str(resume), peek(given, overrides, "run_dir"))
     if found is None:
@@ -85,7 +88,7 @@ def _find_checkpoint(resume: str, run_dir: Any) -> tuple[Path, Path, dict[str, A
     checkpoint = Path(resume)
     if resume in ("last", "auto"):
         if run_dir is None:
-            raise ConfigError(f"resume: `{resume}` needs run_dir=PATH, the directory of the run to go on with")
+            raise ConfigError(f"resume: `{resume}` needs run_dir=PATH, the directory of the run to resume")
         checkpoint = Path(run_dir) / "checkpoints" / "last.ckpt"
         if resume == "auto" and not versions(checkpoint):
             return None
@@ -94,13 +97,13 @@ def _find_checkpoint(resume: str, run_dir: Any) -> tuple[Path, Path, dict[str, A
     if resume in ("last", "auto"):
         checkpoint, content, problems = read_newest(checkpoint)
         if problems:
-            print_once(f"resume: {problems}; going on with the one before it, {checkpoint}")
+            print_once(f"resume: {problems}; using the version before it, {checkpoint}")
     else:
         content = read_checkpoint(checkpoint)
     owner = checkpoint.resolve().parent.parent
     owned = checkpoint.resolve().parent.name == "checkpoints" and (owner / "config.yaml").is_file()
     if run_dir is None and not owned:
-        raise ConfigError(f"resume: {checkpoint} lies in no run directory; name one with run_dir=PATH")
+        raise ConfigError(f"resume: {checkpoint} is in no run directory; name one with run_dir=PATH")
     target = owner if run_dir is None else Path(run_dir)
     if target.exists() and any(target.iterdir()) and not (owned and target.resolve() == owner):
         raise ConfigError(f"run_dir: {target} is not empty and {checkpoint} is not its own; name another")

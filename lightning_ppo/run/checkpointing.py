@@ -42,7 +42,7 @@ class LastCheckpoint(Checkpoint):
         self._said = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from where the run goes on."""
+        """Count from where the run resumes."""
         self._written_at = as_ppo(pl_module).env_steps
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from lightning_ppo.support.errors import ConfigError, nearest
+from lightning_ppo.settings.existence import check_flags
+from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.trainer_checks import check_strategy_name
 
 
@@ -20,11 +21,10 @@ def check_trainer_settings(settings: dict[str, Any]) -> None:
     """
     hints = get_type_hints(pl.Trainer.__init__)
     known = inspect.signature(pl.Trainer).parameters
+    check_flags(settings, known)
     for name, value in settings.items():
         if name in ("callbacks", "logger") and value not in (None, True, False):
             raise ConfigError(f"trainer.{name}: name classes in the setting {name.removesuffix('s')}s instead")
-        if name not in known:
-            raise ConfigError(f"trainer.{name}: unknown setting of the Trainer; did you mean {nearest(name, known)}?")
         if not _fits(value, hints[name]):
             raise ConfigError(f"trainer.{name}: expected {_describe(hints[name])}, got {value!r}")
         if name in ("plugins", "barebones") and value:

@@ -11,26 +11,20 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from lightning_ppo.settings.class_path import Registry, class_path_of
-from lightning_ppo.speed import switch
-from lightning_ppo.speed.tensorboard import add_scalars
+from lightning_ppo.settings.class_path import class_path_of
+from lightning_ppo.settings.sections import LOGGERS
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.support.files import replacing
+from lightning_ppo.support.packages import install
 
 ALWAYS = ("csv", "tensorboard")
 """Names of what every run directory has: metrics.csv and TensorBoard events."""
 
-SERVICES = {
-    "wandb": "pytorch_lightning.loggers.WandbLogger",
-    "mlflow": "pytorch_lightning.loggers.MLFlowLogger",
-}
-"""Lightning's loggers that a config may call by the name of their package."""
-
-_OURS = {"csv": f"{__name__}.MetricsCSV", "tensorboard": f"{__name__}.TensorBoardEvents"}
-LOGGERS = Registry("loggers", "pytorch_lightning.loggers.Logger", _OURS | SERVICES)
+SERVICES = ("wandb", "mlflow")
+"""Names of Lightning's loggers, which are those of the packages that they need."""
 
 EnvSteps = Callable[[], int]
-"""Tells how many environment steps have been trained on."""
+"""Returns the number of environment steps trained on."""
 
 
 class TensorBoardEvents(TensorBoardLogger):
@@ -50,10 +44,7 @@ class TensorBoardEvents(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Write one point per metric."""
-        if switch.is_on():
-            add_scalars(self.experiment, metrics, self._env_steps())
-        else:
-            super().log_metrics(metrics, self._env_steps())
+        super().log_metrics(metrics, self._env_steps())
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -156,7 +147,7 @@ def make_loggers(entries: Sequence[Any], run_dir: Path) -> list[Logger]:
         arguments = {}
         if isinstance(name, str) and name in SERVICES:
             if find_spec(name) is None:
-                raise ConfigError(f"loggers: {name} needs the package {name}: pip install 'lightning-ppo[{name}]'")
+                raise ConfigError(f"loggers: {name} needs the package {name}: {install(name)}")
             arguments = _service_arguments(name, run_dir)
         loggers.append(LOGGERS.instantiate(entry, **arguments))
     return loggers

@@ -1,10 +1,11 @@
-"""Stop on signals without losing anything."""
+"""Stop on signals without losing progress."""
 
 import contextlib
 import os
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
+from lightning_ppo.support.checkpoint_files import versions
 from lightning_ppo.support.distributed import max_over_ranks
 from lightning_ppo.support.errors import EnvironmentFault
 
@@ -23,11 +25,13 @@ class Interrupted(Exception):
 
     Attributes:
         signal_number: The signal.
+        run_dir: The run directory, with which the run can go on; None if nothing was saved.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, run_dir: Path | None = None) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
+        self.run_dir = run_dir
 
     @property
     def exit_code(self) -> int:
@@ -69,7 +73,7 @@ class GracefulStop(Callback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
-            raise Interrupted(number)
+            raise Interrupted(number, self._run_dir())
         self._received = self._received or number
         tqdm.write(f"{signal.Signals(number).name}: finishing the iteration and saving; Ctrl-C again stops at once")
 
@@ -95,7 +99,12 @@ class GracefulStop(Callback):
     def _interrupt(self, number: int, frame: FrameType | None = None) -> None:
         if number == signal.SIGUSR1:
             requeue()
-        raise Interrupted(number)
+        raise Interrupted(number, self._run_dir())
+
+    def _run_dir(self) -> Path | None:
+        """Return the directory of `checkpoints/last.ckpt`, where a checkpoint is."""
+        path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
+        return None if path is None or not versions(path) else path.parent.parent
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals; Lightning has installed its own handlers by now."""
@@ -133,7 +142,7 @@ class GracefulStop(Callback):
         self._give_back()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals for the evaluation after training; stop if one has come to any rank."""
+        """Take over the signals for the evaluation after training; stop if any rank has received one."""
         if self._agree(pl_module):
             self._stop()
         self._take_over(self._interrupt)

@@ -8,7 +8,7 @@ from typing import Any
 from lightning_ppo.settings.class_path import instantiate
 from lightning_ppo.settings.loading import to_container
 from lightning_ppo.settings.sections import Config
-from lightning_ppo.support.errors import ConfigError, UserError, one_line
+from lightning_ppo.support.errors import ConfigError, UserError, described
 
 
 def build_trainer(
@@ -30,13 +30,14 @@ def build_trainer(
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import Callback, ProgressBar
 
-    from lightning_ppo.run.callbacks import EnvStepsProgressBar
     from lightning_ppo.run.checkpointing import LastCheckpoint, RecordConfig, RelocatableCheckpoint
+    from lightning_ppo.run.evaluation_pace import EvaluationPace
     from lightning_ppo.run.launch import check_trainer_settings, cluster_environment
     from lightning_ppo.run.loggers import MetricsCSV, TensorBoardEvents, make_loggers
     from lightning_ppo.run.stopping import GracefulStop
     from lightning_ppo.speed.hardware import choose_accelerator, fastest_precision
     from lightning_ppo.support.checkpoint_files import AtomicCheckpointIO
+    from lightning_ppo.update.progress_bar import EnvStepsProgressBar
 
     given = dict(config.trainer)
     check_trainer_settings(given)
@@ -68,7 +69,7 @@ def build_trainer(
         "accelerator": choose_accelerator(model.policy, env, config.rollout.overlap or config.rollout.processes > 1),
         "devices": 1,
         "max_epochs": -1,
-        "check_val_every_n_epoch": config.evaluation.every_n_epochs,
+        "check_val_every_n_epoch": config.evaluation.every_n_epochs or 1,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
         "enable_model_summary": False,
@@ -80,8 +81,11 @@ def build_trainer(
     if not config.evaluation.episodes:
         defaults["limit_val_batches"] = 0
     try:
-        return pl.Trainer(**(defaults | given), callbacks=callbacks, logger=loggers)
+        trainer: Any = pl.Trainer(**(defaults | given), callbacks=callbacks, logger=loggers)
     except UserError:
         raise
     except Exception as error:
-        raise ConfigError(f"trainer: {type(error).__name__}: {one_line(error)}") from error
+        raise ConfigError(f"trainer: {described(error)}") from error
+    if config.evaluation.every_n_epochs is None and not {"check_val_every_n_epoch", "val_check_interval"} & set(given):
+        trainer.callbacks.append(EvaluationPace())  # after the Timer that the Trainer makes of max_time
+    return trainer

@@ -17,7 +17,7 @@ from lightning_ppo.settings.loading import to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.distributed import print_once
 from lightning_ppo.support.packages import package_versions
-from lightning_ppo.support.program import program
+from lightning_ppo.support.program import columns, program
 
 
 def train(config: Config | str | Path | Mapping[str, Any], callbacks: Sequence[Any] = ()) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def train(config: Config | str | Path | Mapping[str, Any], callbacks: Sequence[A
         callbacks: Lightning callbacks besides those that the settings name.
 
     Raises:
-        UserError: For everything that a person can mend.
+        UserError: For every error that a user can correct.
         Interrupted: If a signal stopped the training; its state has been saved.
     """
     named = RUN_DIR_VARIABLE in os.environ
@@ -55,6 +55,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     from lightning_ppo.collection.datamodule import RolloutDataModule
     from lightning_ppo.run.callbacks import Timing
     from lightning_ppo.run.launch import check_launch
+    from lightning_ppo.run.told import info_table, told
     from lightning_ppo.speed.freed_memory import keep_freed_memory
     from lightning_ppo.speed.hardware import limit_threads, use_cores
     from lightning_ppo.support.checkpoint_files import read_checkpoint
@@ -110,7 +111,10 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         claim(run_dir, config)
         for logger in trainer.loggers if trainer.enable_autolog_hparams else []:
             logger.log_hyperparams(to_container(config))
-    print_once(_headline(config, model, trainer, run_dir))
+    print_once(_headline(config, model, data, trainer, run_dir))
+    if config.total_env_steps % size:
+        made = config.total_env_steps // size * size
+        print_once(f"{config.total_env_steps:,} is no multiple of {size:,}: the run ends after {made:,} steps")
 
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.fast_dev_run:
@@ -118,6 +122,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     fit_metrics = dict(trainer.callback_metrics)
     test = trainer.test(model, data, verbose=False)[0] if config.evaluation.final_episodes else {}
     latest = gather_objects(list(model.recent_returns))
+    wall_seconds = time.perf_counter() - started
     returns = torch.tensor([value for own in latest for value in own], dtype=torch.float64)
     summary = {
         "env_id": config.env.id,
@@ -127,28 +132,31 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         "env_steps": model.env_steps,
         "iterations": model.iterations,
         "optimizer_steps": trainer.global_step,
-        "wall_seconds": time.perf_counter() - started,
+        "wall_seconds": wall_seconds,
         "fit_seconds": timing.fit_seconds,
         "collect_seconds": timing.collect_seconds,
         "update_seconds": timing.update_seconds,
+        "evaluate_seconds": timing.evaluate_seconds,
         "compile_seconds": model.compile_seconds,
         "env_steps_per_second": timing.env_steps_per_second,
+        "wall_env_steps_per_second": (model.env_steps - (resumed["ppo"]["env_steps"] if resumed else 0)) / wall_seconds,
         "train_return_mean": float(returns.mean()) if len(returns) else None,
         "train_return_std": float(returns.std(correction=0)) if len(returns) else None,
         "eval_return_mean": test.get("test/return_mean"),
         "eval_return_std": test.get("test/return_std"),
         "eval_episodes": int(test.get("test/episodes", 0)),
+        **told(fit_metrics, test),
         "versions": package_versions(),
     }
     if writes:
         with replacing(run_dir / "summary.json") as file:
             file.write(json.dumps(summary, indent=2) + "\n")
-        print(_table(summary, fit_metrics, run_dir))
+        print(_table(summary, fit_metrics, run_dir) + info_table(summary))
     return summary
 
 
 def _quiet() -> None:
-    """Leave to Lightning only what a person must act on."""
+    """Keep only those messages of Lightning that need action."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lightning_ppo").setLevel(logging.INFO)
@@ -160,8 +168,10 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*it is recommended to use.*single device to ensure each sample.*")
 
 
-def _headline(config: Config, model: Any, trainer: Any, run_dir: Path) -> str:
+def _headline(config: Config, model: Any, data: Any, trainer: Any, run_dir: Path) -> str:
     import torch
+
+    from lightning_ppo.update.compiling import Choice, choose
 
     parameters = sum(p.numel() for p in model.parameters())
     batch = config.env.num_envs * config.rollout.num_steps * trainer.world_size
@@ -169,11 +179,13 @@ def _headline(config: Config, model: Any, trainer: Any, run_dir: Path) -> str:
     device = trainer.strategy.root_device.type
     chosen = "" if "precision" in config.trainer or trainer.precision == "32-true" else " (faster on this CPU)"
     idle = " (a GPU is idle: small networks are faster on the CPU; trainer.accelerator=gpu overrides)"
+    choice = choose(model, data, trainer) if config.compile == "auto" else Choice(config.compile, "as set")
+    update = f"update {'compiled' if choice.compiled else 'uncompiled'} ({choice.because})"
     return (
         f"{config.env.id}: {config.total_env_steps:,} steps, {trainer.world_size} x {config.env.num_envs} envs x "
         f"{config.rollout.num_steps} steps = {batch:,} per iteration, {parameters:,} parameters, seed {config.seed}\n"
         f"on {device}{idle if device == 'cpu' and torch.cuda.is_available() else ''}, "
-        f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}{chosen}; writing to {run_dir}"
+        f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}{chosen}, {update}; writing to {run_dir}"
     )
 
 
@@ -196,15 +208,19 @@ def _table(summary: dict[str, Any], metrics: dict[str, Any], run_dir: Path) -> s
             spread(summary["eval_return_mean"], summary["eval_return_std"], f"({summary['eval_episodes']} episodes)"),
         ),
         ("environment steps", f"{summary['env_steps']:,} in {summary['iterations']:,} iterations"),
-        ("speed", f"{summary['env_steps_per_second']:,.0f} steps/s"),
+        (
+            "speed",
+            f"{summary['env_steps_per_second']:,.0f} steps/s of collecting and updating, "
+            f"{summary['wall_env_steps_per_second']:,.0f} with everything counted",
+        ),
         (
             "time",
-            f"{summary['fit_seconds']:.1f} s of training (collecting {summary['collect_seconds']:.1f}, "
-            f"updating {summary['update_seconds']:.1f})",
+            f"{summary['wall_seconds']:.1f} s; in all, collecting {summary['collect_seconds']:.1f}, "
+            f"updating {summary['update_seconds']:.1f}, compiling {summary['compile_seconds']:.1f}, "
+            f"evaluating {summary['evaluate_seconds']:.1f}",
         ),
         ("curves", f"tensorboard --logdir {run_dir}"),
     ]
     if (run_dir / "checkpoints" / "last.ckpt").exists():
         rows.append(("play it", f"{program()} evaluate {run_dir}/checkpoints/last.ckpt"))
-    width = max(len(name) for name, _ in rows)
-    return "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return f"\n{columns(rows)}"

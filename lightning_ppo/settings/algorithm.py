@@ -29,7 +29,7 @@ SCHEDULER_KEYS = {"class_path", "init_args", "interval", "frequency", "monitor"}
 
 @dataclass
 class RolloutConfig:
-    """How much is collected per iteration, and how returns are estimated."""
+    """How much an iteration collects, and how returns are estimated."""
 
     num_steps: int = 64
     """T, steps per environment and iteration."""
@@ -38,7 +38,7 @@ class RolloutConfig:
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation in [0, 1]; 0 is the TD error, 1 the Monte Carlo return."""
     overlap: bool = False
-    """Collect each rollout in another process while the one before is learnt from, with a policy one update older."""
+    """Collect the next rollout in another process during the update, with a policy one update older."""
     processes: int = 1
     """Processes that collect at the same time, each with its share of the environments."""
 
@@ -75,21 +75,21 @@ class TrustRegionConfig:
 
 @dataclass
 class UpdateConfig:
-    """What one PPO iteration does with a rollout. Coefficients take a number or a schedule."""
+    """The update of one PPO iteration. Coefficients take a number or a schedule."""
 
     epochs: int | None = None
-    """Passes over the rollout, those of `trpo` for the critic alone; null takes 10, or 1 for `policy_gradient`."""
+    """Passes over the rollout (with `trpo`, of the critic only); null means 10, or 1 for `policy_gradient`."""
     minibatch_size: int = 128
     """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
     sequence_length: int | None = None
     """L, consecutive steps through which a recurrent policy is trained, a divisor of num_steps and minibatch_size; null
-    takes the largest that leaves four sequences in a minibatch."""
+    means the largest with four sequences in a minibatch."""
     clip_range: Any = 0.2
     """Epsilon of the clipped surrogate (PPO paper, equation 7), below 1, usually 0.1 to 0.3."""
     clip_range_high: Any = None
     """How far the ratio may rise above 1; null takes `clip_range`, which then bounds both sides."""
     kl_coefficient: Any = 1.0
-    """Beta of the objective `kl_penalty`, and where that of `adaptive_kl` starts (equation 8)."""
+    """Beta of the objective `kl_penalty`, and the start of beta of `adaptive_kl` (equation 8)."""
     kl_target: float = 0.01
     """KL divergence that the objective `adaptive_kl` aims at (section 4), in nats."""
     trust_region: TrustRegionConfig = field(default_factory=TrustRegionConfig)
@@ -102,14 +102,17 @@ class UpdateConfig:
     std_decay: Any = field(
         default_factory=lambda: {"kind": "piecewise", "points": [[0.0, 0.0], [0.75, 0.0], [1.0, 0.5]]}
     )
-    """Log units by which the standard deviation of Gaussian actions is lowered besides what is learnt, a schedule over
-    the training budget; 0 leaves it to learning. Nothing is lowered with the objective `trpo`."""
+    """Log units by which the standard deviation of Gaussian actions is lowered in addition to what is learnt, a
+    schedule over the training budget; 0 turns it off. It has no effect with the objective `trpo`."""
+    noise_color: Any = 0.0
+    """Colour of the noise of Gaussian actions, a number up to 2 or a schedule over the training budget: its power over
+    the steps falls as 1 / f^colour with frequency f. 0 is white, each step by itself, 1 is pink."""
     max_grad_norm: float | None = 0.5
     """Bound on the global gradient norm; null turns clipping off."""
     target_kl: float | None = None
     """End the iteration after an epoch whose KL to the behaviour policy exceeds this, in nats; null never does."""
     recompute_advantages: bool = False
-    """Estimate advantages and value targets anew before each epoch, with the critic as it then is."""
+    """Estimate advantages and value targets anew before each epoch, with the current critic."""
     normalize_advantages: bool = True
     """Shift and scale the advantages of a rollout (over all ranks) to mean 0 and standard deviation 1."""
 
@@ -129,13 +132,17 @@ class UpdateConfig:
 
     def schedules(self) -> dict[str, Schedule]:
         """Return the scheduled coefficients by name; those that may be null only where they are set."""
-        names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient", "std_decay"]
+        names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient", "std_decay", "noise_color"]
         names += [name for name in ("clip_range_high", "value_clip_range") if getattr(self, name) is not None]
         schedules = {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
         require(
             max(schedules["clip_range"].values) < 1.0,
             f"update.clip_range: a ratio is never below 0, so it must be less than 1, got {self.clip_range}; "
             "clip_range_high may be larger",
+        )
+        require(
+            max(schedules["noise_color"].values) <= 2.0,
+            f"update.noise_color: must be at most 2, got {self.noise_color}",
         )
         return schedules
 
@@ -158,13 +165,12 @@ class OptimizerConfig:
             "cooldown": 0.5,
         }
     )
-    """Step size: a number or a schedule; `adaptive_kl` steers it towards a KL of target_kl per iteration.
+    """Step size: a number or a schedule; `adaptive_kl` adjusts it towards a KL of target_kl per iteration.
 
-    With the objective `trpo` it is the critic's, and `adaptive_kl` leaves it at its start."""
+    With the objective `trpo` it is the critic's, and `adaptive_kl` keeps it at its start."""
     scheduler: Any = None
-    """A scheduler that starts at `learning_rate`, which is a number then: a class path, or `{class_path: ...,
-    init_args: {...}, interval: step or epoch, frequency: ..., monitor: ...}`; null leaves the rate to
-    `learning_rate`."""
+    """A scheduler that starts at `learning_rate`, which must then be a number: a class path, or `{class_path: ...,
+    init_args: {...}, interval: step or epoch, frequency: ..., monitor: ...}`; null uses `learning_rate` alone."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of the moments of `adam`."""
     epsilon: float = 1e-5
@@ -215,7 +221,7 @@ class OptimizerConfig:
 
 @dataclass
 class NormalizeConfig:
-    """Running statistics that make the scale of observations and rewards irrelevant."""
+    """Running statistics that normalise observations and scale rewards."""
 
     observations: bool = True
     """Shift and scale observations to mean 0 and variance 1."""
@@ -291,8 +297,10 @@ def check_rollout_size(num_steps: int, num_envs: int, update: UpdateConfig) -> N
         )
 
 
-def require_uncompiled(plain: bool, compile: bool) -> None:
-    """Raise ConfigError where a compiled update is asked for without shortcuts, of which it is one."""
+def check_compile(compile: Any, plain: bool) -> None:
+    """Raise ConfigError unless `compile` is a bool or `auto`, and not True without shortcuts, of which it is one."""
+    require(isinstance(compile, bool) or compile == "auto", f"compile: expected auto, true or false, got {compile!r}")
     require(
-        not (plain and compile), "plain: compile=true is one of the shortcuts that plain=true leaves out; set one only"
+        not (plain and compile is True),
+        "plain: compile=true is one of the shortcuts that plain=true leaves out; set one only",
     )

@@ -1,4 +1,4 @@
-"""Classes that settings name: by class path, or by a name that stands for the class path of one that comes along."""
+"""Classes that settings name: by class path, or by a short name of a built-in class."""
 
 import importlib
 import sys
@@ -17,8 +17,8 @@ class Registry:
 
     Args:
         key: The setting, for error messages.
-        base: Class path of what every class must derive from.
-        names: The names, and the class paths that they stand for.
+        base: Class path of the base of every class.
+        names: Short names and their class paths.
     """
 
     def __init__(self, key: str, base: str, names: Mapping[str, str]) -> None:
@@ -33,7 +33,7 @@ class Registry:
 
     @property
     def base(self) -> type:
-        """What every class must derive from."""
+        """The base of every class."""
         return load_class(self._base, self.key, object)
 
     def check(self, entry: Any) -> None:
@@ -79,7 +79,7 @@ def load_class(path: Any, key: str, base: type) -> type:
     Args:
         path: The class path, or the class itself.
         key: Name of the setting, for error messages.
-        base: What the class must derive from.
+        base: The required base class.
 
     Raises:
         ConfigError: If it cannot be imported or is no `base`.
@@ -115,9 +115,9 @@ def instantiate(entry: Any, key: str, base: type, *arguments: Any) -> Any:
     """Build a `base` from a class path, a class, or `{class_path: ..., init_args: {...}}`; or by calling a function.
 
     Args:
-        entry: What the config says.
+        entry: The value in the config.
         key: Name of the setting, for error messages.
-        base: What the class must derive from.
+        base: The required base class.
         arguments: Positional arguments, before `init_args`.
 
     Raises:

@@ -15,12 +15,12 @@ Settings = Mapping[str, Any]
 
 
 class Needed(NamedTuple):
-    """What some settings need."""
+    """A requirement of some settings."""
 
     keys: tuple[str, ...]
     """Settings, or sections that end in `.*`."""
     what: str
-    """What they need, as the line says it that names a setting without effect."""
+    """The requirement, as in the line that names a setting without effect."""
     missing: Callable[[Settings], bool]
     """Whether that is missing, given all settings and `actions`, the kinds of spaces that the actions are made of."""
 
@@ -31,7 +31,7 @@ REFUSED = {
     "env.on_error": "`restart`: copies stepped one by one (`sync`, `async`)",
     "env.max_episode_steps": "a task whose time limit can be set; Atari games have `env.atari.max_frames`",
     "env.action_mask": "discrete actions; `method:NAME`: copies stepped one by one (`sync`, `async`)",
-    "rollout.overlap": "a policy on the CPU, an environment that is named, a ratio",
+    "rollout.overlap": "a policy on the CPU, an environment that is named, an objective with a ratio",
     "rollout.processes": "a policy on the CPU, an environment that is named",
     "optimizer.init_args": "another `optimizer.class_path` than `adam`",
     "optimizer.scheduler": "a number as `optimizer.learning_rate`",
@@ -46,11 +46,11 @@ REFUSED = {
 """Settings that are refused where what they need is missing."""
 
 TOLD = {
-    "env.stagger": "a time limit, and a way to cut single copies off ([which](environments.md))",
+    "env.stagger": "a time limit, and a way to truncate single copies ([which](environments.md))",
     "env.atari.noop_max": "0: another backend than `envpool`, which makes it 1",
-    "compile": "a C++ compiler, a loss that can be traced; on a GPU a policy that can be recorded",
+    "compile": "`true`: a C++ compiler, a loss that can be traced; on a GPU Triton, and a policy that can be recorded",
 }
-"""Settings whose absence of effect is told by whoever finds out, once."""
+"""Settings for which the code that finds that they have no effect says so, once."""
 
 
 def _named(settings: Settings, *but: str) -> bool:
@@ -64,12 +64,17 @@ def _gaussian(settings: Settings) -> bool:
     return distribution not in DISTRIBUTIONS or ("Box" in settings["actions"] and distribution != "beta")
 
 
+def _colored(settings: Settings) -> bool:
+    """Return whether the noise of actions is, or may be, correlated over steps."""
+    return settings["policy.distribution"] != "gsde" and _gaussian(settings)
+
+
 NEEDED = (
     Needed(("env.max_restarts",), "env.on_error=restart", lambda s: s["env.on_error"] != "restart"),
     Needed(("env.atari.*",), "an Atari game (env.id=ALE/...)", lambda s: not s["env.id"].startswith("ALE/")),
     Needed(
         ("update.clip_range", "update.clip_range_high"),
-        "objective=clip, without which it tells update/clip_fraction alone",
+        "objective=clip; with others only the metric update/clip_fraction uses it",
         lambda s: _named(s, "clip"),
     ),
     Needed(
@@ -90,9 +95,14 @@ NEEDED = (
         lambda s: "Box" not in s["actions"] and s["policy.distribution"] in DISTRIBUTIONS,
     ),
     Needed(("policy.log_std_init",), "Box actions of a Gaussian distribution", lambda s: not _gaussian(s)),
+    Needed(
+        ("update.noise_color",),
+        "Box actions of a Gaussian distribution other than gsde, which has a correlation of its own",
+        lambda s: not _colored(s),
+    ),
     Needed(("policy.core_size",), "policy.core=lstm or gru", lambda s: s["policy.core"] not in CORES),
     Needed(
-        ("policy.hidden_sizes", "policy.activation", "policy.shared_trunk", "policy.dropout"),
+        ("policy.hidden_sizes", "policy.activation", "policy.layer_norm", "policy.shared_trunk", "policy.dropout"),
         "the built-in network (policy.network=null)",
         lambda s: s["policy.network"] is not None,
     ),
@@ -109,7 +119,7 @@ NEEDED = (
         lambda s: not s["env.id"] and not s["evaluation_env"],
     ),
 )
-"""Settings that do nothing where what they need is missing; one line says so if they differ from their default."""
+"""Settings without effect if a requirement is missing; one line says so if they differ from their default."""
 
 EVERYWHERE = (
     *(
@@ -123,7 +133,7 @@ EVERYWHERE = (
         "loss_terms",
         "rollouts_per_epoch",
     ),
-    *("env.id", "env.num_envs", "env.backend", "env.kwargs", "env.scores", "env.large_state"),
+    *("env.id", "env.num_envs", "env.backend", "env.kwargs", "env.scores", "env.large_state", "env.log_info"),
     *("rollout.num_steps", "rollout.gamma", "rollout.gae_lambda"),
     *("update.minibatch_size", "update.value_clip_range", "update.entropy_coefficient", "update.value_coefficient"),
     *("update.max_grad_norm", "update.target_kl", "update.recompute_advantages", "update.normalize_advantages"),
@@ -135,7 +145,7 @@ EVERYWHERE = (
 
 
 def covers(pattern: str, key: str) -> bool:
-    """Return whether a setting is, or lies in, what a pattern names."""
+    """Return whether a pattern names a setting or its section."""
     return key == pattern or (pattern.endswith(".*") and key.startswith(pattern[:-1]))
 
 

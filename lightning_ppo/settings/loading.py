@@ -1,7 +1,7 @@
 """Settings from YAML files and `key=value` overrides, and back to plain data."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_ppo.settings.mistakes import setting_mistake, value_at, whole_numbers, yaml_mistake
+from lightning_ppo.settings.other_names import name_here
 from lightning_ppo.settings.schedules import Schedule
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.errors import ConfigError, nearest
@@ -50,13 +52,22 @@ def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) 
     try:
         given = _literal(numbers)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}.{error.full_key}: expected plain data: {_first_line(error)}") from None
-    made = _to_object(_merge(OmegaConf.structured(section), given, section, f"{key}."))
+        raise _not_plain(error, f"{key}.", numbers) from None
+    made = _to_object(_merge(OmegaConf.structured(section), given, section, f"{key}."), section, f"{key}.")
     if not isinstance(objects.get("kwargs", {}), Mapping):
         raise ConfigError(f"{key}.kwargs: expected a mapping, got {objects['kwargs']!r}")
     if not isinstance(objects.get("wrappers", []), list | tuple):
         raise ConfigError(f"{key}.wrappers: expected a list, got {objects['wrappers']!r}")
-    return replace(made, **{name: _copied(setting) for name, setting in objects.items()})
+    return replace(made, **{name: copied(setting) for name, setting in objects.items()})
+
+
+def section_with(kind: type[T], given: T | Mapping[str, Any] | None, single: dict[str, Any], key: str) -> T:
+    """Return a section of settings in which single ones that are not None replace those of the section."""
+    single = {name: value for name, value in single.items() if value is not None}
+    if not single:
+        return as_section(kind, given, key)
+    base = given if isinstance(given, Mapping) else vars(given) if given is not None else {}
+    return as_section(kind, {**base, **single}, key)
 
 
 def _plain_number(value: Any) -> Any:
@@ -64,13 +75,13 @@ def _plain_number(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _copied(value: Any) -> Any:
-    """Return dicts and lists anew, whatever else is in them as it is."""
+def copied(value: Any) -> Any:
+    """Return new dicts and lists with the same other values."""
     if isinstance(value, Container):
         return OmegaConf.to_container(value)
     if isinstance(value, dict | Mapping):
-        return {name: _copied(child) for name, child in value.items()}
-    return [_copied(child) for child in value] if type(value) is list else value
+        return {name: copied(child) for name, child in value.items()}
+    return [copied(child) for child in value] if type(value) is list else value
 
 
 def _literal(settings: Mapping[str, Any]) -> DictConfig:
@@ -99,11 +110,14 @@ def to_container(value: Any) -> Any:
     return value
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level of dotted keys."""
+def flat(
+    tree: Mapping[str, Any], prefix: str = "", whole: Callable[[Mapping[str, Any]], bool] = lambda _: False
+) -> dict[str, Any]:
+    """Return nested settings as one level of dotted keys; mappings that are to stay `whole` are values."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        nested = isinstance(value, Mapping) and not whole(value)
+        found |= flat(value, f"{prefix}{key}.", whole) if nested else {f"{prefix}{key}": value}
     return found
 
 
@@ -121,7 +135,7 @@ def _load_over(merged: Any, files: Sequence[str | Path], overrides: Overrides) -
         merged = _merge(merged, _read_yaml(Path(file)), Config, "")
     for override in overrides:
         merged = _merge(merged, _read_override(override), Config, "")
-    return _to_object(merged)
+    return _to_object(merged, Config, "")
 
 
 def one_by_one(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -135,14 +149,28 @@ def _read_override(override: str | Mapping[str, Any]) -> DictConfig:
         try:
             return _literal(override)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key}: expected plain data: {_first_line(error)}") from None
-    key, separator, _ = override.partition("=")
+            raise _not_plain(error, "", override) from None
+    key, separator, value = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{override!r}: expected key=value or the path of a .yaml file")
+    if key.startswith("-"):
+        raise ConfigError(no_option(key, value))
     try:
         return OmegaConf.from_dotlist([override])
     except Exception as error:
-        raise ConfigError(f"{key}: cannot read the value as YAML: {_first_line(error)}") from None
+        raise ConfigError(f"{key}: cannot read the value {value}: {yaml_mistake(error)}") from None
+
+
+def no_option(option: str, value: str = "...") -> str:
+    """Return the message about an option with dashes, which are no settings here."""
+    name = option.lstrip("-").replace("-", "_")
+    here = name_here(name) or f"{nearest(name, valid_keys(Config, ''))}={value}"
+    return f"{option}: settings are given as name=value, without dashes; here it is {here}"
+
+
+def _not_plain(error: OmegaConfBaseException, prefix: str, given: Any) -> ConfigError:
+    found = value_at(given, str(error.full_key))
+    return ConfigError(f"{prefix}{error.full_key}: expected plain data, got {type(found).__name__}")
 
 
 def to_yaml(config: Config) -> str:
@@ -178,17 +206,22 @@ def _read_yaml(path: Path) -> DictConfig:
         hint = f"; did you mean {nearest(str(path), present)}?" if present else ""
         raise ConfigError(f"{path}: no such config file{hint}") from None
     except Exception as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {_first_line(error)}") from None
+        raise ConfigError(yaml_mistake(error, str(path))) from None
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of settings at the top level")
     return content
 
 
 def _merge(base: Any, update: Any, section: type, prefix: str) -> Any:
-    unknown = _first_unknown_key(OmegaConf.to_container(update, resolve=False), section, "")
+    given = cast(dict[str, Any], OmegaConf.to_container(update, resolve=False))
+    unknown = _first_unknown_key(given, section, "")
     if unknown is not None:
-        near = nearest(unknown, [*valid_keys(section, ""), *(f.name for f in fields(section))])
-        raise ConfigError(f"{prefix}{unknown}: unknown setting; did you mean {prefix}{near}?")
+        raise ConfigError(f"{prefix}{unknown}: {_meant(unknown, section, prefix)}")
+    missing = next((key for key, value in flat(given).items() if isinstance(value, str) and value == "???"), None)
+    if missing is not None:
+        raise ConfigError(f"{prefix}{missing}: ??? stands for a value that is missing; give one")
+    for key, number in whole_numbers(section, given).items():
+        OmegaConf.update(update, key, number, merge=False)
     for key in valid_keys(section, ""):
         if key.rpartition(".")[2] not in SCHEDULED:
             continue
@@ -200,17 +233,30 @@ def _merge(base: Any, update: Any, section: type, prefix: str) -> Any:
     try:
         return OmegaConf.merge(base, update)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{prefix}{error.full_key}: {_first_line(error)}") from None
+        raise ConfigError(f"{prefix}{setting_mistake(error, section, given)}") from None
 
 
-def _to_object(merged: Any) -> Any:
+def _meant(unknown: str, section: type, prefix: str) -> str:
+    """Return what somebody meant who wrote a name that is none here."""
+    keys = valid_keys(section, "")
+    leaf = unknown.rpartition(".")[2]
+    same = [key for key in keys if key.rpartition(".")[2] == leaf]
+    here = None if same else name_here(leaf)
+    if here is not None:
+        return f"here it is {here}"
+    near = same[0] if len(same) == 1 else nearest(unknown, [*keys, *(f.name for f in fields(section))])
+    return f"unknown setting; did you mean {prefix}{near}?"
+
+
+def _to_object(merged: Any, section: type, prefix: str) -> Any:
     try:
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise cause from None
-        raise ConfigError(f"{error.full_key}: {_first_line(error)}") from None
+        given = OmegaConf.to_container(merged, resolve=False)
+        raise ConfigError(f"{prefix}{setting_mistake(error, section, given)}") from None
 
 
 def _section_type(section: type, name: str) -> type | None:
@@ -242,7 +288,3 @@ def _first_unknown_key(content: Any, section: type, prefix: str) -> str | None:
             if unknown:
                 return unknown
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

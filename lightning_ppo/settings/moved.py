@@ -7,7 +7,7 @@ from typing import Any
 
 MOVED: dict[str, tuple[str, ...]] = {
     "advantages": ("rollout.advantages",),
-    "callbacks": ("run.callbacks", "run.checkpointing", "run.stopping"),
+    "callbacks": ("run.callbacks", "run.checkpointing", "run.stopping", "update.progress_bar"),
     "checkpoint": ("support.checkpoint_files",),
     "class_path": ("settings.class_path",),
     "collector": ("collection.collector",),
@@ -37,6 +37,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "recording": ("run.recording",),
     "recurrence": ("policy.recurrence",),
     "rollout": ("rollout.shapes",),
+    "run.callbacks": ("update.progress_bar",),
     "sb3": ("interop.sb3",),
     "schedules": ("settings.schedules",),
     "spaces": ("support.spaces",),

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning_ppo.support.errors import ConfigError, nearest
 
 DEFAULT = "cartpole"
-"""What is trained where no config is named."""
+"""The config if none is named."""
 
 _PACKAGE = Path(__file__).parent.parent
 # an installed package has them inside, a clone beside

@@ -35,10 +35,12 @@ class PolicyConfig:
     """Units of each hidden layer."""
     activation: str = "tanh"
     """`tanh`, `relu`, `elu`, `silu` or `gelu`."""
+    layer_norm: bool = False
+    """Normalise what each hidden layer computes, before the activation (LayerNorm)."""
     shared_trunk: bool = False
     """One trunk with two heads instead of two networks."""
     dropout: float = 0.0
-    """Share of the hidden units left out at random in each pass of an update, in [0, 1); acting uses all units."""
+    """Share of the hidden units that each pass of an update drops at random, in [0, 1); acting uses all units."""
     distribution: Any = "gaussian"
     """Of Box actions: `gaussian` (free standard deviation), `state_gaussian`, `tanh_gaussian`, `beta`, `gsde`, or a
     class path of your own, which may handle other actions."""
@@ -49,7 +51,7 @@ class PolicyConfig:
     core_size: int = 64
     """Hidden units of an LSTM or GRU."""
     encoder: Any = None
-    """What turns observations into features: null (images through the Nature CNN), `impala` (images through the
+    """The network from observations to features: null (images through the Nature CNN), `impala` (images through the
     residual network of IMPALA), or a class path of your own."""
     network: Any = None
     """Class path of a whole actor-critic instead of the built-in one."""

@@ -19,7 +19,7 @@ class Setting:
         key: Dotted name, as on the command line.
         type: Its type as written in the source.
         default: Its default as plain data.
-        meaning: What the source says of it.
+        meaning: Its docstring in the source.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Section:
 
     Attributes:
         key: Dotted name, empty for the top level.
-        meaning: What the source says of it.
+        meaning: Its docstring in the source.
         settings: Its settings.
     """
 
@@ -96,7 +96,9 @@ def _section_markdown(section: Section) -> str:
     if section.settings:
         lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{s.key}` | `{s.type}` | `{_yaml(s.default)}` | {_text(s.meaning)} |".replace(" | None`", " \\| None`")
+            f"| `{s.key}` | `{s.type}` | `{yaml_text(s.default)}` | {_text(s.meaning)} |".replace(
+                " | None`", " \\| None`"
+            )
             for s in section.settings
         ]
     return "\n".join([*lines, ""])
@@ -107,11 +109,12 @@ def _text(meaning: str) -> str:
     return meaning.replace("<", "\\<")
 
 
-def _yaml(value: Any) -> str:
+def yaml_text(value: Any) -> str:
+    """Return plain data as YAML on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k}: {yaml_text(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
+        return "[" + ", ".join(map(yaml_text, value)) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

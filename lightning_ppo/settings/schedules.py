@@ -95,7 +95,7 @@ class Schedule:
         Args:
             value: The current value.
             kl: Exact KL divergence of the last update in nats.
-            used: What the update used, where a cooldown bounds it.
+            used: The value that the update used, if a cooldown bounds it.
         """
         if kl > 2.0 * self.target_kl:
             return max(min(value, used) / 1.5, self.minimum)

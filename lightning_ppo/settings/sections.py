@@ -8,18 +8,32 @@ from lightning_ppo.settings.algorithm import (
     OptimizerConfig,
     RolloutConfig,
     UpdateConfig,
+    check_compile,
     check_rollout_size,
-    require_uncompiled,
     resolve_epochs,
 )
+from lightning_ppo.settings.class_path import Registry
 from lightning_ppo.settings.environment import EnvConfig, EvaluationConfig
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import require
 
+_RUN = "lightning_ppo.run.loggers"
+LOGGERS = Registry(
+    "loggers",
+    "pytorch_lightning.loggers.Logger",
+    {
+        "csv": f"{_RUN}.MetricsCSV",
+        "tensorboard": f"{_RUN}.TensorBoardEvents",
+        "wandb": "pytorch_lightning.loggers.WandbLogger",
+        "mlflow": "pytorch_lightning.loggers.MLFlowLogger",
+    },
+)
+CALLBACKS = Registry("callbacks", "pytorch_lightning.callbacks.Callback", {})
+
 
 @dataclass
 class CheckpointConfig:
-    """What is kept under `run_dir/checkpoints`."""
+    """The files in `run_dir/checkpoints`."""
 
     every_env_steps: int | None = None
     """Environment steps after which last.ckpt is written again, at the end of an epoch; null writes it at each."""
@@ -47,11 +61,12 @@ class Config:
     run_dir: str | None = None
     """Where everything is written; default runs/<env id>/<timestamp>."""
     resume: str | None = None
-    """`last` or the path of a checkpoint goes on with a run; `auto` goes on if run_dir has one, else starts."""
-    compile: bool = False
-    """Compile the minibatch update with torch.compile."""
+    """`last` or the path of a checkpoint resumes a run; `auto` resumes if run_dir has a checkpoint, else starts."""
+    compile: Any = "auto"
+    """Compile the minibatch update with torch.compile: `true`, `false`, or `auto`, which compiles long runs of built-in
+    parts if there is a compiler."""
     plain: bool = False
-    """Plain torch, none of the shortcuts of `lightning_ppo.speed`: the same results, slower; to hunt a bug."""
+    """Plain torch, none of the shortcuts of `lightning_ppo.speed`: the same results, slower; to isolate a bug."""
     debug: bool = False
     """Print full tracebacks."""
     objective: Any = "clip"
@@ -79,6 +94,9 @@ class Config:
         require(0 <= self.seed < 2**32, f"seed: must lie in 0..2**32 - 1, got {self.seed}")
         require(self.total_env_steps >= 1, f"total_env_steps: must be at least 1, got {self.total_env_steps}")
         require(self.rollouts_per_epoch >= 1, f"rollouts_per_epoch: must be at least 1, got {self.rollouts_per_epoch}")
-        require_uncompiled(self.plain, self.compile)
+        check_compile(self.compile, self.plain)
+        for registry, entries in ((CALLBACKS, self.callbacks), (LOGGERS, self.loggers)):
+            for entry in entries:
+                registry.check(entry)
         resolve_epochs(self.objective, self.update)
         check_rollout_size(self.rollout.num_steps, self.env.num_envs, self.update)

@@ -37,7 +37,7 @@ LISTED: dict[str, tuple[str, ...]] = {
         *("pytorch_lightning.callbacks.EarlyStopping", "pytorch_lightning.callbacks.LearningRateMonitor"),
         *("pytorch_lightning.callbacks.DeviceStatsMonitor", "pytorch_lightning.callbacks.ModelSummary"),
         *("pytorch_lightning.callbacks.RichProgressBar", "pytorch_lightning.callbacks.TQDMProgressBar"),
-        "lightning_ppo.run.recording.RecordVideo",
+        *("lightning_ppo.run.recording.RecordVideo", "lightning_ppo.run.curriculum.SetProgress"),
     ),
     "logger": ("csv", "tensorboard", "wandb", "mlflow"),
 }
@@ -83,11 +83,11 @@ class Reference(NamedTuple):
     key: str
     """The setting, such as `env.id`."""
     kind: str
-    """What has to be found there."""
+    """The kind that is required there."""
     name: str
-    """What is named."""
+    """The name."""
     arguments: Any
-    """What it is called with."""
+    """Its arguments."""
 
 
 def check_names(
@@ -143,15 +143,23 @@ def _references(content: Mapping[str, Any]) -> Iterator[Reference]:
     """Yield all that a checkpoint names: in the arguments of module and data module, in the settings, for Lightning."""
     for section, names in SECTIONS.items():
         settings = to_container(content.get(section) or {})
-        yield from _named_in({name: settings[name] for name in names if settings.get(name) is not None})
+        yield from named_in({name: settings[name] for name in names if settings.get(name) is not None})
         if "_instantiator" in settings:
             yield Reference("_instantiator", "function", str(settings["_instantiator"]), settings)
+    env = to_container(content.get("datamodule_hyper_parameters") or {}).get("env") or {}
+    for state in content.values():
+        changes = state.get("changes", {}) if isinstance(state, Mapping) and "ranks" in state else {}
+        for change in changes.get("training", ()):
+            if change.get("how") == "call":
+                key, arguments = f"datamodule.call({change.get('name')!r})", [change.get("args"), change.get("kwargs")]
+                yield Reference(key, "call", str(env.get("id") or "environments"), arguments)
     for key in ("hparams_name", "datamodule_hparams_name", "hparams_type", "datamodule_hparams_type"):
         if content.get(key) not in (None, "", "kwargs"):
             yield Reference(key, "name", str(content[key]), None)
 
 
-def _named_in(settings: Mapping[str, Any]) -> Iterator[Reference]:
+def named_in(settings: Mapping[str, Any]) -> Iterator[Reference]:
+    """Yield all that settings name, given as plain data in their sections."""
     yield from _classes("objective", "objective", [settings.get("objective")])
     for name in ("network", "encoder", "core"):
         yield from _classes(f"policy.{name}", "network", [settings.get("policy", {}).get(name)])
@@ -237,7 +245,7 @@ def _environment_objection(name: str, trust: Sequence[str]) -> str | None:
 
     try:
         spec = find_spec(name)
-    except EnvironmentFault:  # whoever makes it says so
+    except EnvironmentFault:  # building it raises the same error
         return None
     module, _, attribute = name.partition(":")
     if attribute and hasattr(sys.modules[module], attribute):

@@ -1,6 +1,5 @@
 """Forward and backward of a loss as one compiled graph."""
 
-import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ from torch.func import functional_call, grad_and_value
 from lightning_ppo.speed.flat import FlatParameters
 from lightning_ppo.speed.fused_linear import cpu_compiler, cxx_compiler
 from lightning_ppo.speed.graphs import Recorded, autocast_cache, can_record
+from lightning_ppo.support.errors import one_line
 
 Loss = Callable[..., tuple[Tensor, Any]]
 """Returns a loss and what is reported besides."""
@@ -101,8 +101,8 @@ class CompiledGradients:
         from torch._dynamo.exc import TorchDynamoException
 
         device = self._flat.gradients.device
-        if device.type == "cpu" and cxx_compiler() is None:
-            return "no C++ compiler was found, install g++"
+        if missing := missing_compiler(device):
+            return missing
         try:
             with (
                 torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -111,11 +111,11 @@ class CompiledGradients:
                 for _ in range(1 if self._recorded is None else 2):  # the second call is recorded
                     self(*example)
         except TorchDynamoException as error:
-            return f"the loss cannot be traced ({textwrap.shorten(str(error), 200)})"
+            return f"the loss cannot be traced ({one_line(error, 200)})"
         except RuntimeError as error:
             if self._recorded is None:
                 raise
-            return f"the update cannot be recorded as a CUDA graph ({textwrap.shorten(str(error), 200)})"
+            return f"the update cannot be recorded as a CUDA graph ({one_line(error, 200)})"
         return None
 
     def release(self) -> None:
@@ -137,6 +137,15 @@ class CompiledGradients:
         else:
             self._recorded.forget()
         return reported
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """Return which compiler is missing for a device, and how to get it; None if none is."""
+    if device.type == "cpu":
+        return None if cxx_compiler() else "no C++ compiler was found, install g++"
+    from torch.utils._triton import has_triton
+
+    return None if has_triton() else "no Triton was found, install triton"
 
 
 def _graphs_compiled() -> int:

@@ -1,4 +1,4 @@
-"""What a process of Gymnasium's AsyncVectorEnv runs, which has no public name; `plain` leaves it as it is."""
+"""The worker of Gymnasium's AsyncVectorEnv, which has no public name; `plain` does not change it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from gymnasium.vector.async_vector_env import _async_worker
 
 
 def step_copy(*arguments: Any) -> None:
-    """Obey the process that steps the copies; where that is gone, end without a word, as there is nobody to tell.
+    """Obey the process that steps the copies; if it is gone, end silently.
 
     Args:
         arguments: Those of a `worker` of AsyncVectorEnv.

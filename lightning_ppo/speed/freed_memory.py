@@ -1,4 +1,4 @@
-"""What becomes of memory that is freed."""
+"""Keep freed memory in the process."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Let the process use freed memory again, up to 1 GiB, before the system gets it back.
+    """Let the process reuse freed memory, up to 1 GiB, before it returns it to the system.
 
     By default glibc returns large blocks at once, and the next update waits while the system clears as many pages.
     Does nothing with other C libraries, and where MALLOC_... or GLIBC_TUNABLES tell glibc.

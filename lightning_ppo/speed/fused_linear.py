@@ -1,4 +1,4 @@
-"""Compiling for CPUs: linear layers in the shape of which the compiler makes the fastest code."""
+"""Compiling for CPUs: linear layers in the form for which the compiler generates the fastest code."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,6 +1,6 @@
-"""What suits the machine: how many threads torch uses, in which precision it trains, on which device.
+"""Choose threads, precision and device for this machine.
 
-These are choices of settings, not shortcuts, so `plain` leaves them as they are.
+These are settings, not shortcuts, so `plain` does not change them.
 """
 
 import os
@@ -24,8 +24,12 @@ def use_cores(network: nn.Module, processes: int = 1) -> None:
         processes: How many of them share this machine's cores.
     """
     if "OMP_NUM_THREADS" not in os.environ and has_convolutions(network):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // processes))
+        torch.set_num_threads(max(1, usable_cores() // processes))
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fastest_precision(network: nn.Module, accelerator: str) -> str:

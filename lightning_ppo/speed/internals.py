@@ -1,13 +1,16 @@
-"""What other libraries know but give no public name: the names to look at when one of them has a new version.
+"""Private names of other libraries, to check when one of them has a new version.
 
-Nothing here is a shortcut, so `plain` leaves it as it is.
+Nothing here is a shortcut, so `plain` does not change it.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.cloud_io import _load
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.core import optimizer as lightning
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from pytorch_lightning.utilities.model_helpers import _restricted_classmethod
@@ -73,18 +76,39 @@ def check_attached(optimizers: list[Optimizer], configs: list[LRSchedulerConfig]
 
 def compiled_as_a_whole(module: nn.Module) -> str | None:
     """Return how a LightningModule or its policy was compiled, as its user wrote it; None if it was not."""
-    from torch._dynamo import OptimizedModule
-
+    compiler = sys.modules.get("torch._dynamo")  # without it nothing has been compiled
     if getattr(module, "_compiler_ctx", None) is not None:
         return "torch.compile(model)"
     if module._compiled_call_impl is not None:
         return "model.compile()"
-    return "torch.compile(model.policy)" if isinstance(getattr(module, "policy", None), OptimizedModule) else None
+    compiled = compiler is not None and isinstance(getattr(module, "policy", None), compiler.OptimizedModule)
+    return "torch.compile(model.policy)" if compiled else None
+
+
+def listener_of(module: nn.Module) -> str | None:
+    """Return what of its user's hears of each pass through a module and back; None if nothing does."""
+    if torch.is_anomaly_enabled():
+        return "anomaly detection looks at each operation"
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    if any(getattr(part, kind) for part in module.modules() for kind in kinds):
+        return "there are hooks on layers"
+    hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters())
+    return "there are hooks on parameters" if hooked else None
 
 
 def steps_between_saves(checkpoint: Any) -> int:
     """Return the `every_n_train_steps` of a ModelCheckpoint, 0 for none."""
     return checkpoint._every_n_train_steps
+
+
+def judge_after_evaluations(callback: Any) -> int:
+    """Have a callback stop or save after evaluations, not after epochs; return its `every_n_epochs`, else 1."""
+    if isinstance(callback, EarlyStopping):
+        callback._check_on_train_epoch_end = False
+    if not isinstance(callback, ModelCheckpoint):
+        return 1
+    callback._save_on_train_epoch_end = False
+    return callback._every_n_epochs
 
 
 def has_train_time_interval(checkpoint: Any) -> bool:

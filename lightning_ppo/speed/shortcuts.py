@@ -1,4 +1,4 @@
-"""Ways past what Lightning does around each backward pass, each step of an optimizer and each metric."""
+"""Skip what Lightning does around each backward pass, each optimizer step and each metric, if nobody needs it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +16,9 @@ from lightning_ppo.support.overriding import overrides
 def log_metrics(module: pl.LightningModule, metrics: Mapping[str, float]) -> None:
     """Log metrics as `module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)` does.
 
-    Each time a metric is logged, Lightning checks the arguments and moves its record to the device, attribute by
-    attribute, which takes 20 times as long as taking in the value. Metrics that it knows are given the value only,
-    except one, with which it prepares its records at the start of an epoch.
+    Each time a metric is logged, Lightning checks the arguments and moves its result object to the device, attribute by
+    attribute, which takes 20 times as long as storing the value. So only the value of known metrics is stored, except
+    for one metric, with which Lightning prepares its results at the start of an epoch.
 
     Args:
         module: Its `training_step` is running.
@@ -36,12 +36,12 @@ def log_metrics(module: pl.LightningModule, metrics: Mapping[str, float]) -> Non
         results.update_metrics(f"{place}.{name}", value, 1)
 
 
-def nobody_listens(module: pl.LightningModule, *hooks: str) -> bool:
-    """Return whether Lightning would add nothing but calls of hooks that nobody overrides.
+def nobody_listens(module: pl.LightningModule, *hooks: str, trainer: Any = None) -> bool:
+    """Return whether Lightning would add only calls of hooks that nobody overrides.
 
-    What the module does in `on_before_optimizer_step` is called in any case.
+    The module's own `on_before_optimizer_step` is called in any case.
     """
-    trainer: Any = module.trainer
+    trainer = trainer or module.trainer  # before a fit the module has none
     precision = trainer.precision_plugin
     return (
         type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)

@@ -1,1 +1,1 @@
-"""What every room may use: errors, nested data, spaces, ranks, random states, files."""
+"""Used by every room: errors, nested data, spaces, ranks, random states, files."""

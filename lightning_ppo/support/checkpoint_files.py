@@ -125,4 +125,4 @@ def _reason(error: Exception) -> str:
 def _alternative(path: Path) -> str:
     others = [*versions(path), *sorted(path.parent.glob("*.ckpt"))] if path.parent.is_dir() else []
     whole = next((other for other in others if other.name != path.name and _damage(other) is None), None)
-    return f"; {whole} beside it is whole" if whole else ""
+    return f"; {whole} beside it is intact" if whole else ""

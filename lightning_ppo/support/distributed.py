@@ -1,7 +1,6 @@
 """Collectives that are the identity where there is one process."""
 
 import atexit
-import io
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -9,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_ppo.support.errors import EnvironmentFault, UserError
+from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError
+from lightning_ppo.support.packing import from_bytes, to_bytes
 
 Reduce = Callable[[Tensor], Tensor]
 """What a tensor is over all ranks: `sum_over_ranks`, `mean_over_ranks`, or the tensor itself for one rank alone."""
@@ -25,11 +25,11 @@ class Reductions(Protocol):
         """Return the tensors of all ranks, combined, the same bits on each."""
 
     def close(self) -> None:
-        """Let go of what connects the ranks."""
+        """Release what connects the ranks."""
 
 
 _shared: Reductions | None = None
-"""What reduces the tensors that it takes, see `join_ranks`."""
+"""Reduces the tensors that it takes, see `join_ranks`."""
 
 
 def world_size() -> int:
@@ -96,21 +96,29 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
     return _over_ranks(tensor, dist.ReduceOp.MAX)
 
 
-def raise_together(error: UserError | None, device: torch.device) -> None:
+def raise_together(error: UserError | None, device: torch.device, digest: int = 0) -> None:
     """Raise on every rank if there is an error on any of them, so that none waits for another; call it on all ranks.
 
     Args:
         error: What went wrong on this rank, if anything did.
         device: One that the ranks can exchange tensors on.
+        digest: Of what the ranks have changed in their environments, which must be the same.
 
     Raises:
         UserError: Of the type of `error`, or EnvironmentFault where only other ranks have one.
+        ConfigError: If the digests differ.
     """
-    failed = int(max_over_ranks(torch.tensor([0 if error is None else rank() + 1], device=device)))
+    told = torch.tensor([0 if error is None else rank() + 1, digest, -digest], device=device)
+    failed, most, least = max_over_ranks(told).tolist()
     if error is not None:
         raise type(error)(f"rank {rank()}: {error}" if world_size() > 1 else str(error)) from error
     if failed:
-        raise EnvironmentFault(f"an environment of rank {failed - 1} failed, see its message; this rank stops with it")
+        raise EnvironmentFault(f"an environment of rank {failed - 1} failed, see its message; this rank stops, too")
+    if most != -least:
+        raise ConfigError(
+            "datamodule.set_attr, datamodule.call: the ranks have not asked for the same; call them on every rank with "
+            "the same values (what is logged is the same everywhere, module.recent_returns are not)"
+        )
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -120,18 +128,6 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, to_bytes(value))
     return [from_bytes(content) for content in gathered]
-
-
-def to_bytes(value: Any) -> bytes:
-    """Return an object of plain data and tensors as bytes; pickling fails for tensors that view byte storages."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def from_bytes(content: bytes) -> Any:
-    """Return the object that `to_bytes` was given, its tensors on the CPU."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def print_once(message: str) -> None:

@@ -1,6 +1,5 @@
 """Environments by registered id or import path, looked up without being made."""
 
-import difflib
 import importlib
 from typing import Any
 
@@ -8,7 +7,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from lightning_ppo.support.errors import EnvironmentFault, one_line
+from lightning_ppo.support.errors import EnvironmentFault, described, nearest
 from lightning_ppo.support.packages import EXTRAS, install
 
 PROVIDERS = {module: name for name, extra in EXTRAS.items() for module in extra.modules}
@@ -25,12 +24,11 @@ def find_spec(env_id: str) -> EnvSpec:
     if separator:
         try:
             module = importlib.import_module(module_name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             extra = _missing_extra(error)
             if extra is not None:
                 raise _needs(env_id, *extra) from None
-            text = one_line(error)
-            raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {type(error).__name__}: {text}") from None
+            raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {described(error)}") from None
         entry_point: Any = getattr(module, attribute, None)
         if VectorEnv in getattr(entry_point, "__mro__", ()):
             return EnvSpec(id=f"{attribute}-v0", vector_entry_point=entry_point, kwargs={})
@@ -45,9 +43,9 @@ def find_spec(env_id: str) -> EnvSpec:
     try:
         return gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
-        near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=1, cutoff=0.0)
+        near = nearest(env_id, gymnasium.registry)
         reason = str(error).strip().splitlines()[0].split(" Did you mean")[0].rstrip(".")
-        raise EnvironmentFault(f"env.id: no environment {env_id!r} ({reason}); did you mean {near[0]}?") from None
+        raise EnvironmentFault(f"env.id: no environment {env_id!r} ({reason}); did you mean {near}?") from None
 
 
 def _register_optional(env_id: str) -> None:
@@ -61,13 +59,12 @@ def _register_optional(env_id: str) -> None:
             raise _needs(env_id, "ale_py", PROVIDERS["ale_py"]) from None
 
 
-def explain(env_id: str, error: Exception) -> EnvironmentFault:
+def explain(env_id: str, error: BaseException) -> EnvironmentFault:
     """Return the fault of an environment that could not be built, with what to install if that is why."""
     extra = _missing_extra(error)
     if extra is not None:
         return _needs(env_id, *extra)
-    text = one_line(error)
-    return EnvironmentFault(f"env.id: {env_id} could not be built: {type(error).__name__}: {text}")
+    return EnvironmentFault(f"env.id: {env_id} could not be built: {described(error)}")
 
 
 def _needs(env_id: str, module: str, extra: str) -> EnvironmentFault:

@@ -1,6 +1,7 @@
 """The errors that a user can act on: each message is one line that names the cause and the remedy."""
 
 import difflib
+import signal
 import sys
 import traceback
 from collections.abc import Iterable
@@ -41,19 +42,17 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint is missing or not whole, so that another version of it may serve."""
 
 
-def report(error: Exception, debug: bool, option: str) -> int:
-    """Print what ended a command as one line, after its traceback if `debug`, and return the exit code.
+def print_error(error: Exception, debug: bool, option: str) -> int:
+    """Print the error that ended a command as one line, after its traceback if `debug`, and return the exit code.
 
     Args:
-        error: What was raised.
-        debug: Whether tracebacks are asked for.
-        option: How to ask for them.
+        error: The error.
+        debug: Whether to print the traceback.
+        option: The option that asks for tracebacks.
     """
     if debug:
         traceback.print_exc()
-    message = str(error)
-    if not isinstance(error, UserError):
-        message = f"{type(error).__name__}: {one_line(message)} ({option} shows where)"
+    message = str(error) if isinstance(error, UserError) else f"{described(error)} ({option} shows where)"
     print(f"error: {message}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1
 
@@ -61,6 +60,18 @@ def report(error: Exception, debug: bool, option: str) -> int:
 def one_line(text: object, limit: int | None = None) -> str:
     """Return a text, or the message of an error, on one line of at most `limit` characters."""
     return " ".join(str(text).split())[:limit]
+
+
+def described(error: BaseException, limit: int | None = None) -> str:
+    """Return type and message of an error on one line, the message cut after `limit` characters."""
+    return f"{type(error).__name__}: {one_line(error, limit)}"
+
+
+def how_it_ended(exit_code: int | None) -> str:
+    """Return how a process ended, from its exit code as `multiprocessing` gives it."""
+    if exit_code is not None and exit_code < 0:
+        return f"by {signal.Signals(-exit_code).name}"
+    return f"with exit code {exit_code}"
 
 
 def require(condition: bool, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Lines that are said once in a process, however many environments or rollouts give cause."""
+"""Warnings that are logged once in a process, however many environments or rollouts cause them."""
 
 import logging
 from collections.abc import Hashable
@@ -14,5 +14,5 @@ def warn_once(log: logging.Logger, key: Hashable, message: str) -> None:
 
 
 def forget() -> None:
-    """Say everything again."""
+    """Forget which warnings have been logged."""
     _said.clear()

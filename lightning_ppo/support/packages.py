@@ -18,6 +18,7 @@ class Extra(NamedTuple):
 
 EXTRAS = {
     "mujoco": Extra(("mujoco", "imageio"), "MuJoCo environments such as HalfCheetah-v5", ("mujoco", "imageio")),
+    "box2d": Extra(("box2d",), "LunarLander-v3 and BipedalWalker-v3", ("Box2D",)),
     "atari": Extra(("ale-py",), "Atari environments, ALE/...", ("ale_py", "opencv")),
     "envpool": Extra(("envpool",), "environments stepped in C++ threads", ("envpool",)),
     "minigrid": Extra(("minigrid",), "MiniGrid environments, configs/minigrid_memory.yaml"),

@@ -1,14 +1,27 @@
 """The states of random generators: all global ones as plain data, and one that was saved on another device."""
 
-import io
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_ppo.support.errors import require
+
+
+def checked_seed(seed: Any) -> int:
+    """Return the seed of a run as an int.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    is_seed = isinstance(seed, Integral) and not isinstance(seed, bool) and 0 <= int(seed) < 2**32
+    require(is_seed, f"seed: expected an integer from 0 to 2**32 - 1, got {seed!r}")
+    return int(seed)
 
 
 def seed_global_generators(seed: int) -> None:
@@ -66,24 +79,12 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
 
 
-def random_state_as_bytes() -> bytes:
-    """Return what `get_random_state` does, to be sent to another process."""
-    file = io.BytesIO()
-    torch.save(get_random_state(), file)
-    return file.getvalue()
-
-
-def set_random_state_from_bytes(state: bytes) -> None:
-    """Put the global generators into the state that `random_state_as_bytes` returned."""
-    set_random_state(torch.load(io.BytesIO(state), weights_only=True))
-
-
 def restore_generator(generator: torch.Generator, state: Tensor, what: str) -> None:
     """Put a generator into a saved state; leave it, with a warning, if that is one of another kind of device.
 
     Args:
         generator: The generator.
-        state: What its `get_state` returned.
+        state: As returned by its `get_state`.
         what: What it does, for the warning.
     """
     if state.shape == generator.get_state().shape:

@@ -1,4 +1,4 @@
-"""Tell a user's own files from others: a signature made with a key that only the user can read."""
+"""Distinguish a user's own files from others by a signature with a key that only the user can read."""
 
 import hashlib
 import hmac
@@ -12,7 +12,7 @@ KEY_BYTES = 32
 
 
 def key_path() -> Path:
-    """Return where the key of this user lies: `$XDG_STATE_HOME/lightning_ppo/key`, by default in `~/.local/state`."""
+    """Return the path of this user's key: `$XDG_STATE_HOME/lightning_ppo/key`, by default in `~/.local/state`."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lightning_ppo" / "key"
 
 

@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lightning_ppo.support.distributed import max_over_ranks, world_size
+from lightning_ppo.support.notices import warn_once
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Budget:
         self.iterations = 0
         self.begun_at = 0
         self.time_share = 0.0
+        self._epoch = 0, math.inf
 
     def progress(self, trainer: Any) -> float:
         """Return the share of the training budget used, in [0, 1]: of the limit that ends training first.
@@ -87,10 +89,42 @@ class Budget:
                 f"total_env_steps={self.total_env_steps:,}; raise it"
             )
 
+    def iterations_left(self, trainer: Any, rows: int | None, steps: int) -> int | None:
+        """Return how many iterations a fit makes at least if nothing interrupts it; None if that is not known.
+
+        Args:
+            trainer: The Trainer, at the start of a fit.
+            rows: Of a rollout on every rank, if that is known.
+            steps: Optimizer steps of an iteration, at most; 0 if that is not known.
+        """
+        left: list[float] = []
+        if rows and self.total_env_steps:
+            left.append((self.total_env_steps - self.env_steps) // (rows * world_size()))
+        if steps and trainer.max_steps > 0:
+            left.append(math.ceil((trainer.max_steps - trainer.global_step) / steps))
+        if (trainer.max_epochs or 0) > 0:
+            left.append((trainer.max_epochs - trainer.current_epoch) * trainer.num_training_batches)
+        known = left and math.isfinite(min(left)) and not _timers(trainer)
+        return max(int(min(left)), 0) if known else None
+
     def begin_epoch(self, trainer: Any) -> None:
         """Count iterations from here as those of this epoch, however many the epochs before had."""
         if math.isfinite(trainer.num_training_batches):
             self.begun_at = self.iterations - trainer.current_epoch * int(trainer.num_training_batches)
+        loop = trainer.fit_loop.epoch_loop
+        resumed_at = loop.batch_progress.current.completed if loop.restarting else 0
+        self._epoch = self.iterations, trainer.num_training_batches - resumed_at
+
+    def end_epoch(self, trainer: Any) -> None:
+        """Say once if an epoch has had fewer iterations than it should, and nobody has stopped training."""
+        before, due = self._epoch
+        done, enough = self.iterations - before, 0 < trainer.max_steps <= trainer.global_step
+        if done < due < math.inf and not (trainer.should_stop or enough):
+            message = (
+                f"an epoch has had {done} of {due} iterations: something raised StopIteration, or returned -1 from "
+                "on_train_batch_start"
+            )
+            warn_once(_log, "broken off", message)
 
     def stop_if_spent(self, trainer: Any, rows: int) -> bool:
         """End training if a rollout of `rows` rows on every rank would exceed the budget; return whether it would."""
@@ -98,7 +132,7 @@ class Budget:
         if spent and not trainer.should_stop:
             trainer.should_stop = True
             if not _may_stop(trainer):
-                rank_zero_warn("training goes on beyond total_env_steps, as min_epochs or min_steps of the Trainer ask")
+                rank_zero_warn("training continues beyond total_env_steps, as min_epochs or min_steps require")
         return spent
 
 

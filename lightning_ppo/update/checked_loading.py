@@ -30,7 +30,7 @@ def checked_loading(base: Any) -> Any:
         """Build what a checkpoint describes, as Lightning's method does, from plain data and tensors alone.
 
         Args:
-            cls: What is built.
+            cls: The class to build.
             checkpoint_path: Path, URL or open file.
             map_location: Where tensors go.
             hparams_file: Not taken; give settings as keyword arguments.

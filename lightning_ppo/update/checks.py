@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.probing import shares_parameters
-from lightning_ppo.settings.algorithm import UpdateConfig, check_rollout_size, require_uncompiled
+from lightning_ppo.settings.algorithm import UpdateConfig, check_compile, check_rollout_size
 from lightning_ppo.settings.hyperparameters import plain
 from lightning_ppo.settings.loading import flat
 from lightning_ppo.speed.internals import steps_between_saves
@@ -49,7 +49,9 @@ def _check_ranks(settings: dict[str, Any]) -> None:
     for other, theirs in enumerate(everyones):
         for key, value in everyones[0].items():
             if theirs.get(key) != value:
-                raise ConfigError(f"{key}: {value} on rank 0, {theirs.get(key)} on rank {other}; start all alike")
+                raise ConfigError(
+                    f"{key}: {value} on rank 0, {theirs.get(key)} on rank {other}; all ranks need the same settings"
+                )
 
 
 def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
@@ -68,7 +70,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         raise ConfigError(
             f"trainer.precision: the linear system of trpo needs 32-true or 64-true, got {trainer.precision}"
         )
-    require_uncompiled(module.plain, module.compile_update)
+    check_compile(module.compile_setting, module.plain)
     if module.compile_update and trainer.precision == "16-mixed":
         raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
     if data is None or not hasattr(data, "num_steps"):
@@ -76,7 +78,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     settings, left_out = plain({**module.hparams, **data.hparams})
     if left_out:
         names = ", ".join(f"{name} ({kind})" for name, kind in left_out.items())
-        rank_zero_warn(f"checkpoints hold plain data, so not {names}: give it again on loading one")
+        rank_zero_warn(f"checkpoints hold plain data only, so {names} is left out; give it again on loading")
     _check_ranks(settings)
     _check_processes(module, data, trainer)
     update, total, ranks = module.update_settings, module.total_env_steps, trainer.world_size
@@ -110,11 +112,11 @@ def _check_processes(module: Any, data: Any, trainer: pl.Trainer) -> None:
         return
     setting, alone = ("rollout.overlap", "false") if overlap else ("rollout.processes", "1")
     if overlap and module.objective.trust_region:
-        reason = "the trust region of trpo lies around the policy that collected; set it to false, or objective=clip"
+        reason = "the trust region of trpo is centred on the policy that collected; set it to false, or objective=clip"
     elif overlap and isinstance(module.objective, PolicyGradient):
-        reason = "policy_gradient has no ratio to weigh what an older policy did; set it to false, or objective=clip"
+        reason = "policy_gradient has no ratio to correct for an older policy; set it to false, or objective=clip"
     elif data.env_settings.id == "":
-        reason = "an environment that is built already cannot go to another process; name it by id or import path"
+        reason = "an environment that is already built cannot be sent to another process; name it by id or import path"
     elif trainer.strategy.root_device.type != "cpu":
         reason = f"other processes collect on the CPU; set it to {alone}, or trainer.accelerator=cpu"
     else:

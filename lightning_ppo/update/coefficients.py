@@ -31,5 +31,5 @@ class Coefficients:
             self.now[name].fill_(value)
 
     def forget(self) -> None:
-        """Let go of the tensors; the next fit may be on another device."""
+        """Release the tensors; the next fit may be on another device."""
         self.now.clear()

@@ -30,8 +30,8 @@ def finish_iteration(
     """Finish an iteration after its last optimizer step.
 
     Args:
-        module: What has learnt.
-        rollout: What was learnt from.
+        module: The module.
+        rollout: The rollout of the iteration.
         batch: Its rows.
         epochs: (E, M, S), S statistics of M minibatches in each of E epochs.
         update: Made the steps.
@@ -39,7 +39,7 @@ def finish_iteration(
         started: When the iteration began, by `time.perf_counter`.
 
     Raises:
-        NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizers are put back first.
+        NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizers are restored first.
     """
     module.recent_episodes.add(rollout.episodes)
     report = report_iteration(module, rollout, batch, epochs)
@@ -49,6 +49,7 @@ def finish_iteration(
     module.policy.version += 1
     module.budget.count(report.env_steps, module.trainer)
     _decay_std(module)
+    set_noise_color(module)
     module.action_masks = rollout.action_masks is not None
     module.policy.update_statistics(rollout, sum_over_ranks)
     module.compile_seconds += update.latest_compile_seconds
@@ -66,11 +67,16 @@ def finish_iteration(
 
 
 def _decay_std(module: "PPO") -> None:
-    """Lower the standard deviation to where its schedule now is, before anyone acts."""
+    """Lower the standard deviation to the current value of its schedule, before the next rollout."""
     # the bound of a trust region is one on everything that the policy moves by
     due = 0.0 if module.trust_region else module.coefficients.schedules["std_decay"](module.progress)
     module.policy.head.shrink(due - module.std_decay)
     module.std_decay = due
+
+
+def set_noise_color(module: "PPO") -> None:
+    """Set the colour of the noise to where its schedule now is, before anyone acts."""
+    module.policy.head.set_noise_color(module.coefficients.schedules["noise_color"](module.progress))
 
 
 def _metrics(module: "PPO", rollout: Rollout, report: IterationReport) -> dict[str, float]:
@@ -78,7 +84,7 @@ def _metrics(module: "PPO", rollout: Rollout, report: IterationReport) -> dict[s
 
     Args:
         module: It has counted the iteration, and not yet changed what depends on its KL divergence.
-        rollout: What was learnt from.
+        rollout: The rollout of the iteration.
         report: Of the iteration.
     """
     seconds = module.collect_seconds + module.update_seconds

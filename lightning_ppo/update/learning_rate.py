@@ -1,4 +1,4 @@
-"""The learning rate that PPO steers, and one that somebody else sets."""
+"""The learning rate: set by PPO, unless somebody else has set it."""
 
 import math
 
@@ -19,7 +19,7 @@ class SteeredLearningRate(LRScheduler):
     Attributes:
         value: The rate without its bound.
         used: The rate that was set last.
-        factors: What each parameter group multiplies it by.
+        factors: Factor of each parameter group.
     """
 
     def __init__(self, optimizer: Optimizer, value: float) -> None:
@@ -38,7 +38,7 @@ class SteeredLearningRate(LRScheduler):
             self.factors = [float(group["lr"]) / self.used for group in self.optimizer.param_groups]
 
     def follow(self, schedule: Schedule, progress: float) -> None:
-        """Set the rate of an iteration, unless somebody else has set it; of what is steered the bound moves."""
+        """Set the rate of an iteration, unless it has been set by hand; the bound of an adaptive rate moves."""
         value = self.value if schedule.adaptive else schedule(progress)
         if not self.set_by_hand() or (schedule.kind == "constant" and value != self.used):
             self._set(value, schedule.bound(progress))
@@ -47,21 +47,21 @@ class SteeredLearningRate(LRScheduler):
             self.value = self.used = float(self.optimizer.param_groups[0]["lr"]) / (self.factors[0] or 1.0)
         if schedule.kind != "constant" and not self._told:
             self._told = True
-            then = "goes on from it, within its bounds" if schedule.adaptive else "sets that of the next"
+            then = "continues from it, within its bounds" if schedule.adaptive else "sets that of the next"
             rank_zero_warn(
                 f"the learning rate set by hand is used for an iteration, and optimizer.learning_rate "
                 f"({schedule.kind}) {then}; where that is a number, a rate set by hand stays"
             )
 
     def finish(self, schedule: Schedule, progress: float, kl: float) -> None:
-        """Take the rate back at the end of an iteration; of what is steered, set what the KL divergence makes of it."""
+        """Reset the rate at the end of an iteration; an adaptive one follows the KL divergence."""
         if schedule.adaptive:
             self._set(schedule.steer(self.value, kl, self.used), schedule.bound(progress))
         elif schedule.kind != "constant":
             self._set(self.value, self.used)
 
     def set_by_hand(self) -> bool:
-        """Return whether somebody else has changed a rate since it was set here."""
+        """Return whether a rate has been changed since it was set here."""
         rates = zip(self.optimizer.param_groups, self.get_lr(), strict=False)
         return not all(math.isclose(float(group["lr"]), rate, rel_tol=1e-6) for group, rate in rates)
 

@@ -33,7 +33,7 @@ class LossTerm(nn.Module, ABC):
     """Base of the loss terms; parameters of its own are trained with those of the policy.
 
     Args:
-        policy: The policy it will be applied to; to be looked at, not to be kept.
+        policy: The policy it will be applied to; do not keep a reference.
     """
 
     def __init__(self, policy: ActorCritic) -> None:
@@ -44,9 +44,9 @@ class LossTerm(nn.Module, ABC):
         """Return what to minimise in each transition, (B,).
 
         Args:
-            policy: The current policy, for what it says of other observations.
+            policy: The current policy, to evaluate other observations.
             minibatch: B transitions.
-            now: What the current policy says of them.
+            now: The outputs of the current policy for them.
         """
 
 

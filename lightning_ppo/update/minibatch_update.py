@@ -1,5 +1,6 @@
 """How gradients are made and applied: eager and compiled minibatches, clipping, steps."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -7,15 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ppo.rollout.shapes import Minibatch, select
 from lightning_ppo.speed import shortcuts, switch
 from lightning_ppo.speed.compiled_gradients import CompiledGradients
 from lightning_ppo.speed.flat import FlatAdam, FlatParameters
+from lightning_ppo.speed.internals import listener_of
 from lightning_ppo.support.distributed import max_over_ranks, mean_over_ranks, world_size
+from lightning_ppo.support.errors import ConfigError, one_line
 from lightning_ppo.update.reports import MinibatchReport
+
+_log = logging.getLogger(__name__)
 
 Loss = Callable[[Minibatch], tuple[Tensor, MinibatchReport]]
 
@@ -36,11 +41,12 @@ class MinibatchUpdate:
         module: Its parameters are updated.
         loss: Computes loss and statistics of a minibatch.
         optimizers: Over disjoint parameters.
-        compile: Compile forward and backward of the loss into one graph.
+        compile: Compile forward and backward of the loss into one graph; with `auto`, only as long as nothing speaks
+            against it, which a line says.
     """
 
     def __init__(
-        self, module: pl.LightningModule, loss: Loss, optimizers: Sequence[LightningOptimizer], compile: bool
+        self, module: pl.LightningModule, loss: Loss, optimizers: Sequence[LightningOptimizer], compile: bool | str
     ) -> None:
         self.module = module
         self.loss = loss
@@ -55,9 +61,15 @@ class MinibatchUpdate:
         self._compiled: CompiledGradients | None = None
 
     def prepare(self, batch: Minibatch, minibatch_size: int) -> None:
-        """Get ready for an iteration over the rows of a rollout, in minibatches of B."""
+        """Get ready for an iteration over the rows of a rollout, in minibatches of B.
+
+        Raises:
+            ConfigError: If no parameter can be trained.
+        """
         self.latest_compile_seconds = 0.0
         trained = [p for p in self.module.parameters() if p.requires_grad]
+        if not trained:
+            raise ConfigError("nothing can be trained: all parameters are frozen (requires_grad=False)")
         if [*map(id, trained)] != [*map(id, self._trained)]:  # the first time, or some were frozen or freed
             self._trained, self._flat, self._compiled = trained, None, None
             if (self._short_backward or self.compile) and FlatParameters.suits(trained):
@@ -72,7 +84,7 @@ class MinibatchUpdate:
                     optimizer.optimizer.lay_out(self._flat)
 
     def _compile(self, batch: Minibatch, minibatch_size: int) -> None:
-        """Compile if that was asked for; leave it, with a warning, if a rank cannot."""
+        """Compile if requested; continue uncompiled, with a line, if a rank cannot."""
         if not self.compile or self._flat is None:
             return
         started = time.perf_counter()
@@ -82,23 +94,38 @@ class MinibatchUpdate:
             self.module, self._flat, lambda batch, rows, scale: loss(select(batch, rows, scale))
         )
         rows, scale = torch.arange(minibatch_size, device=device), torch.ones((), device=device)
-        failure = self._compiled.compile(batch, rows, scale)
+        failure = listener_of(self.module) if self.compile == "auto" else None
+        try:
+            failure = failure or self._compiled.compile(batch, rows, scale)
+        except Exception as error:
+            if self.compile != "auto":
+                raise
+            failure = one_line(error, 200)
         self.latest_compile_seconds = time.perf_counter() - started
         failed = torch.tensor([failure is not None], dtype=torch.float32, device=device)
         if max_over_ranks(failed):
-            self._compiled, self.compile = None, False
-            reason = failure or "another rank cannot compile"
-            rank_zero_warn(f"compile: {reason}; training goes on uncompiled")
+            self._leave_uncompiled(failure or "another rank cannot compile")
+
+    def _leave_uncompiled(self, reason: str) -> None:
+        say = rank_zero_only(_log.warning) if self.compile == "auto" else rank_zero_warn
+        self._compiled, self.compile = None, False
+        say(f"compile: {reason}; training continues uncompiled")
 
     def release(self) -> None:
-        """Let go of the batch at the end of an iteration."""
+        """Release the batch at the end of an iteration."""
         if self._compiled is not None:
             self._compiled.release()
 
     def backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""
         if self._compiled is not None:
-            reported = self._compiled(batch, rows, scale)
+            try:
+                reported = self._compiled(batch, rows, scale)
+            except Exception as error:  # what compiles again may fail, too
+                if self.compile != "auto":
+                    raise
+                self._leave_uncompiled(one_line(error, 200))
+                return self.backward(batch, rows, scale)
         elif self._short_backward and self._flat is not None:
             self._flat.gradients.zero_()
             loss, reported = self.loss(select(batch, rows, scale))
@@ -113,7 +140,7 @@ class MinibatchUpdate:
         return reported
 
     def zero_grad(self) -> None:
-        """Let go of all gradients, also of parameters that are in no optimizer."""
+        """Release all gradients, also of parameters that are in no optimizer."""
         for parameter in self._trained:
             parameter.grad = None
 
@@ -140,7 +167,7 @@ class MinibatchUpdate:
 
 
 class Snapshot:
-    """Weights, buffers (as the statistics of batch normalisation) and optimizer state as they are now, to be put back.
+    """Weights, buffers (as the statistics of batch normalisation) and optimizer state as they are now, to be restored.
 
     Args:
         tensors: Weights and buffers.
@@ -158,7 +185,7 @@ class Snapshot:
         self._saved = [(tensor, tensor.clone()) for tensor in tensors]
 
     def restore(self) -> None:
-        """Put the saved values back."""
+        """Restore the saved values."""
         for tensor, saved in self._saved:
             tensor.copy_(saved)
         for state, saved_state in self._states:

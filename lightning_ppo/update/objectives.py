@@ -21,7 +21,7 @@ def _same_shape(*tensors: Tensor) -> None:
 def masked_log_ratios(log_probs: Tensor, behavior_log_probs: Tensor, weights: Tensor) -> Tensor:
     """Return log pi(a|s) - log pi_old(a|s), (B,), and 0 where the weight is 0.
 
-    What stands in a row without weight may be anything: its ratio could overflow, and 0 x inf is NaN.
+    A row without weight may hold any values: its ratio could overflow, and 0 x inf is NaN.
     """
     _same_shape(log_probs, behavior_log_probs, weights)
     return torch.where(weights > 0, log_probs - behavior_log_probs, 0.0)

@@ -1,5 +1,6 @@
 """The optimizers of a fit: made from settings, read on their way to Lightning, checked, their schedulers stepped."""
 
+import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,10 +16,11 @@ from torch.optim import Optimizer
 from lightning_ppo.settings.algorithm import OPTIMIZERS, SCHEDULERS, OptimizerConfig
 from lightning_ppo.settings.class_path import class_path_of
 from lightning_ppo.settings.schedules import Schedule
-from lightning_ppo.speed.internals import check_attached, ends_epoch, latest_metrics, read_optimizers
+from lightning_ppo.speed.internals import check_attached, latest_metrics, read_optimizers
 from lightning_ppo.support.distributed import mean_over_ranks
 from lightning_ppo.support.errors import ConfigError, one_line
 from lightning_ppo.update.learning_rate import SteeredLearningRate
+from lightning_ppo.update.scheduler_steps import is_due_after_epoch, is_due_after_iteration, make_step, try_out
 
 
 def make_optimizer(settings: OptimizerConfig, parameters: Iterable[nn.Parameter], plain: bool) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def make_optimizer(settings: OptimizerConfig, parameters: Iterable[nn.Parameter]
 
     Args:
         settings: Of the optimizer.
-        parameters: What it trains.
+        parameters: The parameters to train.
         plain: Whether Adam is torch's own.
 
     Raises:
@@ -56,7 +58,7 @@ def check_same_kind(saved: Mapping[str, Any], settings: OptimizerConfig) -> None
 
     Args:
         saved: Settings of the `optimizer` section in the checkpoint.
-        settings: Those of the fit that goes on with it.
+        settings: Those of the fit that resumes.
     """
     before = {"class_path": "adam", "scheduler": None} | dict(saved)
     for name, now in (("class_path", settings.class_path), ("scheduler", settings.scheduler)):
@@ -108,13 +110,19 @@ class Optimizers:
             for group, own in zip(scheduler.optimizer.param_groups, settings, strict=True):
                 group.update(own)
 
+    def try_schedulers(self, module: pl.LightningModule, iterations: int | None) -> None:
+        """Raise ConfigError if a scheduler cannot take the steps of a fit of so many iterations; None is unknown."""
+        if iterations:
+            for config in self._configs:
+                try_out(module, config, iterations)
+
     def set_rates(self, schedule: Schedule, progress: float) -> None:
         """Set the learning rates of an iteration."""
         for scheduler in self.steered:
             scheduler.follow(schedule, progress)
 
     def steer_rates(self, schedule: Schedule, progress: float, kl: float) -> None:
-        """Set what the KL divergence of an iteration makes of the learning rates."""
+        """Let the learning rates follow the KL divergence of an iteration."""
         for scheduler in self.steered:
             scheduler.finish(schedule, progress, kl)
 
@@ -124,25 +132,25 @@ class Optimizers:
         return {f"update/learning_rate{f'_{n}' if n > 1 else ''}": rate for n, rate in enumerate(rates, 1)}
 
     def after_iteration(self, module: pl.LightningModule, metrics: Mapping[str, float]) -> None:
-        """Step what is due at the end of an iteration, given its metrics."""
+        """Step the schedulers that are due at the end of an iteration, given its metrics."""
         self._stepped.clear()
         for config in self._configs:
-            if not config.reduce_on_plateau and _iteration_is_due(module, config):
-                module.lr_scheduler_step(config.scheduler, None)
+            if not config.reduce_on_plateau and is_due_after_iteration(module, config):
+                make_step(module, config, None)
         self._step_on(module, metrics, of_iteration=True)
 
     def after_logging(self, module: pl.LightningModule) -> None:
-        """Step what monitors a metric that somebody else has logged in an iteration."""
+        """Step schedulers that monitor a metric logged elsewhere in an iteration."""
         if self.monitors:
             self._step_on(module, latest_metrics(module.trainer), of_iteration=True)
 
     def after_evaluation(self, module: pl.LightningModule) -> None:
-        """Step what monitors a metric of an evaluation."""
+        """Step schedulers that monitor a metric of an evaluation."""
         if self.monitors:
             self._step_on(module, latest_metrics(module.trainer), of_iteration=False)
 
     def after_epoch(self, module: pl.LightningModule) -> None:
-        """Step what monitors a metric that is known at the end of an epoch only.
+        """Step schedulers that monitor a metric that is known only at the end of an epoch.
 
         Raises:
             ConfigError: If a metric is unknown although all are logged by now.
@@ -169,25 +177,14 @@ class Optimizers:
             if not config.reduce_on_plateau or config.monitor not in metrics or number in self._stepped:
                 continue
             self._stepped.add(number)
-            due = _iteration_is_due if of_iteration else _epoch_is_due
+            due = is_due_after_iteration if of_iteration else is_due_after_epoch
             if due(module, config):
                 value = torch.as_tensor(metrics[str(config.monitor)], dtype=torch.float64, device="cpu")
-                module.lr_scheduler_step(config.scheduler, float(mean_over_ranks(value.to(module.device))))
+                make_step(module, config, float(mean_over_ranks(value.to(module.device))))
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
-
-
-def _iteration_is_due(module: pl.LightningModule, config: LRSchedulerConfig) -> bool:
-    loop = module.trainer.fit_loop
-    if config.interval == "epoch":
-        return ends_epoch(module.trainer) and _epoch_is_due(module, config)
-    return (loop.total_batch_idx + 1) % config.frequency == 0
-
-
-def _epoch_is_due(module: pl.LightningModule, config: LRSchedulerConfig) -> bool:
-    return (module.trainer.current_epoch + 1) % config.frequency == 0
 
 
 def check_when_configured(module: Any) -> None:
@@ -246,6 +243,7 @@ def _check(module: pl.LightningModule, optimizers: list[Optimizer]) -> None:
                 f"configure_optimizers: {kind} evaluates the loss again within a step, which minibatches do not allow; "
                 "take a first-order optimizer such as Adam"
             )
+        _try_out(optimizer)
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             if id(parameter) not in names:
                 raise ConfigError(
@@ -267,3 +265,20 @@ def _check(module: pl.LightningModule, optimizers: list[Optimizer]) -> None:
         raise ConfigError(
             "trainer.precision: 16-mixed scales the gradients of one optimizer only; use bf16-mixed or 32-true"
         )
+
+
+def _try_out(optimizer: Optimizer) -> None:
+    """Raise ConfigError if an optimizer of torch cannot make a step; a copy of it makes one with gradients of 0."""
+    kind = type(optimizer)
+    if not kind.__module__.startswith("torch.optim"):
+        return
+    try:
+        optimizer = copy.deepcopy(optimizer)
+    except Exception:
+        return  # what cannot be copied shows what it does in training
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise ConfigError(f"configure_optimizers: {kind.__name__} cannot make a step: {one_line(error)}") from error

@@ -27,7 +27,7 @@ from lightning_ppo.update.objectives import (
 
 
 class PolicyTerms(NamedTuple):
-    """What an objective is made of, each (B,)."""
+    """The terms of an objective, each (B,)."""
 
     log_probs: Tensor
     """log pi(a|s) of the current policy."""
@@ -41,7 +41,7 @@ class PolicyTerms(NamedTuple):
 def policy_terms(
     objective: "PolicyObjective", policy: ActorCritic, now: Evaluation, minibatch: Minibatch
 ) -> PolicyTerms:
-    """Return what an objective is made of, given what the policy now says of a minibatch."""
+    """Return the terms of an objective, given the policy's current outputs for a minibatch."""
     log_ratios = masked_log_ratios(now.log_probs, minibatch.log_probs, minibatch.weights)
     kl = policy.head.kl(minibatch.distribution, now.distribution) if objective.needs_kl else None
     return PolicyTerms(now.log_probs, log_ratios, minibatch.advantages, kl)
@@ -70,7 +70,7 @@ class PolicyObjective(nn.Module, ABC):
         """Return the loss of each transition, (B,).
 
         Args:
-            terms: What the objective is made of.
+            terms: The terms of the objective.
             coefficients: Current values of the scheduled settings of the `update` section, tensors of shape ().
         """
 
@@ -152,15 +152,6 @@ class TrustRegionSurrogate(Surrogate):
     trust_region = True
 
 
-def make_objective(entry: Any, update: UpdateConfig) -> PolicyObjective:
-    """Return the objective of a name, a class path, or `{class_path: ..., init_args: {...}}`.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    return OBJECTIVES.instantiate(entry, update)
-
-
 def resolved_objective(entry: Any, update: UpdateConfig) -> tuple[PolicyObjective, UpdateConfig]:
     """Return an objective, and the settings with the number of epochs that it takes where none is given.
 
@@ -168,7 +159,7 @@ def resolved_objective(entry: Any, update: UpdateConfig) -> tuple[PolicyObjectiv
         ConfigError: If there is no such objective, or it has no ratio that would allow more than one pass.
     """
     epochs = resolve_epochs(entry, update)
-    objective = make_objective(entry, update)
+    objective = OBJECTIVES.instantiate(entry, update)
     if isinstance(objective, PolicyGradient):  # one that is derived from it has no ratio either
         epochs = resolve_epochs("policy_gradient", update)
     return objective, replace(update, epochs=epochs)

@@ -57,8 +57,8 @@ class PPO(pl.LightningModule):
         normalize: Likewise of `normalize`.
         total_env_steps: Training stops before this many environment steps over all ranks would be exceeded, and
             schedules reach their end there. None leaves the end to the Trainer.
-        compile: Compile forward and backward of the minibatch loss into one graph.
-        plain: Take none of the shortcuts of `lightning_ppo.speed`: the same results, slower, to hunt a bug.
+        compile: Compile the minibatch loss and its gradients into one graph: True, False, or `auto` (see `compiling`).
+        plain: Take none of the shortcuts of `lightning_ppo.speed`: the same results, slower, to isolate a bug.
         loss_terms: Losses added to that of the objective (see `loss_terms`).
 
     Raises:
@@ -79,7 +79,7 @@ class PPO(pl.LightningModule):
         policy: PolicyConfig | Mapping[str, Any] | None = None,
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         total_env_steps: int | None = None,
-        compile: bool = False,
+        compile: bool | str = "auto",
         plain: bool = False,
         loss_terms: Sequence[Any] = (),
     ) -> None:
@@ -117,12 +117,13 @@ class PPO(pl.LightningModule):
         self.statistics = (*LOSSES, *(f"loss/{name}" for name in terms), *MEASURES)  # of a minibatch
 
         self.shuffle = Shuffle()
-        self.compile_update, self.plain = compile, plain
+        self.compile_setting, self.plain = compile, plain
+        self.compile_update = compile is True  # of a fit, where it is `auto`
         self.minibatch_update: MinibatchUpdate | None = None  # made for each fit, as are the optimizers
         self.fit_optimizers = Optimizers()
         self.trust_region: TrustRegion | None = None
         if self.objective.trust_region:
-            check_trust_region(self.update_settings, self.policy, compile, terms)
+            check_trust_region(self.update_settings, self.policy, self.compile_update, terms)
             region = to_container(self.update_settings.trust_region)
             self.trust_region = TrustRegion(self.policy.parameters(), **region, average=mean_over_ranks)
 
@@ -132,7 +133,7 @@ class PPO(pl.LightningModule):
         self.std_decay = 0.0
         """Log units by which the standard deviation of Gaussian actions has been lowered besides what is learnt."""
         self.action_masks = False
-        """Whether the last rollout said which actions were legal; what is exported then asks for it."""
+        """Whether the last rollout had action masks; exported agents then take them."""
         self.collect_seconds = self.update_seconds = 0.0  # of the latest iteration
         self.compile_seconds = 0.0  # of all iterations, not counted as updating
 
@@ -163,7 +164,7 @@ class PPO(pl.LightningModule):
         """Run one PPO iteration: epochs of shuffled minibatches over the rollout.
 
         Raises:
-            NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are put back first.
+            NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are restored first.
         """
         started = time.perf_counter()
         settings, length = self.update_settings, self.sequence_length(rollout.num_steps)
@@ -209,7 +210,8 @@ class PPO(pl.LightningModule):
         if self.minibatch_update is None:
             optimizers: Any = self.optimizers()
             optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, self.compile_update)
+            how = self.compile_update and self.compile_setting
+            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how)
         return self.minibatch_update
 
     def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
@@ -305,7 +307,7 @@ class PPO(pl.LightningModule):
     validation_step = test_step = hooks.take_in
     on_validation_epoch_end = hooks.on_validation_epoch_end
     on_test_epoch_end = hooks.on_test_epoch_end
-    predict_step = hooks.predict_step
+    predict, predict_step = hooks.predict, hooks.predict_step
     on_save_checkpoint = training_state.save
     on_load_checkpoint = training_state.restore
 

@@ -1,5 +1,6 @@
 """What one PPO iteration reports, as means over minibatches and ranks."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 LOSSES = ("loss/policy", "loss/value", "loss/entropy")
 """The means that every minibatch reports, by the names under which they are logged; those of loss terms follow."""
 MEASURES = ("update/grad_norm", "update/approximate_kl", "update/clip_fraction")
-"""What is measured of every minibatch besides."""
+"""The other metrics of every minibatch."""
 
 
 class MinibatchReport(NamedTuple):
-    """What a minibatch tells of itself, without gradients."""
+    """Results of a minibatch, without gradients."""
 
     means: Tensor
     """(S,): policy loss, value loss, entropy, loss terms."""
@@ -39,7 +40,7 @@ class IterationReport(NamedTuple):
     """Transitions, over all ranks."""
     collect_seconds: float
     metrics: dict[str, float]
-    """What is logged, by name."""
+    """The logged metrics, by name."""
 
 
 def epoch_statistics(
@@ -78,23 +79,39 @@ def report_iteration(module: "PPO", rollout: Rollout, batch: Minibatch, epochs: 
 
     Args:
         module: Its recent episodes include those of the rollout.
-        rollout: What was learnt from.
+        rollout: The rollout of the iteration.
         batch: Its rows.
         epochs: (E, M, S), S statistics of M minibatches in each of E epochs.
     """
     names, valid = module.statistics, batch.weights > 0
     bad = torch.stack([~epochs[..., names.index(name)].isfinite() for name in learnt_from(module)]).any()
     measured = (module.divergence(batch), bad, *variance_sums(batch.values[valid], batch.returns[valid]))
+    infos = tuple(rollout.infos)
     counts = [len(epochs), *module.recent_episodes.sums(), rollout.collect_seconds]
-    counted = torch.tensor(counts, dtype=torch.float64, device=epochs.device)
-    local = torch.cat((epochs.mean((0, 1)).double(), torch.stack([x.double() for x in measured]), counted))
+    told = [*module.recent_episodes.told(infos)]
+    counted = torch.tensor(counts + told, dtype=torch.float64, device=epochs.device)
+    measurements = torch.stack([x.double() for x in measured])
+    local = torch.cat((epochs.mean((0, 1)).double(), measurements, counted, *_steps_told(rollout)))
     total = mean_over_ranks(local).tolist()
     metrics = dict(zip(names, total, strict=False))
-    divergence_sum, bad, *sums = total[len(names) : -5]
-    count, returns, lengths, ended, collect_seconds = total[-5:]
+    found = iter(total[len(names) :])
+    divergence_sum, bad, *sums = itertools.islice(found, len(measured))
+    count, returns, lengths, ended, collect_seconds = itertools.islice(found, len(counts))
     steps = sums[0]
     kl = divergence_sum / max(steps, 1.0 / world_size())
     metrics |= {"update/kl": kl, "update/epochs": count, "update/explained_variance": explained_variance(sums)}
     if ended:
         metrics |= {"rollout/return_mean": returns / ended, "rollout/length_mean": lengths / ended}
+    keys = ["rollout/success_rate", *(f"rollout/info/{name}_per_episode" for name in infos)]
+    for key in (*keys, *(f"rollout/info/{name}_per_step" for name in infos)):
+        value, number = next(found), next(found)
+        if number:
+            metrics[key] = value / number
     return IterationReport(not bad, kl, round(steps * world_size()), collect_seconds, metrics)
+
+
+def _steps_told(rollout: Rollout) -> list[Tensor]:
+    """Return sum and number of what the steps of a rollout have told, (2,) for each of its infos."""
+    return [
+        torch.stack((values.double().nansum(), (~values.isnan()).sum().double())) for values in rollout.infos.values()
+    ]

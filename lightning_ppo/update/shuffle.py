@@ -16,13 +16,13 @@ class Order(NamedTuple):
     rows: Tensor
     """(M, B)."""
     scales: Tensor
-    """(M,), what the weights of each minibatch are multiplied by: a loss is a mean over its valid rows on all ranks."""
+    """(M,), factors of the weights of each minibatch: a loss is a mean over its valid rows on all ranks."""
     weights: Tensor
     """(M, B), multiplied by the scales."""
 
 
 class Shuffle:
-    """Shuffles the rows of rollouts, with a generator of its own that is made where it is first needed."""
+    """Shuffles the rows of rollouts, with its own generator, made when it is first needed."""
 
     def __init__(self) -> None:
         self._generator: torch.Generator | None = None
@@ -50,9 +50,9 @@ class Shuffle:
         return {"_generator": None, "_restored": self.get_state()}
 
     def get_state(self) -> Tensor | None:
-        """Return the state to go on from, if there is one yet."""
+        """Return the state to continue from, if there is one yet."""
         return self._restored if self._generator is None else self._generator.get_state()
 
     def set_state(self, state: Tensor | None) -> None:
-        """Go on from a state that was saved."""
+        """Continue from a saved state."""
         self._generator, self._restored = None, state

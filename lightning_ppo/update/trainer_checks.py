@@ -1,4 +1,4 @@
-"""What of Lightning does not work here, and the setting to use instead; docs/concepts.md lists all of it."""
+"""Lightning features that do not work here, and the setting to use instead; docs/concepts.md lists all of them."""
 
 import re
 from typing import Any
@@ -77,7 +77,7 @@ BACKWARD = ("on_before_backward", "on_after_backward", "backward")
 def check_trainer(trainer: Any) -> None:
     """Raise ConfigError for flags, plugins and callbacks of the Trainer that do not work here.
 
-    Once the Trainer has a module, hooks that a fit never calls are told, too.
+    Once the Trainer has a module, it also warns of hooks that a fit never calls.
     """
     module: Any = trainer.lightning_module
     if module is not None:
@@ -157,10 +157,10 @@ def _check_plugins(strategy: Any) -> None:
 
 
 def _warn_of_silent_hooks(module: Any, trainer: Any) -> None:
-    """Say which hooks of the user's own this fit never calls."""
+    """Warn of overridden hooks that this fit never calls."""
     silent = dict.fromkeys(MANUAL, ", which optimises manually")
-    if module.compile_update or module.objective.trust_region:
-        reason = " with compile=true" if module.compile_update else " with objective=trpo"
+    if module.compile_setting is True or module.objective.trust_region:
+        reason = " with compile=true" if module.compile_setting is True else " with objective=trpo"
         silent |= dict.fromkeys(BACKWARD, reason)
     owners: list[tuple[Any, type]] = [(module, pl.LightningModule), *((c, Callback) for c in trainer.callbacks)]
     for owner, base in owners:

@@ -1,7 +1,7 @@
-"""What of a training is saved beside weights and optimizers: counters, recent episodes, random states."""
+"""The training state in checkpoints besides weights and optimizers: counters, recent episodes, random states."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -23,36 +23,61 @@ RETURN_WINDOW = 100
 
 
 class RecentEpisodes:
-    """Returns and lengths of the training episodes of this rank that ended last."""
+    """The training episodes of this rank that ended last.
+
+    Attributes:
+        returns: Of each.
+        lengths: Of each.
+        successes: Whether each has reached its goal, NaN where the environment does not say.
+        infos: Sums of what `env.log_info` names, NaN where it was not told.
+    """
 
     def __init__(self) -> None:
         self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.lengths: deque[float] = deque(maxlen=RETURN_WINDOW)
+        self.successes: deque[float] = deque(maxlen=RETURN_WINDOW)
+        self.infos: dict[str, deque[float]] = {}
 
     def keep_share(self) -> None:
         """Keep this rank's share of the window."""
         share = -(-RETURN_WINDOW // world_size())
         self.returns = deque(self.returns, maxlen=share)
         self.lengths = deque(self.lengths, maxlen=share)
+        self.successes = deque(self.successes, maxlen=share)
+        self.infos = {name: deque(window, maxlen=share) for name, window in self.infos.items()}
 
     def add(self, episodes: Episodes) -> None:
         """Take in the episodes that ended within a rollout."""
         self.returns.extend(episodes.returns.tolist())
         self.lengths.extend(episodes.lengths.tolist())
+        self.successes.extend(episodes.successes.tolist())
+        for name, sums in episodes.info_sums.items():
+            self.infos.setdefault(name, deque(maxlen=self.returns.maxlen)).extend(sums.tolist())
 
     def sums(self) -> tuple[float, float, int]:
         """Return the sum of returns, the sum of lengths and the number of episodes."""
         return sum(self.returns), sum(self.lengths), len(self.returns)
 
-    def state_dict(self) -> dict[str, list[float]]:
+    def told(self, names: Sequence[str]) -> list[float]:
+        """Return sum and number of what was told of successes, and of the infos of these names, one after the other."""
+        windows = [self.successes, *(self.infos.get(name, ()) for name in names)]
+        known = [[value for value in window if value == value] for window in windows]
+        return [number for values in known for number in (sum(values), len(values))]
+
+    def state_dict(self) -> dict[str, Any]:
         """Return the window as plain data."""
-        return {"recent_returns": list(self.returns), "recent_lengths": list(self.lengths)}
+        windows = {name: list(getattr(self, name)) for name in ("returns", "lengths", "successes")}
+        infos = {name: list(window) for name, window in self.infos.items()}
+        return {f"recent_{name}": window for name, window in windows.items()} | {"recent_infos": infos}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace the window by one that was saved."""
-        for window, saved in ((self.returns, state["recent_returns"]), (self.lengths, state["recent_lengths"])):
+        for name in ("returns", "lengths", "successes"):
+            window = getattr(self, name)
             window.clear()
-            window.extend(saved)
+            window.extend(state.get(f"recent_{name}", ()))
+        saved = state.get("recent_infos", {})
+        self.infos = {name: deque(window, maxlen=self.returns.maxlen) for name, window in saved.items()}
 
 
 def save(module: "PPO", checkpoint: dict[str, Any]) -> None:
@@ -66,6 +91,7 @@ def save(module: "PPO", checkpoint: dict[str, Any]) -> None:
         "iterations": budget.iterations,
         "begun_at": budget.begun_at,
         "time_share": budget.time_share,
+        "evaluation_steps": module.evaluation_results.env_steps,
         "std_decay": module.std_decay,
         "action_masks": module.action_masks,
         "ranks": gather_objects(
@@ -86,6 +112,7 @@ def restore(module: "PPO", checkpoint: Mapping[str, Any]) -> None:
     budget.env_steps, budget.iterations = state["env_steps"], state["iterations"]
     budget.begun_at = state.get("begun_at", 0)
     budget.time_share = state.get("time_share", 0.0)
+    module.evaluation_results.env_steps = state.get("evaluation_steps", 0)
     module.std_decay = state.get("std_decay", 0.0)
     module.action_masks = state.get("action_masks", False)
     module.policy.version = budget.iterations

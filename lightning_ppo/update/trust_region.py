@@ -57,7 +57,7 @@ class FisherProduct:
 
     Args:
         divergence: (), the mean KL divergence, with a graph.
-        parameters: What it is differentiated by.
+        parameters: The variables of the differentiation.
         damping: Multiple of the identity that is added.
         average: The mean over all ranks.
     """
@@ -78,7 +78,7 @@ class FisherProduct:
 
 
 class TrustRegionStep(NamedTuple):
-    """What one step did."""
+    """The result of one step."""
 
     step_fraction: float = 0.0
     """Share of the largest step within the trust region that was taken; 0 if the step was rejected."""
@@ -93,7 +93,7 @@ class TrustRegion(torch.optim.Optimizer):
 
     The step is the solution of the problem with a linear model of the loss and a quadratic model of the divergence,
     which conjugate gradients find. It is halved until the loss has decreased and the divergence is within its bound;
-    if it never is, the parameters are put back bit for bit.
+    if it never is, the parameters are restored bit for bit.
 
     `step` takes a closure, as that of LBFGS does. It returns the loss and the mean divergence, both of shape () with a
     graph, and calls no `backward`. Parameters that the divergence does not depend on are left alone.
@@ -123,7 +123,7 @@ class TrustRegion(torch.optim.Optimizer):
         self.line_search_steps = line_search_steps
         self.average = average
         self.last = TrustRegionStep()
-        """What the latest step did."""
+        """The result of the latest step."""
         self.unmoved: list[Tensor] = []
         """Parameters that the divergence did not depend on in the latest step."""
 

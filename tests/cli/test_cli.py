@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,11 +17,14 @@ import lightning_ppo
 from lightning_ppo.__main__ import main as command
 from lightning_ppo.cli import train
 from lightning_ppo.run import training
+from lightning_ppo.run.checkpointing import LastCheckpoint
 from lightning_ppo.run.stopping import Interrupted
 from lightning_ppo.settings.loading import load, to_container, to_yaml
 from lightning_ppo.support.errors import ConfigError
 from tests.kit.commands import SMALL, rows
+from tests.kit.once import once
 from tests.kit.paths import ROOT
+from tests.kit.preloaded import Command, run_script
 from tests.kit.signals import send
 
 
@@ -30,10 +33,13 @@ def run(*arguments: str) -> int:
 
 
 @pytest.fixture
-def finished(tmp_path) -> Path:
-    run_dir = tmp_path / "run"
-    assert run("env.id=Pendulum-v1", f"run_dir={run_dir}", "total_env_steps=300", "seed=7") == 0
-    return run_dir
+def finished(tmp_path, tmp_path_factory) -> Path:
+    """A copy of a run that was trained once for all tests."""
+
+    def make(folder: Path) -> None:
+        assert run("env.id=Pendulum-v1", f"run_dir={folder / 'run'}", "total_env_steps=300", "seed=7") == 0
+
+    return shutil.copytree(once(tmp_path_factory, "finished", make) / "run", tmp_path / "run")
 
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -41,6 +47,7 @@ NEEDS = {"cartpole": None, "pendulum": None, "atari": "ale_py", "minigrid_memory
 """What a config's environment needs besides the core packages, `mujoco` unless said otherwise."""
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs").with_suffix("")))
 def test_every_config_that_comes_along_trains(config, tmp_path):
     needed = NEEDS.get(config.stem, "mujoco")
@@ -74,6 +81,10 @@ def test_run_directory_holds_what_the_contract_names(finished, capsys):
     assert summary["versions"]["torch"] == torch.__version__
     saved = load([finished / "config.yaml"])
     assert (saved.env.id, saved.total_env_steps, saved.update.epochs) == ("Pendulum-v1", 300, 2)
+    evaluated = [float(row["eval/return_mean"]) for row in rows(finished / "metrics.csv") if row["eval/return_mean"]]
+    states = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"].values()
+    (best,) = (state for state in states if "best" in str(state.get("best_model_path", "")))
+    assert float(best["best_model_score"]) == pytest.approx(max(evaluated)) and max(evaluated) > min(evaluated)
 
 
 def test_curves_are_logged_against_env_steps(finished):
@@ -170,7 +181,7 @@ def test_resuming_another_task_is_refused(finished, override, message, capsys):
         (["env.id=no_such_module:Env"], 1, "cannot import 'no_such_module'"),
         (["env.id=tests.kit.envs:Hopeful", "env.backend=sync"], 1, "pip install 'lightning-ppo[mujoco]'"),
         (["env.id=tests.kit.envs:Wordy", "env.backend=sync"], 1, "observation space Text"),
-        (["trainer.max_epoch=1"], 2, "trainer.max_epoch: unknown setting of the Trainer; did you mean max_epochs?"),
+        (["trainer.max_epoch=1"], 2, "unknown setting of the Trainer; did you mean trainer.max_epochs?"),
         (["trainer.max_epochs=abc"], 2, "trainer.max_epochs: expected int or null, got 'abc'"),
         (["trainer.deterministic=sometimes"], 2, "trainer.deterministic: expected bool or 'warn' or null"),
         (["callbacks=[lightning.pytorch.callbacks.Timer]"], 2, "name pytorch_lightning.callbacks.Timer"),
@@ -180,7 +191,7 @@ def test_resuming_another_task_is_refused(finished, override, message, capsys):
         (["seed=5000000000"], 2, "seed: must lie in"),
         (["callbacks=[no.such.Callback]"], 2, "callbacks: cannot import 'no.such.Callback'"),
         (["configs/cartpol.yaml"], 2, "cartpol.yaml: there is no such config; did you mean configs/cartpole.yaml?"),
-        (["--verbose"], 2, "--verbose: unknown option"),
+        (["--verbose"], 2, "--verbose: settings are given as name=value"),
         (["nonsense"], 2, "nonsense: there is no such config; did you mean"),
         (["resume=last"], 2, "needs run_dir"),
         (["resume=/nowhere/last.ckpt"], 2, "there is no checkpoint"),
@@ -308,24 +319,20 @@ def test_a_signal_during_the_last_evaluation_still_counts(tmp_path):
     assert json.loads((run_dir / "summary.json").read_text())["env_steps"] == 256
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.representative)]
+)
 def test_signals_finish_the_iteration_save_and_exit(number, code, tmp_path):
     run_dir = tmp_path / "run"
     arguments = [*SMALL, "env.id=Pendulum-v1", f"run_dir={run_dir}", "rollouts_per_epoch=100000"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = Command(run_script, ROOT / "train.py", *arguments)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (run_dir / "metrics.csv").exists():
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    found, _, errors = process.wait(60)
+    assert found == code, errors
     assert "Traceback" not in errors
     saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["ppo"]["env_steps"]
     assert saved == int(rows(run_dir / "metrics.csv")[-1]["step"]) > 0
@@ -353,7 +360,7 @@ def test_a_checkpoint_brings_its_settings_into_a_new_run_directory(finished, tmp
     copy.parent.mkdir(parents=True)
     copy.write_bytes(checkpoint.read_bytes())
     assert train.main([f"resume={copy}"]) == 2
-    assert "lies in no run directory" in capsys.readouterr().err
+    assert "is in no run directory" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["agents"]
 
 
@@ -416,6 +423,17 @@ def test_checkpoints_are_written_every_so_many_steps(tmp_path):
     assert written == [0, 0, 256, 256, 512, 512]  # epochs have 128 steps
 
 
+def train_until_the_disk_is_full(arguments: list[str]) -> int:
+    save = LastCheckpoint.on_train_epoch_end
+
+    def fill(self, *args):
+        save(self, *args)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    LastCheckpoint.on_train_epoch_end = fill
+    return train.main(arguments)
+
+
 def test_a_full_disk_is_one_line_and_leaves_the_run_resumable(tmp_path):
     """A limit on the size of files stands in for the disk."""
     run_dir = tmp_path / "run"
@@ -426,21 +444,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_run_resumable(tmp_path):
         "total_env_steps=256",
         "checkpoint.save_best=false",
     ]
-    code = (
-        "import resource\n"
-        "from lightning_ppo.cli import train\n"
-        "from lightning_ppo.run.checkpointing import LastCheckpoint\n"
-        "save = LastCheckpoint.on_train_epoch_end\n"
-        "def fill(self, *args):\n"
-        "    save(self, *args)\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "LastCheckpoint.on_train_epoch_end = fill\n"
-        f"raise SystemExit(train.main({arguments}))\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "last.ckpt: cannot be written: File too large" in done.stderr
+    code, _, errors = Command(train_until_the_disk_is_full, arguments).wait(60)
+    assert code == 1
+    assert errors.count("\n") == 1 and "last.ckpt: cannot be written: File too large" in errors
     assert not list((run_dir / "checkpoints").glob("*.tmp"))
     assert train.main([f"run_dir={run_dir}", "resume=last"]) == 0
     assert json.loads((run_dir / "summary.json").read_text())["env_steps"] == 256
@@ -494,3 +500,10 @@ def test_settings_are_judged_together(tmp_path, capsys):
     assert train.main(["rollout.num_steps=100", "env.num_envs=1", str(path), "--print-config"]) == 0
     assert train.main([*SMALL, "total_env_steps=10", f"run_dir={tmp_path / 'run'}"]) == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_asks_for_tracebacks_too(tmp_path, capsys):
+    config = tmp_path / "mine.yaml"
+    config.write_text("debug: true\nenv: {id: no_such_module:Env}\n")
+    assert run(str(config)) == 1
+    assert "Traceback" in capsys.readouterr().err

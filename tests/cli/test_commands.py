@@ -103,7 +103,7 @@ def test_doctor_knows_the_extras_of_the_package():
     assert doctor.EXTRAS.keys() == declared.keys()
     for name, (packages, *_) in doctor.EXTRAS.items():
         # what Gymnasium's own extras bring has other names
-        brought = {"mujoco", "imageio", "pygame-ce"} if "gymnasium" in declared[name] else set()
+        brought = {"mujoco", "imageio", "pygame-ce", "box2d"} if "gymnasium" in declared[name] else set()
         assert set(packages) - brought <= declared[name], name
     required = {re.split(r"[\[<>=]", requirement)[0] for requirement in project["dependencies"]}
     assert required <= set(doctor.REQUIRED)

@@ -57,10 +57,26 @@ def test_both_actors_take_the_same_actions(action_space, observation_space, hidd
 
 
 @pytest.mark.parametrize("activation", ["relu", "elu", "silu"])
-@pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"distribution": "state_gaussian"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dropout": 0.3},
+        {"layer_norm": True, "dropout": 0.3},
+        {"distribution": "state_gaussian"},
+        {"noise_color": 1.0},
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_so_they_do_with_other_units_dropout_and_noise_that_depends_on_the_state(activation, settings):
+def test_so_they_do_with_other_layers_and_other_noise(activation, settings):
+    color = settings.get("noise_color", 0.0)
+    settings = {key: value for key, value in settings.items() if key != "noise_color"}
     policy = make_policy(ACTIONS["uneven box"], activation=activation, hidden_sizes=[64, 32], **settings).eval()
+    policy.head.set_noise_color(color)
+    for norm in (m for m in policy.modules() if isinstance(m, torch.nn.LayerNorm)):
+        norm.weight.normal_()
+        norm.bias.normal_()
     observations = 3.0 * torch.randn(STEPS, ENVS, 7).numpy()
     assert type(make_actor(policy, (STEPS, ENVS), generator())) is NumpyActor
     quick, plain = (kind(policy, (STEPS, ENVS), generator()) for kind in (NumpyActor, TorchActor))
@@ -98,9 +114,14 @@ def test_which_actor_is_taken():
     assert kind(make_policy(box, activation="gelu")) is TorchActor
     assert kind(make_policy(box, distribution="beta")) is TorchActor
     assert kind(make_policy(box).double()) is TorchActor
-    changed = make_policy(box)
-    changed.network.actor_trunk.mlp.append(torch.nn.LayerNorm(64))
-    assert kind(changed) is TorchActor
+    for settings in ({}, {"layer_norm": True}):
+        changed = make_policy(box, **settings)
+        changed.network.actor_trunk.mlp.append(torch.nn.LayerNorm(64))
+        assert kind(changed) is TorchActor
+    assert kind(make_policy(box, layer_norm=True)) is NumpyActor
+    without = make_policy(box, layer_norm=True)
+    without.network.actor_trunk.mlp[1] = torch.nn.LayerNorm(64, elementwise_affine=False)
+    assert kind(without) is TorchActor
     steep = make_policy(box, activation="elu")
     for mlp in (steep.network.actor_trunk.mlp, steep.network.critic_trunk.mlp):
         mlp[1].alpha = mlp[3].alpha = 2.0

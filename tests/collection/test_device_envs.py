@@ -203,6 +203,7 @@ def test_evaluation_plays_whole_episodes():
     assert torch.equal(episodes.returns, episodes.lengths.double()) and episodes.lengths.max() <= 20
 
 
+@pytest.mark.learning
 def test_cartpole_is_learnt_with_many_copies():
     pl.seed_everything(1, verbose=False)
     data = RolloutDataModule(

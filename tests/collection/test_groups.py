@@ -16,7 +16,7 @@ import torch
 
 from lightning_ppo import RolloutDataModule
 from lightning_ppo.cli import train
-from lightning_ppo.collection import processes
+from lightning_ppo.collection import groups, processes
 from lightning_ppo.collection.groups import make_groups
 from lightning_ppo.collection.processes import make_collector
 from lightning_ppo.collection.stream import RolloutStream
@@ -69,11 +69,12 @@ def boundaries_of(rollout):
     return {row: [column[i].tolist() for column in columns] for i, row in enumerate(rows)}
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("env_id", "core", "mask"),
     [
         ("Pendulum-v1", None, "auto"),
-        ("CartPole-v1", "lstm", "auto"),
+        pytest.param("CartPole-v1", "lstm", "auto", marks=pytest.mark.representative),
         ("tests.kit.rich_envs:Forbidden", None, "auto"),
         ("tests.kit.rich_envs:Weigh", "gru", "auto"),
     ],
@@ -151,6 +152,7 @@ def test_groups_are_one_collector_that_draws_their_noise():
             collector.close()
 
 
+@pytest.mark.ranks
 def test_every_rollout_is_of_the_policy_that_learns_from_it():
     model, data = build("Pendulum-v1", Recording, overlap=False, processes=2)
     seen = Snapshots()
@@ -166,6 +168,7 @@ def test_every_rollout_is_of_the_policy_that_learns_from_it():
     assert len({tuple(x) for x in model.rollouts[0].actions[0].tolist()}) == 4
 
 
+@pytest.mark.ranks
 def test_another_number_of_processes_is_said_on_resuming(tmp_path):
     arguments = [*SMALL, "total_env_steps=128", f"run_dir={tmp_path}", "evaluation.final_episodes=0"]
     assert train.main([*arguments, "rollout.processes=2"]) == 0
@@ -188,7 +191,7 @@ def test_processes_that_were_started_end_if_another_cannot_be(monkeypatch):
         def kill(self):
             killed.append(self)
 
-    monkeypatch.setattr(processes, "RemoteCollector", Remote)
+    monkeypatch.setattr(groups, "RemoteCollector", Remote)
     settings, rollout = EnvConfig("Pendulum-v1", 3, backend="sync"), RolloutConfig(8, processes=3)
     env = make_vector_env("Pendulum-v1", 1)
     policy = agent_of(env.single_observation_space, env.single_action_space, "gaussian").float()
@@ -200,6 +203,7 @@ def test_processes_that_were_started_end_if_another_cannot_be(monkeypatch):
     assert len(started) == 1 and killed == started
 
 
+@pytest.mark.ranks
 def test_a_fault_of_one_group_waits_for_the_others():
     settings = EnvConfig("tests.kit.rich_envs:Forbidden", 1, backend="sync", stagger=False)
     kwargs = [{}, {"blocked_at": 3}]
@@ -224,6 +228,7 @@ def test_more_processes_than_environments():
             RolloutDataModule(env, num_envs=num_envs, processes=3)
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("ways", [("false", "true"), ("true", "false")], ids=["on", "off"])
 def test_overlap_may_be_changed_on_resuming(ways, tmp_path):
     arguments = [
@@ -239,6 +244,7 @@ def test_overlap_may_be_changed_on_resuming(ways, tmp_path):
         assert train.main(again) == 0
 
 
+@pytest.mark.ranks
 def test_nobody_outlives_the_trainer(tmp_path):
     """Killed while environments hang in a process that it started, and in one that this one started."""
     arguments = [

@@ -28,10 +28,13 @@ def _no_process_is_left():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("env", "policy", "precision", "env_settings"),
     [
-        ("CartPole-v1", {"core": "lstm"}, "32-true", {"backend": "sync"}),
+        pytest.param(
+            *("CartPole-v1", {"core": "lstm"}, "32-true", {"backend": "sync"}), marks=pytest.mark.representative
+        ),
         ("Pendulum-v1", {}, "64-true", {}),
         ("tests.kit.rich_envs:Forbidden", {"shared_trunk": True}, "bf16-mixed", {"backend": "async", "timeout": 600.0}),
         ("tests.kit.envs:Sleepy", {"dropout": 0.5}, "32-true", {"timeout": 600.0}),
@@ -62,6 +65,7 @@ def test_every_rollout_is_of_the_policy_one_update_before(env, policy, precision
         torch.testing.assert_close(rollout.next_values[:-1][going], rollout.values[1:][going])
 
 
+@pytest.mark.usefixtures("new_interpreters")
 def test_the_first_two_rollouts_are_those_of_an_untrained_policy():
     """Before anything is learnt it makes no difference who collects, and one rollout goes on where the other ended."""
     collected = []
@@ -75,9 +79,11 @@ def test_the_first_two_rollouts_are_those_of_an_untrained_policy():
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
-@pytest.mark.parametrize("middle", [False, True], ids=["epoch end", "middle of an epoch"])
+@pytest.mark.ranks
 @pytest.mark.parametrize(("overlap", "processes"), [(True, 1), (False, 2), (True, 3)])
-def test_train_stop_resume_is_train_through_bit_for_bit(overlap, processes, middle, tmp_path):
+def test_train_stop_resume_is_train_through_bit_for_bit(overlap, processes, tmp_path):
+    """Stopped at the end of an epoch, and in the middle of one."""
+
     def fit(epochs, path=None, callbacks=(), save=None):
         model, data = build("Pendulum-v1", overlap=overlap, processes=processes)
         trainer = make_trainer(max_epochs=epochs, limit_val_batches=1.0, callbacks=list(callbacks))
@@ -90,17 +96,15 @@ def test_train_stop_resume_is_train_through_bit_for_bit(overlap, processes, midd
             trainer.save_checkpoint(save)
         return model, trainer
 
-    path = tmp_path / "agent.ckpt"
     through = fit(3)
-    if middle:
-        fit(3, callbacks=[MidEpoch(path, 3)])
-    else:
-        fit(2, save=path)
-    resumed = fit(3, path)
     assert through[0].iterations == 6
-    assert_same_agent(*through, *resumed)
+    fit(2, save=tmp_path / "end.ckpt")
+    fit(3, callbacks=[MidEpoch(tmp_path / "middle.ckpt", 3)])
+    for name in ("end.ckpt", "middle.ckpt"):
+        assert_same_agent(*through, *fit(3, tmp_path / name))
 
 
+@pytest.mark.ranks
 def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
     arguments = [
         *SMALL,
@@ -135,6 +139,7 @@ def test_a_signal_saves_the_rollout_in_progress(tmp_path, monkeypatch):
         assert torch.equal(value, ends[1]["state_dict"][name]), name
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(("kind", "said"), [("raises", "raised in step"), ("dies", "ended by SIGKILL")])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_fault_over_there_is_one_line_here(processes, kind, said, tmp_path, capfd, monkeypatch):
@@ -159,8 +164,8 @@ def test_a_fault_over_there_is_one_line_here(processes, kind, said, tmp_path, ca
     [
         ({"objective": "trpo"}, "trust region of trpo"),
         ({"objective": "policy_gradient", "update": {"minibatch_size": 16}}, "policy_gradient has no ratio"),
-        ({"env": vector([Count, Count])}, "built already"),
-        ({"env": vector([Count, Count]), "overlap": False, "processes": 2}, "built already"),
+        ({"env": vector([Count, Count])}, "already built"),
+        ({"env": vector([Count, Count]), "overlap": False, "processes": 2}, "already built"),
     ],
     ids=["trpo", "policy gradient", "built environment", "built environment in groups"],
 )

@@ -18,6 +18,7 @@ from lightning_ppo.settings.algorithm import NormalizeConfig, RolloutConfig
 from lightning_ppo.settings.networks import PolicyConfig
 from tests.kit.collecting import transitions
 from tests.kit.envs import Count, make_vector_env, vector
+from tests.kit.threads import in_ranks
 
 NEXT_STEP = AutoresetMode.NEXT_STEP
 MODES = list(AutoresetMode)
@@ -164,6 +165,20 @@ def test_scaler_has_the_statistics_of_discounted_sums(mode, end, num_steps):
     # 1, 1.5, 1.75, 1.875 in every episode: mean 6.125 / 4, population variance .44921875 / 4
     assert scaler.mean.item() == pytest.approx(1.53125, abs=1e-12)
     assert scaler.variance.item() == pytest.approx(0.1123046875, abs=1e-12)
+
+
+def test_the_scale_of_rewards_is_one_of_the_returns_of_all_ranks():
+    def scaler(rank):
+        env = vector([lambda: Count(4 - 2 * rank)], AutoresetMode.SAME_STEP)
+        policy = make_policy(env, rewards=True)
+        make_stream(env, policy, 4, gamma=0.5).next_rollout()
+        return policy.reward_scaler.state_dict()
+
+    # 1, 1.5, 1.75, 1.875 on rank 0, and on rank 1 1, 1.5, 1, 1.5
+    sums = torch.tensor([1.0, 1.5, 1.75, 1.875, 1.0, 1.5, 1.0, 1.5], dtype=torch.float64)
+    for state in in_ranks(2, scaler):
+        expected = {"mean": sums.mean(), "variance": sums.var(correction=0), "count": torch.tensor(8.0).double()}
+        torch.testing.assert_close(dict(state), expected)
 
 
 def test_rewards_of_resetting_steps_count_for_no_episode():

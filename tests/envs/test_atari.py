@@ -225,7 +225,7 @@ def test_training_learns_from_lessons_and_reports_whole_games(game, backend):
     (rollout,) = seen
     assert rollout.observations.dtype == torch.uint8
     assert set(rollout.rewards.unique().tolist()) <= {0.0, 1.0} and rollout.rewards.sum() >= 1
-    returns, lengths = rollout.episodes
+    returns, lengths = rollout.episodes.returns, rollout.episodes.lengths
     assert lengths.tolist() == [50] * 4
     assert returns.sum() >= 5 and (returns % 5 == 0).all()
     assert (

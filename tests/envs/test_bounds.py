@@ -82,4 +82,4 @@ def test_rewards_beyond_float32_are_named():
 def test_returns_beyond_float32_are_no_results():
     rewards, ends = torch.full((4, 1), 1e38, dtype=torch.float64), torch.tensor([[False], [False], [False], [True]])
     with pytest.raises(EnvironmentFault, match=r"an episode has the return 4e\+38"):
-        EpisodeRecorder(1).record(rewards, ends, torch.ones(4, 1, dtype=torch.bool))
+        EpisodeRecorder(1).add(rewards, ends, torch.ones(4, 1, dtype=torch.bool))

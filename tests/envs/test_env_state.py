@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import sys
+import threading
 
 import gymnasium
 import numpy as np
@@ -240,7 +241,11 @@ def test_source_that_was_edited_wins(place, tmp_path, monkeypatch):
     assert resumed(falling(1.62), falling(1.62)) == ("", [1.62, 1.62])
 
 
-@pytest.mark.parametrize("modes", [[], ["rollout.overlap=true", "rollout.processes=2"]], ids=["plain", "elsewhere"])
+@pytest.mark.parametrize(
+    "modes",
+    [[], pytest.param(["rollout.overlap=true", "rollout.processes=2"], marks=pytest.mark.ranks)],
+    ids=["plain", "elsewhere"],
+)
 def test_training_and_evaluation_step_the_same_task_after_resuming(modes, tmp_path, capsys, caplog):
     arguments = [*SMALL, *modes, "env.id=tests.envs.test_env_state:Level", "env.stagger=false", f"run_dir={tmp_path}"]
     assert train.main([*arguments, "total_env_steps=64"]) == 0
@@ -448,3 +453,26 @@ def test_a_vector_environment_that_cannot_be_closed_is_named(caplog):
 
     close_env(Broken([Count]))
     assert "Broken raised in close: OSError: no such window" in caplog.text
+
+
+class Caching(gymnasium.Env):
+    """Keeps a cache that no file could hold, and says that it is no state."""
+
+    observation_space = action_space = gymnasium.spaces.Discrete(9)
+    not_state = ("cache",)
+
+    def __init__(self):
+        self.steps, self.cache = 0, threading.Lock()
+
+
+@pytest.mark.parametrize("said", [("cache",), ()])
+def test_attributes_that_are_said_to_be_no_state_are_left_out(said, monkeypatch):
+    monkeypatch.setattr(Caching, "not_state", said)
+    first, second = (gymnasium.vector.SyncVectorEnv([Caching]) for _ in range(2))
+    own = second.envs[0].cache
+    first.envs[0].steps = 4
+    state, reason = get_env_state(first)
+    assert bool(reason) == (not said)
+    if said:
+        assert set_env_state(second, state) == ""
+        assert second.envs[0].steps == 4 and second.envs[0].cache is own

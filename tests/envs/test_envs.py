@@ -295,7 +295,7 @@ def test_autoreset_mode_as_enum_and_as_string(mode):
 )
 def test_autoreset_mode_that_is_missing_or_unknown(metadata):
     env = VectorEnv()
-    env.metadata = metadata
+    env.metadata, env.num_envs = metadata, 1
     with pytest.raises(EnvironmentFault, match=r"metadata.*NextStep, SameStep, Disabled"):
         autoreset_mode(env)
     with pytest.raises(EnvironmentFault, match="autoreset"):

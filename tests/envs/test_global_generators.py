@@ -149,6 +149,7 @@ def train(epochs=1, checkpoint=None, save=None, **settings):
     return torch.stack(found).numpy()
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("settings", [{"processes": 2}, {"overlap": True, "backend": "async"}], ids=str)
 def test_processes_that_collect_draw_differently_and_repeatably(settings):
     first = train(**settings)

@@ -305,7 +305,7 @@ def test_training_evaluation_prediction_and_films_never_take_an_illegal_action(s
     assert predicted.tolist() == [4, 4, 4]  # at time 0 the first action, 2, is forbidden
     (batch,) = data.predict_dataloader()
     assert isinstance(batch, MaskedObservations)
-    assert model.policy.predict(batch.observations).tolist() == [2, 2, 2]
+    assert model.policy.predict(batch.observations)[0].tolist() == [2, 2, 2]
     frames: list[np.ndarray] = []
     with Stage(settings) as stage:
         assert stage.play(model.policy, 2, sinks=[frames.append]).returns.tolist() == [4.0, 4.0]
@@ -341,6 +341,25 @@ def test_masks_come_back_after_a_process_has_died(tmp_path: Path) -> None:
             assert stepper.action_masks.any(1).all()
         assert (tmp_path / "died").exists()
     finally:
+        env.close()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_mask_of_the_next_action_comes_back_on_resuming(source: str, mode: AutoresetMode) -> None:
+    envs = [forbidden(source, mode) for _ in range(2)]
+    here, there = (VectorStepper(env, source) for env in envs)
+    here.reset([1, 2])
+    for _ in range(2):
+        here.step(2 + here.action_masks.argmax(1))
+    there.reset([3, 4])
+    assert not np.array_equal(there.action_masks, here.action_masks)
+    assert there.load_state_dict(here.state_dict()) == ""
+    for _ in range(6):
+        np.testing.assert_array_equal(there.action_masks, here.action_masks)
+        for stepper in (here, there):
+            stepper.step(2 + stepper.action_masks.argmax(1))
+    for env in envs:
         env.close()
 
 

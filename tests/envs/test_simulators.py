@@ -47,6 +47,21 @@ def test_truncations_are_found_by_every_known_name(key, caplog):
     assert "names no truncations" not in caplog.text
 
 
+class Twice(Simulator):
+    """As brax's inverted pendulum: says of falls that they are time-outs, and of those that they are truncations."""
+
+    def step(self, actions):
+        observations, rewards, dones, infos = super().step(actions)
+        return observations, rewards, dones, {"time_out": dones - infos["truncation"], **infos}
+
+
+def test_of_two_names_that_of_truncations_is_taken_and_a_line_says_so_once(caplog):
+    env = TensorVectorEnv(Twice("truncation"), BOX, BOX)
+    assert ends(env) == ([3, 0], [0, 2]) and ends(env) == ([3, 0], [0, 2])
+    assert caplog.text.count("Twice has truncation and time_out in its infos: truncation is taken") == 1
+    assert ends(TensorVectorEnv(Twice("truncation"), BOX, BOX, truncation_key="time_out")) == ([0, 2], [3, 0])
+
+
 def test_any_other_name_can_be_given():
     assert ends(TensorVectorEnv(Simulator("cut"), BOX, BOX, truncation_key="cut")) == ([3, 0], [0, 2])
     with pytest.raises(EnvironmentFault, match="truncation_key='cut' is not in the infos of Simulator, which are "):

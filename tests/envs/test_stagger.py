@@ -258,6 +258,7 @@ def truncations(caplog, **settings):
     return seen[0]
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("settings", [{"processes": 2}, {"overlap": True}, {"overlap": True, "processes": 2}])
 def test_collecting_processes_begin_at_the_same_times_as_one(settings, caplog):
     alone, shared = truncations(caplog), truncations(caplog, **settings)

@@ -66,6 +66,18 @@ def test_time_limit_of_cartpole_and_its_first_episodes():
 
 
 @pytest.mark.parametrize("kind", [TorchCartPole, TorchPendulum])
+def test_the_final_observation_is_that_of_the_episode_that_ends(kind):
+    env = kind(4, max_episode_steps=3)
+    env.reset(seed=0)
+    for actions in random_actions(kind, 4, 3):
+        last = env.observe(env.advance(env.state, actions)[0])
+        observations, _, _, truncations, infos = env.step(actions)
+    assert truncations.all()
+    assert torch.equal(infos["final_obs"], last)
+    assert torch.equal(observations, env.observe(env.state)) and not torch.isclose(observations, last).all(1).any()
+
+
+@pytest.mark.parametrize("kind", [TorchCartPole, TorchPendulum])
 def test_episodes_start_within_gymnasiums_bounds(kind):
     env = kind(4096)
     env.reset(seed=1)

@@ -1,7 +1,6 @@
 """Videos: every frame of an episode in order, headless, and nothing else is changed by filming."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.settings.loading import as_section
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault, UserError
 from tests.kit.envs import Count
-from tests.kit.paths import ROOT
+from tests.kit.preloaded import Command
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="needs the extra video")
 
@@ -209,12 +208,10 @@ def test_films_of_atari_run_at_the_speed_of_the_console():
 
 def test_a_window_is_opened(checkpoint):
     pytest.importorskip("pygame", reason="needs the extra video")
-    arguments = [sys.executable, "-m", "lightning_ppo", "evaluate", str(checkpoint), "--render", "human"]
-    finished = subprocess.run(
-        arguments, env={**os.environ, "SDL_VIDEODRIVER": "offscreen"}, capture_output=True, text=True, cwd=ROOT
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert json.loads(finished.stdout.splitlines()[-1])["episodes"] == 1
+    shown = Command(command, ["evaluate", str(checkpoint), "--render", "human"], SDL_VIDEODRIVER="offscreen")
+    code, printed, errors = shown.wait(120)
+    assert code == 0, errors
+    assert json.loads(printed.splitlines()[-1])["episodes"] == 1
 
 
 def test_video_must_be_an_mp4(checkpoint, capsys):
@@ -222,18 +219,20 @@ def test_video_must_be_an_mp4(checkpoint, capsys):
     assert "expected a name that ends in .mp4" in capsys.readouterr().err
 
 
-def test_mujoco_is_drawn_without_a_display():
+def print_contrast(env_id: str) -> None:
+    with Stage(EnvConfig(env_id)) as stage:
+        print(stage.picture().std())
+
+
+def test_mujoco_is_drawn_without_a_display(monkeypatch):
     pytest.importorskip("mujoco", reason="needs the extra mujoco")
-    code = (
-        "from lightning_ppo.settings.sections import EnvConfig; from lightning_ppo.evaluation.video import Stage\n"
-        "with Stage(EnvConfig('HalfCheetah-v5')) as stage: print(stage.picture().std())"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")}
-    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
-    if finished.returncode and "cannot be rendered" in finished.stderr:
-        assert "MUJOCO_GL" in finished.stderr
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    code, printed, errors = Command(print_contrast, "HalfCheetah-v5").wait(120)
+    if code and "cannot be rendered" in errors:
+        assert "MUJOCO_GL" in errors
         pytest.skip("neither EGL nor OSMesa works here")
-    assert float(finished.stdout) > 10, finished.stderr  # a picture, not a blank
+    assert float(printed) > 10, errors  # a picture, not a blank
 
 
 # the callback

@@ -21,7 +21,7 @@ from tests.kit.export_matrix import check
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 CASES = {
-    "vector": (BOX, spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 1.0])), {}, False),
+    "vector": (BOX, spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 1.0])), {"layer_norm": True}, False),
     "masked": (spaces.Dict(a=BOX, b=spaces.Discrete(4, start=2)), spaces.MultiDiscrete([2, 3]), {}, True),
     "memory": (BOX, spaces.Box(-2.0, 2.0, (2,), np.float32), {"core": "lstm", "core_size": 8}, False),
 }
@@ -40,7 +40,9 @@ def make(case: str, seed: int = 0) -> Deployed:
     return Deployed(policy, observation_space, action_space, masks)
 
 
-@pytest.mark.parametrize(("case", "kind"), [*((case, "torch") for case in CASES), ("memory", "onnx")])
+@pytest.mark.parametrize(
+    ("case", "kind"), [*((case, "torch") for case in CASES), pytest.param("memory", "onnx", marks=pytest.mark.compiled)]
+)
 def test_a_thousand_observations(case, kind, tmp_path):
     if kind == "onnx":
         pytest.importorskip("onnxruntime", reason="needs the extra export")
@@ -62,8 +64,8 @@ KINDS = [
     ("image", "discrete", None, True, "torch"),
     ("tuple", "mixed gsde", "gru", True, "torch"),
     ("dict", "mixed tanh_gaussian", "lstm", True, "torch"),
-    ("nested", "mixed beta", "gru", True, "onnx"),
-    ("dict", "mixed state_gaussian", "lstm", False, "onnx"),
+    pytest.param("nested", "mixed beta", "gru", True, "onnx", marks=pytest.mark.compiled),
+    pytest.param("dict", "mixed state_gaussian", "lstm", False, "onnx", marks=pytest.mark.compiled),
 ]
 """Every kind of observation and action is in some case; `export_matrix.py`, which takes a while, has every pair."""
 
@@ -116,6 +118,7 @@ def checkpoint(tmp_path_factory):
     return folder / "agent.ckpt"
 
 
+@pytest.mark.compiled
 def test_onnx_runs_without_this_package(checkpoint, tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     pytest.importorskip("onnxscript", reason="needs the extra export")
@@ -135,7 +138,7 @@ def test_onnx_runs_without_this_package(checkpoint, tmp_path, capsys):
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     policy = PPO.load_from_checkpoint(checkpoint, weights_only=True).policy
-    expected = policy.predict(torch.from_numpy(observations)).tolist()
+    expected = policy.predict(torch.from_numpy(observations))[0].tolist()
     assert json.loads(finished.stdout) == expected and 100 < sum(expected) < 900
 
 
@@ -146,3 +149,17 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, monkeypatch, capsys):
     assert command(["export", str(checkpoint)]) == 1
     error = capsys.readouterr().err
     assert "ONNX needs onnxruntime: pip install 'lightning-ppo[export]'" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_difference_in_any_step_and_output_counts(wrong):
+    deployed, calls = make("memory"), 0
+
+    def function(inputs):
+        nonlocal calls
+        calls += 1
+        found = deployed.named(inputs)
+        name = deployed.outputs[wrong]
+        return found | {name: found[name] + (0.5 if calls == 1 else 0.0)}
+
+    assert greatest_difference(deployed, function, steps=2) >= 0.5

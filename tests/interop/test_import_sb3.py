@@ -49,7 +49,7 @@ def test_actions_and_values_are_those_of_sb3(name, options, tmp_path):
     observations = torch.tensor(expected["observations"])
     with torch.no_grad():
         torch.testing.assert_close(policy.value(observations), torch.tensor(expected["values"]), atol=1e-5, rtol=1e-5)
-        actions = policy.predict(observations)
+        actions = policy.predict(observations)[0]
     torch.testing.assert_close(actions, torch.tensor(expected["actions"]), atol=1e-5, rtol=1e-5)
     assert len(set(actions.flatten().tolist())) > 1
 
@@ -156,7 +156,7 @@ def test_images_give_the_actions_and_values_of_sb3(case, layers, shared, tmp_pat
     images = torch.from_numpy(OBSERVATIONS)
     with torch.no_grad():
         torch.testing.assert_close(policy.value(images), torch.tensor(IMAGES[case]["values"]), atol=1e-5, rtol=1e-5)
-    assert policy.predict(images).tolist() == IMAGES[case]["actions"]
+    assert policy.predict(images)[0].tolist() == IMAGES[case]["actions"]
     assert len(set(IMAGES[case]["actions"])) > 1
 
 

@@ -1,22 +1,16 @@
 """One rank of a data-parallel training whose data does not depend on how many ranks share it.
 
-Run alone, or under torchrun:
-`python -m torch.distributed.run --nproc_per_node=2 tests/kit/ddp_worker.py OUT ENV [CONTROL]`.
 Environments are seeded by global index, action noise is a function of step and global index, and the minibatches of
 the ranks together are the minibatches of one process. What is left is what the library does with it.
 """
 
 import os
-import sys
 from functools import partial
-from pathlib import Path
 
 import gymnasium
 import pytorch_lightning as pl
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.collection import stream
@@ -137,8 +131,10 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
             metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("time/")})
             actions.append(batch.actions.clone())
 
+    epochs = 4 if control in ("", "lstm", "trpo", "adaptive_kl", "apart") else 1
     trainer = pl.Trainer(
-        max_epochs=4 if control in ("", "lstm", "trpo", "adaptive_kl", "apart") else 1,
+        max_epochs=epochs,
+        check_val_every_n_epoch=min(2, epochs),
         precision=precision,
         accelerator="cpu",
         devices=WORLD,
@@ -154,7 +150,3 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
     final = {k: float(v) for k, v in trainer.callback_metrics.items()}
     path = f"{out}.{RANK}"
     torch.save({"states": states, "metrics": metrics, "actions": actions, "final": final}, path)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,27 +1,28 @@
-"""Two ranks on which different things happen; run under torchrun: `tests/kit/rank_events.py OUT`.
+"""Two ranks on which different things happen.
 
-Each event happens on one rank only. Whether the ranks still do the same is what the files OUT.RANK tell.
+An event happens on one rank only, or concerns what ranks must share out. What the ranks made of it is in the files
+OUT.RANK.
 """
 
+import logging
 import os
+import random
 import signal
-import sys
 import time
-from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytorch_lightning as pl
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from gymnasium import spaces
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.run.stopping import GracefulStop, Interrupted
+from lightning_ppo.support import notices
 from lightning_ppo.support.errors import UserError
 from tests.kit.envs import Count
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", 0))
 
 
 class Slow(Count):
@@ -66,6 +67,50 @@ class Impatient(Count):
         return super().step(action)
 
 
+class Tenth(gymnasium.RewardWrapper):
+    """A tenth of the reward."""
+
+    def reward(self, reward):
+        return reward / 10
+
+
+class Draws(Count):
+    """Shows one number of each global generator, and those that it was built with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(0.0, 1.0, (6,), np.float64)
+        self.built = self.drawn()
+
+    def drawn(self):
+        return [random.random(), np.random.random(), float(torch.rand(1, dtype=torch.float64))]
+
+    def _observation(self):
+        return np.array(self.drawn() + self.built)
+
+
+class First(pl.Callback):
+    """Keeps the first rollout, and what is said."""
+
+    def __init__(self) -> None:
+        self.rollout, self.said = None, []
+
+    def setup(self, trainer, module, stage):
+        self.handler = logging.Handler(logging.WARNING)
+        self.handler.emit = lambda record: self.said.append(record.getMessage())
+        logging.getLogger("lightning_ppo").addHandler(self.handler)
+
+    def teardown(self, trainer, module, stage):
+        logging.getLogger("lightning_ppo").removeHandler(self.handler)
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.rollout = self.rollout or {
+            "observations": batch.observations.clone(),
+            "truncations": batch.truncations.clone(),
+            "rewards": batch.rewards.clone(),
+        }
+
+
 class Different(PPO):
     """Sees another divergence, summed over the rows, or another loss, on one of the ranks."""
 
@@ -80,14 +125,17 @@ class Different(PPO):
         return loss * float("nan") if self.event == "nan on rank 1" and RANK == 1 and self.iterations == 2 else loss
 
 
-def run(event: str, env: type[gymnasium.Env] = Count, **settings) -> dict:
+def run(event: str, env: type[gymnasium.Env] | str | dict = Count, **settings) -> dict:
     pl.seed_everything(3, verbose=False)
-    rollout = {"num_envs": 2, "num_steps": 16, "rollouts_per_epoch": 4}
-    data = RolloutDataModule(f"{__name__}:{env.__name__}", seed=3, **rollout, **settings)
+    notices.forget()
+    rollout = {"num_envs": 2, "num_steps": 16, "rollouts_per_epoch": 4, "stagger": False}
+    env = f"{__name__}:{env.__name__}" if isinstance(env, type) else env
+    data = RolloutDataModule(env, **{"seed": 3, **rollout, **settings})
     update = {"epochs": 3, "minibatch_size": 16, "target_kl": 1.0}
-    model = Different(data.observation_space, data.action_space, update=update)
+    model = Different(data.observation_space, data.action_space, update=update, normalize={"rewards": False})
     model.event = event
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    first = First()
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -95,7 +143,7 @@ def run(event: str, env: type[gymnasium.Env] = Count, **settings) -> dict:
         strategy="ddp",
         enable_model_summary=False,
         **quiet,
-        callbacks=[GracefulStop(None)],
+        callbacks=[GracefulStop(None), first],
     )
     error = ""
     try:
@@ -103,8 +151,12 @@ def run(event: str, env: type[gymnasium.Env] = Count, **settings) -> dict:
     except (UserError, Interrupted) as problem:
         error = f"{type(problem).__name__}: {problem}"
     weights = np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
-    returns = float(trainer.callback_metrics.get("rollout/return_mean", float("nan")))
-    return {"error": error, "steps": trainer.global_step, "weights": torch.from_numpy(weights), "return": returns}
+    returns = {name: float(x) for name, x in trainer.callback_metrics.items() if name.endswith("return_mean")}
+    found = {"error": error, "steps": trainer.global_step, "weights": torch.from_numpy(weights), "returns": returns}
+    return found | {"own returns": list(model.recent_returns), "rollout": first.rollout, "said": first.said}
+
+
+WAYS = {"sync": {"backend": "sync"}, "async": {"backend": "async"}, "overlap": {"backend": "sync", "overlap": True}}
 
 
 def main(out: str) -> None:
@@ -119,8 +171,12 @@ def main(out: str) -> None:
         "Ctrl-C on rank 1": run("", Impatient, evaluation={"episodes": 0}),
         "other settings on rank 1": run("", gamma=(0.9, 0.95)[RANK]),
     }
+    wrapped = {"id": f"{__name__}:Count", "wrappers": [f"{__name__}.Tenth"]}
+    for way, settings in WAYS.items():
+        found[f"wrapped rewards, {way}"] = run("", wrapped, evaluation={"episodes": 3}, **settings)
+        found[f"draws, {way}"] = run("", Draws, evaluation={"episodes": 0}, **settings)
+        limited = {"id": "CartPole-v1", "max_episode_steps": 8}
+        found[f"phases, {way}"] = run("", limited, num_envs=4, stagger=True, evaluation={"episodes": 0}, **settings)
+    native = {"id": "CartPole-v1", "backend": "vector", "kwargs": {"max_episode_steps": 8}}
+    found["phases, vector"] = run("", native, num_envs=4, stagger=True, evaluation={"episodes": 0})
     torch.save(found, f"{out}.{RANK}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,29 +1,22 @@
 """Training of one and of several ranks on the same data."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
-from tests.kit.paths import ROOT
+from tests.kit import ddp_worker
+from tests.kit.preloaded import run_ranks
+
+_done: dict[tuple[int, str, str, str], list[dict]] = {}
 
 
 def launch(out: Path, ranks: int, env: str, control: str = "", precision: str = "32-true") -> list[dict]:
-    arguments = [str(ROOT / "tests" / "kit" / "ddp_worker.py"), str(out), env, control, precision]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    finished = subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(ranks)]
+    """Return what each rank saved; the same training is done once per process of tests."""
+    case = ranks, env, control, precision
+    if case not in _done:
+        run_ranks(ranks, ddp_worker.main, str(out), env, control, precision)
+        _done[case] = [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(ranks)]
+    return _done[case]
 
 
 def distance(one: dict, other: dict) -> float:

@@ -38,11 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.stash[SHORT] = item in short
         item.user_properties.append(("short", item in short))
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        if group := group_of(item):
+            item.add_marker(pytest.mark.xdist_group(group))
     if selected(config) != "all":
-        left_out = [item for item in items if item.stash[SHORT] != (selected(config) == "short")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        wanted = selected(config) == "short"
+        config.hook.pytest_deselected(items=[item for item in items if item.stash[SHORT] != wanted])
+        items[:] = [item for item in items if item.stash[SHORT] == wanted]
     if hasattr(config, "workerinput"):  # what takes long begins first, so that no worker is alone with it in the end
         items.sort(key=lambda item: not families_of(item))
 
@@ -51,45 +52,54 @@ def families_of(item: pytest.Item) -> set[str]:
     return {marker.name for marker in item.iter_markers()} & set(FAMILIES)
 
 
-def group_of(item: pytest.Item) -> str:
-    """Return the group of tests that one worker runs, one after the other.
+def group_of(item: pytest.Item) -> str | None:
+    """Return the group of tests that one worker runs, one after the other; None for a test that any worker may run.
 
-    Tests that start ranks, which take all cores, are one; so are those with a fixture that is built once for a file.
+    Tests that start ranks, which take all cores, are one group; so are those of a file that share a fixture.
     """
     if "ranks" in families_of(item):
         return "ranks"
     fixtures = [definitions[-1] for definitions in item._fixtureinfo.name2fixturedefs.values()]
-    shared = [f"{f.baseid}::{f.argname}" for f in fixtures if f.scope != "function" and f.baseid.endswith(".py")]
-    return min(shared, default=item.nodeid)
+    shared = {fixture.baseid for fixture in fixtures if fixture.scope != "function" and fixture.baseid.endswith(".py")}
+    return min(shared, default="").replace("/", ".") or None
 
 
 def short_selection(items: Sequence[pytest.Item]) -> set[pytest.Item]:
     """Return the tests of the short selection, which do not depend on the order of the items."""
     found, exhaustive = set(), defaultdict(list)
     for item in sorted(items, key=lambda item: item.nodeid):
-        if item.get_closest_marker("representative"):
+        marker = item.get_closest_marker("exhaustive")
+        if item.get_closest_marker("representative") or not (marker or families_of(item)):
             found.add(item)
-        elif item.get_closest_marker("exhaustive") and not families_of(item):
-            exhaustive[item.parent.nodeid, item.originalname].append(item)
         elif not families_of(item):
-            found.add(item)
-    for cases in exhaustive.values():
-        strength = cases[0].get_closest_marker("exhaustive").kwargs.get("strength", 1)
-        found |= {cases[index] for index in covering([case.callspec.params for case in cases], strength)}
+            exhaustive[function_of(item), marker.kwargs.get("strength", 1)].append(item)
+    for (function, strength), cases in exhaustive.items():
+        run = [item.callspec.params for item in found if function_of(item) == function]
+        found |= {cases[index] for index in covering([case.callspec.params for case in cases], strength, run)}
     return found
 
 
-def covering(cases: Sequence[Mapping[str, Any]], strength: int) -> list[int]:
+def function_of(item: pytest.Item) -> tuple[str, str]:
+    return item.parent.nodeid, getattr(item, "originalname", item.name)
+
+
+Case = Mapping[str, Any]
+
+
+def covering(cases: Sequence[Case], strength: int, run: Sequence[Case] = ()) -> list[int]:
     """Return the indices of few cases in which all combinations of `strength` values occur that any of them has.
 
-    Takes the case with the most new combinations until there are none.
+    Takes the case with the most new combinations until there are none. None is new that cases have which `run` anyway.
     """
-    combinations = []
-    for case in cases:
-        values = sorted((name, repr(value)) for name, value in case.items())
-        combinations.append(set(itertools.combinations(values, min(strength, len(values)))))
-    missing, chosen = set().union(*combinations), []
+    combinations = [combinations_of(case, strength) for case in cases]
+    missing = set().union(*combinations).difference(*(combinations_of(case, strength) for case in run))
+    chosen = []
     while missing:
         chosen.append(max(range(len(cases)), key=lambda index: len(combinations[index] & missing)))
         missing -= combinations[chosen[-1]]
     return chosen
+
+
+def combinations_of(case: Case, strength: int) -> set[tuple]:
+    values = sorted((name, repr(value)) for name, value in case.items())
+    return set(itertools.combinations(values, min(strength, len(values))))

@@ -16,6 +16,7 @@ import pytest
 WATCHED = (signal.SIGINT, signal.SIGTERM)
 _own: Counter[int] = Counter()
 _pipe: list[int] = []
+_pid = os.getpid()
 
 
 def send(number: int) -> None:
@@ -25,14 +26,18 @@ def send(number: int) -> None:
 
 
 def end(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _pid:  # in a forked process, where what handles signals in a training has this handler, too
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
     pytest.exit(f"stopped by {signal.Signals(number).name}", returncode=128 + number)
 
 
 def release() -> None:
-    """Let a forked process be ended as any other."""
+    """Let a forked process have its signals for itself, and be ended as any other."""
     with contextlib.suppress(ValueError):  # of a thread that is not the main one
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def pytest_configure(config: pytest.Config) -> None:

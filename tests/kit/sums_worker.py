@@ -1,4 +1,4 @@
-"""One of several ranks that reduce through shared memory; `tests/kit/sums_worker.py OUT RANK WORLD`.
+"""One of several ranks that reduce through shared memory.
 
 Where memory is shared, the last rank dies in the end. What the others found is in OUT.RANK.
 """
@@ -7,15 +7,12 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lightning_ppo.speed import shared_sums
 from lightning_ppo.support import distributed
@@ -74,7 +71,3 @@ def watch_a_death(out: str, rank: int, world: int) -> list[str]:
             errors.append(str(error))
         Path(f"{out}.{rank}.late").touch()
     return errors
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,5 +1,6 @@
 """Agents with data and a Trainer, and agents that keep what they see."""
 
+import pytest
 import pytorch_lightning as pl
 import torch
 
@@ -16,6 +17,10 @@ SETTINGS = {
     "total_env_steps": 1000,
 }
 """Of agents whose clip range and learning rate depend on what was done before."""
+
+eager_and_compiled = pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.compiled)], ids=["eager", "compiled"]
+)
 
 
 def make_trainer(**kwargs) -> pl.Trainer:

@@ -297,3 +297,13 @@ def test_unsupported_action_spaces_are_named(space: spaces.Space) -> None:
     with pytest.raises(UnsupportedSpaceError) as error:
         make_action_head(space)
     assert str(space) in str(error.value) or str(spaces.Text(3)) in str(error.value)
+
+
+def test_the_noise_of_gsde_trains_no_features():
+    head = make_action_head(spaces.Box(-1.0, 1.0, (2,), np.float32), "gsde", num_features=3)
+    outputs = torch.randn(4, 5, requires_grad=True)
+    parameters = head.parameters_of(outputs)
+    log_prob = head.log_prob(parameters, torch.randn(4, 2))
+    log_prob.sum().backward()
+    assert outputs.grad[:, :2].abs().min() > 0.0 and head.log_std.grad.abs().min() > 0.0
+    assert torch.equal(outputs.grad[:, 2:], torch.zeros(4, 3))

@@ -77,6 +77,7 @@ def seen_before(policy: ActorCritic, make: Callable[[], Collector]) -> Collector
     return collecting
 
 
+@pytest.mark.exhaustive(strength=2)
 @pytest.mark.parametrize("offset", SPREADS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("way", ["usual", "torch", "recorded"])
@@ -168,6 +169,7 @@ class Scores(PPO):
         super().training_step(rollout, batch_idx)
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("rollout", [{"processes": 2}, {"overlap": True}], ids=str)
 def test_other_processes_sample_as_they_score(rollout):
     pl.seed_everything(0, verbose=False)

@@ -114,6 +114,7 @@ def test_half_precision_divides_the_pixels():
     torch.testing.assert_close(layer(pixels).double(), exact, rtol=5e-3, atol=1e-4)
 
 
+@pytest.mark.learning
 def test_pictures_are_learnt_from():
     pl.seed_everything(1, verbose=False)
     model = learn(

@@ -227,12 +227,19 @@ def test_weights_depend_on_the_seed_alone() -> None:
 # ---------------------------------------------------------------- prediction
 
 
+def predict(agent: ActorCritic, observations: torch.Tensor, deterministic: bool = True, generator: Any = None) -> Any:
+    """Return the actions of a policy without memory."""
+    actions, memory = agent.predict(observations, deterministic=deterministic, generator=generator)
+    assert memory is None
+    return actions
+
+
 @pytest.mark.parametrize("deterministic", [True, False], ids=["mode", "sample"])
 @every_action_space
 def test_predicted_actions_are_legal(space: Space, deterministic: bool) -> None:
     # wide outputs, so that clipping is needed
     agent = actor_critic(space, gain=3000.0, log_std_init=2.0)
-    actions = agent.predict(observe(200), deterministic, torch.Generator().manual_seed(0))
+    actions = predict(agent, observe(200), deterministic, torch.Generator().manual_seed(0))
     assert actions.shape == (200, *(space.shape or ()))
     illegal = [action for action in actions.numpy() if not space.contains(action)]
     assert not illegal, f"{len(illegal)} of 200, such as {illegal[0]!r}"
@@ -241,12 +248,12 @@ def test_predicted_actions_are_legal(space: Space, deterministic: bool) -> None:
 @some_action_spaces
 def test_the_mode_repeats_and_samples_differ(space: Space) -> None:
     agent, observations = actor_critic(space), observe(1).expand(10, -1)
-    modes = [tuple(agent.predict(observations, True).flatten().tolist()) for _ in range(10)]
-    samples = [tuple(agent.predict(observations, False).flatten().tolist()) for _ in range(10)]
+    modes = [tuple(predict(agent, observations, True).flatten().tolist()) for _ in range(10)]
+    samples = [tuple(predict(agent, observations, False).flatten().tolist()) for _ in range(10)]
     assert len(set(modes)) == 1 and len(set(samples)) > 1
     # and within a batch of one observation
-    rows = agent.predict(observations, False, torch.Generator().manual_seed(0)).reshape(10, -1)
-    assert len({tuple(row) for row in agent.predict(observations).reshape(10, -1).tolist()}) == 1
+    rows = predict(agent, observations, False, torch.Generator().manual_seed(0)).reshape(10, -1)
+    assert len({tuple(row) for row in predict(agent, observations).reshape(10, -1).tolist()}) == 1
     assert len({tuple(row) for row in rows.tolist()}) > 1
 
 
@@ -254,10 +261,10 @@ def test_the_mode_repeats_and_samples_differ(space: Space) -> None:
 def test_samples_follow_the_generator_and_leave_the_global_one_alone(space: Space) -> None:
     agent, observations = actor_critic(space), observe()
     state = torch.get_rng_state()
-    first, again, other = (agent.predict(observations, False, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, again, other = (predict(agent, observations, False, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    agent.predict(observations, False)
-    agent.predict(observations, True)
+    predict(agent, observations, False)
+    predict(agent, observations, True)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -265,17 +272,17 @@ def test_samples_follow_the_generator_and_leave_the_global_one_alone(space: Spac
 def test_prediction_is_acting_in_the_environments_units(space: Space) -> None:
     agent, observations = actor_critic(space, gain=100.0), observe()
     expected = agent.head.to_env(act(agent, observations, seed=3))
-    actions = agent.predict(observations, False, torch.Generator().manual_seed(3))
+    actions = predict(agent, observations, False, torch.Generator().manual_seed(3))
     torch.testing.assert_close(actions, expected)
     torch.testing.assert_close(
-        agent.predict(observations), agent.head.to_env(agent.head.mode(agent.distribution(observations)))
+        predict(agent, observations), agent.head.to_env(agent.head.mode(agent.distribution(observations)))
     )
 
 
 def test_prediction_builds_no_graph_and_changes_no_statistics() -> None:
     agent = actor_critic(ACTIONS["box"])
     before = {name: x.clone() for name, x in agent.state_dict().items()}
-    assert not agent.predict(observe()).requires_grad
+    assert not predict(agent, observe()).requires_grad
     torch.testing.assert_close(dict(agent.state_dict()), before, rtol=0, atol=0)
 
 

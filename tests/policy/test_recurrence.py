@@ -407,7 +407,7 @@ def test_the_first_ratio_is_one(env, policy, precision, tolerance):
         {"loss_terms": ["lightning_ppo.update.loss_terms.ActionSmoothness"]},
         {"policy": {"dropout": 0.5}},
         {"update": {"recompute_advantages": True, "target_kl": 1.0}},
-        {"compile": True, "model": PPO},
+        pytest.param({"compile": True, "model": PPO}, marks=pytest.mark.compiled),
     ],
     ids=str,
 )
@@ -515,7 +515,7 @@ def test_playing_keeps_the_memory_of_each_episode(mode):
     assert actions.tolist() == [2, 0] and states.tolist() == [[3.0, 3.0], [1.0, 1.0]]  # actor's and critic's
     assert policy.step(torch.zeros(2, 1), states)[0].tolist() == [2, 0]
     assert policy.step(torch.ones(2, 1), states, torch.tensor([True, False]))[0].tolist() == [0, 0]
-    assert policy.predict(torch.tensor([[2.0]])).tolist() == [1]
+    assert policy.predict(torch.tensor([[2.0]]))[0].tolist() == [1]
 
 
 def test_a_whole_network_with_memory_trains():
@@ -580,3 +580,13 @@ def test_cores_that_cannot_work(settings, message):
     with pytest.raises(ConfigError) as caught:
         ActorCritic(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), PolicyConfig(**settings))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_cores_hold_weights_and_no_layer_that_needs_them_in_one_buffer(kind):
+    core = RecurrentCore(kind, 3, 4)
+    assert not any(isinstance(module, nn.RNNBase) for module in core.modules())
+    layer = (nn.LSTM if kind == "lstm" else nn.GRU)(3, 4)
+    assert [(n, p.shape) for n, p in core.cell.named_parameters()] == [
+        (n, p.shape) for n, p in layer.named_parameters()
+    ]

@@ -190,6 +190,7 @@ def every(cases: Iterator[tuple[str, str, str | None, bool]]) -> pytest.MarkDeco
     return pytest.mark.parametrize(("observation", "action", "core", "masked"), found, ids=names)
 
 
+@pytest.mark.exhaustive(strength=2)
 @every(pairs())
 def test_every_pair(observation: str, action: str, core: str | None, masked: bool) -> None:
     observation_space, (action_space, name) = OBSERVATIONS[observation], ACTIONS[action]
@@ -278,6 +279,7 @@ def through_environments() -> Iterator[tuple[str, str, str | None, bool]]:
         yield [*OBSERVATIONS][number % len(OBSERVATIONS)], action, CORES[number % 3], bool(choices_of(space))
 
 
+@pytest.mark.exhaustive(strength=2)
 @every(through_environments())
 def test_rollouts(observation: str, action: str, core: str | None, masked: bool) -> None:
     observation_space, (action_space, name) = OBSERVATIONS[observation], ACTIONS[action]
@@ -296,6 +298,7 @@ def test_rollouts(observation: str, action: str, core: str | None, masked: bool)
 # ---------------------------------------------------------------- samples
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("masked", [False, True], ids=["all legal", "masked"])
 @every_action
 def test_samples_are_distributed_as_claimed(action: str, masked: bool) -> None:
@@ -537,6 +540,7 @@ def test_numpy_acts_as_torch_does(masked: bool, shared: bool, core: str | None) 
         torch.testing.assert_close(actors[0].state, actors[1].state, rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.compiled
 def test_compiled_gradients_are_those_of_eager_mode() -> None:
     observation = spaces.Dict({"mode": spaces.Discrete(3, start=2), "vec": VECTOR})
     action = spaces.Tuple((spaces.MultiDiscrete([2, 3]), spaces.Box(0.0, 1.0, (1,))))

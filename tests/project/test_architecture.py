@@ -19,7 +19,6 @@ ROOMS = (
 """From the bottom to the top; a room imports from those before it."""
 
 TESTS = ROOT / "tests"
-FOR_TESTS = {"kit", "data"}
 FOLDERS_OF_TESTS = {*ROOMS, "whole", "project"}
 
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
@@ -162,7 +161,6 @@ def is_test(path: Path) -> bool:
 
 def test_tests_lie_in_the_room_that_they_test_or_with_the_whole_or_the_project():
     assert {path.parent.name for path in TESTS.rglob("*.py") if is_test(path)} == FOLDERS_OF_TESTS
-    assert {path.parent.name for path in TESTS.glob("*/*.py")} == FOLDERS_OF_TESTS | FOR_TESTS
     assert {path.name for path in TESTS.glob("*.py")} == {"__init__.py", "conftest.py"}
 
 

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import subprocess
 import sys
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from unittest import mock
 
 import gymnasium as gym
@@ -12,21 +14,23 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablations, gpu, learning, recurrent, shortcuts, speed, table1, where_time_goes
+from benchmarks import ablations, family, gpu, learning, recurrent, shortcuts, speed, table1, where_time_goes
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.distributions.continuous import GaussianHead
 from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, RolloutConfig, UpdateConfig
 from lightning_ppo.settings.loading import flat, load, to_container
 from lightning_ppo.settings.networks import PolicyConfig
+from lightning_ppo.support.statistics import interquartile_mean
+from tests.kit.preloaded import Command, run_script
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
     # 8 scores: 2 cut at each end, (2 + 3 + 4 + 5) / 4
-    assert learning.interquartile_mean([7, 0, 1, 6, 2, 5, 3, 4]) == 3.5
+    assert interquartile_mean([7, 0, 1, 6, 2, 5, 3, 4]) == 3.5
     # outliers do not count
-    assert learning.interquartile_mean([-1e9, 1, 2, 3, 4, 1e9, 2, 3]) == 2.5
+    assert interquartile_mean([-1e9, 1, 2, 3, 4, 1e9, 2, 3]) == 2.5
     # along the last axis; of 3 scores none is cut
-    np.testing.assert_allclose(learning.interquartile_mean([[0, 3, 6], [1, 1, 4]]), [3.0, 2.0])
+    np.testing.assert_allclose(interquartile_mean([[0, 3, 6], [1, 1, 4]]), [3.0, 2.0])
 
 
 def test_seeds_are_drawn_anew_within_their_task_only():
@@ -158,7 +162,22 @@ def test_table_of_a_race_has_medians_and_their_ratios():
     assert lines[-1].endswith("otherwise, c (2 cores), d, commit a; torch 1.")
 
 
-def test_racers_do_what_they_are_asked(tmp_path):
+@pytest.fixture
+def preloaded(monkeypatch):
+    """Racers run in processes that have torch imported already."""
+
+    def run(command, env=None, **kwargs):
+        if sys.executable not in command:
+            return subprocess.run(command, env=env, **kwargs)
+        *_, script, task = command
+        code, output, errors = Command(run_script, script, task, **env).wait(120)
+        return subprocess.CompletedProcess(command, code, output, errors)
+
+    monkeypatch.setattr(speed, "subprocess", SimpleNamespace(run=run))
+
+
+@pytest.mark.docs
+def test_racers_do_what_they_are_asked(tmp_path, preloaded):
     results = tmp_path / "speed.csv"
     workload = {"Pendulum-v1, tiny": speed.TINY["Pendulum-v1, tiny"]}
     systems = ["lightning_ppo", "lightning_ppo_grouped", "lightning_ppo_overlapped", "single_file", "environment"]
@@ -170,6 +189,7 @@ def test_racers_do_what_they_are_asked(tmp_path):
     assert any(line.startswith("| single-file loop, CleanRL-style |") for line in speed.table(rows))
 
 
+@pytest.mark.docs
 def test_the_smoke_test_of_a_race_prints_its_page_and_keeps_nothing(monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="needs the extra benchmark")
     before = (speed.RESULTS / "speed.csv").read_bytes(), (speed.ROOT / "docs" / "speed.md").read_bytes()
@@ -203,7 +223,8 @@ def test_a_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert len(learning.read_rows(results)) == 4
 
 
-def test_games_are_raced_by_those_who_see_pictures(tmp_path):
+@pytest.mark.docs
+def test_games_are_raced_by_those_who_see_pictures(tmp_path, preloaded):
     pytest.importorskip("ale_py", reason="needs the extra atari")
     results = tmp_path / "speed.csv"
     speed.race_all(results, {"Pong, tiny": speed.TINY["Pong, tiny"]}, ["lightning_ppo", "single_file"], 1)
@@ -222,7 +243,7 @@ def test_report_of_a_race_goes_between_the_markers_of_a_page(tmp_path):
     assert (tmp_path / "page.png").exists()
 
 
-def test_a_racer_that_fails_says_why(tmp_path):
+def test_a_racer_that_fails_says_why(tmp_path, preloaded):
     broken = {"nothing": speed.Race("", "NoSuchEnvironment-v0", 1, 1, 1, 1, 3, False, 1)}
     with pytest.raises(SystemExit, match=r"environment failed in nothing\n[\s\S]*NoSuchEnvironment"):
         speed.race_all(tmp_path / "speed.csv", broken, ["environment"], 1)
@@ -392,6 +413,35 @@ def test_the_ablation_table_is_on_the_scale_of_the_defaults(results, tmp_path):
     assert "| log standard deviation 0 at the start | 100.0 |  |  |  |  |" in text  # one task is not all of them
 
 
+def test_deep_q_learning_stands_beside_the_family(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "results")
+    for experiment, played in (("family-trpo", [450.0, 500.0]), ("sb3-dqn-200000", [9.0])):
+        for seed, value in enumerate(played, 1):
+            row = {"env_id": "CartPole-v1", "seed": seed, "train_return_mean": value - 1.0, "eval_return_mean": value}
+            learning.append_row(experiment, row)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: begin -->\n<!-- table: end -->\n")
+    family.report(page)
+    lines = page.read_text().splitlines()
+    assert "| `trpo` | 474 (449 to 499) | 475 (450 to 500) |  |  |  |  |  |  |" in lines
+    assert "| DQN (Stable-Baselines3) | 8 (8 to 8) | 9 (9 to 9) |  |  |  |  |  |  |" in lines
+    assert len(lines) == 2 + 2 + len(family.OBJECTIVES) + 1  # markers, header, ours, theirs
+
+
+def test_the_family_differs_in_the_objective_alone(monkeypatch):
+    runs = []
+    monkeypatch.setattr(learning, "run_all", lambda tasks, workers: runs.extend(tasks))
+    monkeypatch.setattr(sys, "argv", ["family.py", "run", "--seeds", "1"])
+    family.main()
+    assert len(runs) == len(family.OBJECTIVES) * len(family.TASKS)
+    configs = [load([learning.ROOT / paths[0]], [*settings, f"env.id={task}"]) for _, paths, task, _, settings in runs]
+    alike = {"objective": "clip", "compile": True, "update": configs[0].update}
+    for config, (experiment, _, task, _, _) in zip(configs, runs, strict=True):
+        assert experiment == f"family-{config.objective}"
+        expected = replace(configs[0], env=replace(configs[0].env, id=task))
+        assert replace(config, **alike) == expected
+
+
 def test_a_time_limit_can_be_taken_for_a_termination():
     env = ablations.TimeLimitsTerminate(gym.make("Pendulum-v1", max_episode_steps=2))
     env.reset(seed=0)
@@ -437,6 +487,7 @@ def test_a_reproduction_leaves_nothing_to_the_defaults(name):
         assert {f.name for f in fields(settings)} - set(given[section]) == without_effect.get(section, set()), section
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("compiled", [False, True])
 def test_parts_of_an_iteration_add_up_to_its_time(compiled):
     task = speed.TINY["Pendulum-v1, tiny"]
@@ -456,6 +507,7 @@ def test_the_cost_of_memory_is_measured(monkeypatch, capsys):
     assert lines[0][5] == "1.00" and all(float(line[2]) > 0 for line in lines)
 
 
+@pytest.mark.docs
 def test_everything_that_is_timed_on_a_gpu_runs_on_the_cpu(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--smoke"])
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)

@@ -16,7 +16,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo import PPO, RolloutDataModule, cli
 from tests.kit.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -40,6 +40,7 @@ def example(monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.docs
 def test_own_environment(example):
     module = example("own_environment")
     assert -200.0 < module.main(TINY) <= 10.0
@@ -55,12 +56,15 @@ def test_own_environment(example):
     assert (reward, terminated, truncated) == (-1.0, False, True)
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("whole", [False, True], ids=["encoder", "network"])
 def test_own_network(example, whole, capsys):
     assert 5.0 <= example("own_network").main(TINY, whole) <= 500.0
     assert ("SharedNetwork" if whole else "FourierEncoder") in capsys.readouterr().out
 
 
+@pytest.mark.docs
+@pytest.mark.representative
 def test_own_loss(example):
     module = example("own_loss")
     assert 5.0 <= module.main(TINY) <= 500.0
@@ -75,6 +79,7 @@ def test_own_loss(example):
     assert loss.item() == pytest.approx(-2.2) and slope.item() == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.docs
 def test_curriculum(example):
     module = example("curriculum")
     assert 0.0 <= module.main(TINY) <= 1.0
@@ -95,6 +100,7 @@ def test_curriculum(example):
     assert resumed.length == 6
 
 
+@pytest.mark.docs
 def test_deployment(example, tmp_path, monkeypatch):
     module = example("deployment")
     returns = module.main(tmp_path, TINY)
@@ -109,6 +115,7 @@ def cells(notebook: Path, kind: str) -> list[dict]:
     return [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == kind]
 
 
+@pytest.mark.docs
 def test_the_notebook_runs_and_shows_the_agent(monkeypatch):
     matplotlib = pytest.importorskip("matplotlib", reason="needs the extra benchmark")
     pytest.importorskip("pygame", reason="needs the extra video")
@@ -180,13 +187,12 @@ def test_multi_node_scripts_start_as_many_processes_as_the_settings_say(script, 
     assert f"trainer.devices={re.search(processes, text, re.MULTILINE).group(1)}" in settings
 
 
-def test_multi_node_scripts_train_the_same_with_settings_that_exist():
+def test_multi_node_scripts_train_the_same_with_settings_that_exist(monkeypatch, capsys):
     called = launched("slurm.sh", "srun")
     assert called == launched("torchrun.sh", "torchrun")
-    shown = subprocess.run(
-        [sys.executable, "-m", "lightning_ppo", *called, "--print-config"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert shown.returncode == 0 and "id: HalfCheetah-v5" in shown.stdout
+    monkeypatch.chdir(ROOT)
+    assert cli.main([*called, "--print-config"]) == 0
+    assert "id: HalfCheetah-v5" in capsys.readouterr().out
 
 
 def test_the_table_names_every_example():

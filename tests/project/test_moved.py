@@ -71,9 +71,9 @@ def test_a_signature_is_that_of_the_names_as_they_were_written(runs):
     content = read_checkpoint(checkpoint(runs / "signed"))
     now = check_names(content, "file")
     assert content["config"]["callbacks"] == ["lightning_ppo.callbacks.EnvStepsProgressBar"]
-    assert now["config"]["callbacks"] == ["lightning_ppo.run.callbacks.EnvStepsProgressBar"]
+    assert now["config"]["callbacks"] == ["lightning_ppo.update.progress_bar.EnvStepsProgressBar"]
     key_path().write_bytes(b"x" * 32)
-    with pytest.raises(CheckpointError, match=r"--trust lightning_ppo\.run\.callbacks\.EnvStepsProgressBar"):
+    with pytest.raises(CheckpointError, match=r"--trust lightning_ppo\.update\.progress_bar\.EnvStepsProgressBar"):
         check_names(content, "file")
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.kit.paths import ROOT
 
+pytestmark = pytest.mark.docs
+
 optuna = pytest.importorskip("optuna", reason="needs the extra search")
 TINY = [
     *("env.num_envs=4", "rollout.num_steps=32", "total_env_steps=400", "update.epochs=1", "rollouts_per_epoch=1"),

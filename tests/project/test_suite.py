@@ -11,6 +11,8 @@ from itertools import product
 
 import pytest
 
+from tests.kit import durations
+from tests.kit.limits import Spent
 from tests.kit.paths import ROOT
 from tests.kit.selection import FAMILIES, covering, families_of
 
@@ -36,6 +38,13 @@ def test_covering_sets_have_every_combination_and_few_cases():
         assert fewest <= len(chosen) <= fewest + 2
     # combinations that no case has are not asked for
     assert sorted(covering([{"a": 1, "b": 1}, {"a": 2, "b": 2}], 2)) == [0, 1]
+    # nor are those of cases that run anyway
+    assert covering([{"a": 1}, {"a": 2}], 1, [{"a": 1}]) == [1]
+
+
+def test_computing_and_waiting_have_limits_and_a_busy_machine_does_not_count():
+    assert Spent(10.1, 10.2, 0.0).exceeds(10.0) and not Spent(9.9, 29.0, 60.0).exceeds(10.0)
+    assert Spent(0.0, 31.0, 31.0).exceeds(10.0) and not Spent(9.0, 200.0, 3.0).exceeds(10.0)
 
 
 PLUGINS = ("selection", "limits", "signals")
@@ -111,6 +120,22 @@ def test_what_is_named_runs(arguments, names, tmp_path):
     assert (code, set(outcomes(output))) == (0, names)
 
 
+def test_the_table_of_durations_replaces_the_one_before(tmp_path):
+    page, report = tmp_path / "page.md", tmp_path / "times.xml"
+    first, last = durations.MARKS
+    page.write_text(f"before\n{first}| old |\n{last}after\n")
+    run_pytest(tmp_path, "--select", "all", "-n", "1", "--dist", "loadgroup", f"--junitxml={report}")
+    for _ in range(2):
+        durations.main(str(report), page)
+    before, start, head, rule, row, total, end, after = page.read_text().splitlines()
+    assert (before, start, end, after) == ("before", first.strip(), last.strip(), "after") and head.count(
+        "|"
+    ) == rule.count("|") == 7
+    name, cases, seconds, short, *_ = row.strip("| ").split(" | ")
+    assert (name, cases, short) == ("`test_it.py`", "11", "6") and float(seconds) >= 0.9
+    assert total.startswith("| all | 11 |")
+
+
 TRAINS = """
 import os
 from pathlib import Path
@@ -127,8 +152,14 @@ def test_that_follows():
 """
 
 
-@pytest.mark.parametrize("workers", [[], pytest.param(["-n", "1"], marks=pytest.mark.ranks)], ids=["alone", "worker"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        pytest.param(signal.SIGTERM, [], marks=pytest.mark.representative),
+        *((signal.SIGINT, []), (signal.SIGTERM, ["-n", "1"]), (signal.SIGINT, ["-n", "1"])),
+    ],
+)
 def test_a_signal_ends_the_tests_while_one_of_them_trains(number, workers, tmp_path):
     (tmp_path / "test_it.py").write_text(TRAINS)
     command = [sys.executable, "-m", "pytest", "-p", "tests.kit.signals", "-p", "no:randomly", *workers]

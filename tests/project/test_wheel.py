@@ -20,7 +20,10 @@ import pytest
 import torch
 
 import lightning_ppo
+from tests.kit.once import once
 from tests.kit.paths import ROOT
+
+pytestmark = pytest.mark.docs
 
 COMMAND = ["lightning-ppo"]
 """How the installed command is called; the first word lies beside the new environment's interpreter."""
@@ -67,8 +70,13 @@ def pip(*arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory) -> Archives:
+    dist = once(tmp_path_factory, "build", build) / "dist"
+    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    return Archives(sdist, wheel)
+
+
+def build(folder: Path) -> None:
     """Build from a copy of the sources, in which nothing lies but what would be committed."""
-    folder = tmp_path_factory.mktemp("build")
     sources, dist = folder / "sources", folder / "dist"
     dist.mkdir()
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", ":!benchmarks/results"]
@@ -81,31 +89,38 @@ def archives(tmp_path_factory) -> Archives:
     subprocess.run([sys.executable, "-c", code], cwd=sources, capture_output=True, check=True, timeout=100)
     (sdist,) = dist.glob("*.tar.gz")
     pip("wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", dist, sdist)
-    (wheel,) = dist.glob("*.whl")
-    return Archives(sdist, wheel)
 
 
 @pytest.fixture(scope="module")
 def installed(archives, tmp_path_factory) -> Installed:
-    """Install the wheel; only then let the environment see the packages of this one, so that pip sees none of them."""
-    root, folder = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("empty")
-    venv.create(root, with_pip=False)
-    paths = sysconfig.get_paths(vars={"base": str(root), "platbase": str(root)})
-    programs = Path(paths["scripts"])
-    pip("--python", programs / "python", "install", "--no-index", "--no-deps", archives.wheel)
-    # a plain path: the .pth files that lie there, such as that of an editable install, are not read
-    here = dict.fromkeys(sysconfig.get_paths()[key] for key in ("purelib", "platlib"))
-    (Path(paths["purelib"]) / "dependencies.pth").write_text("\n".join(here) + "\n")
-    return Installed(programs, folder)
+    def install(root: Path) -> None:
+        """Install the wheel, and only then let the environment see the packages of this one: pip sees none of them."""
+        venv.create(root, with_pip=False)
+        paths = paths_of(root)
+        pip("--python", Path(paths["scripts"]) / "python", "install", "--no-index", "--no-deps", archives.wheel)
+        # a plain path: the .pth files that lie there, such as that of an editable install, are not read
+        here = dict.fromkeys(sysconfig.get_paths()[key] for key in ("purelib", "platlib"))
+        (Path(paths["purelib"]) / "dependencies.pth").write_text("\n".join(here) + "\n")
+
+    root = once(tmp_path_factory, "environment", install)
+    return Installed(Path(paths_of(root)["scripts"]), tmp_path_factory.mktemp("empty"))
+
+
+def paths_of(root: Path) -> dict[str, str]:
+    return sysconfig.get_paths(vars={"base": str(root), "platbase": str(root)})
 
 
 @pytest.fixture(scope="module")
-def trained(installed) -> Path:
+def trained(installed, tmp_path_factory) -> Path:
     """Train from the config of that name, and return the run directory."""
-    installed("train", "cartpole", *TINY, "total_env_steps=128", "run_dir=run")
-    return installed.folder / "run"
+
+    def train(folder: Path) -> None:
+        installed("train", "cartpole", *TINY, "total_env_steps=128", "run_dir=run", folder=folder)
+
+    return once(tmp_path_factory, "trained", train) / "run"
 
 
+@pytest.mark.representative
 def test_the_archives_hold_the_package_and_nothing_of_the_workshop(archives):
     with zipfile.ZipFile(archives.wheel) as file:
         names = set(file.namelist())
@@ -173,29 +188,24 @@ class MyEnv(gymnasium.Env):
 """
 
 
+EVERYWHERE = ["rollout.processes=2", "rollout.overlap=true", "env.backend=async"]
+RANKS = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
+
+
 @pytest.mark.parametrize("called", [["lightning-ppo"], ["python", "-m", "lightning_ppo"]], ids=["command", "module"])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ["env.backend=async", "env.num_envs=2"],
-        ["rollout.processes=2"],
-        ["rollout.overlap=true", "rollout.processes=2"],
-        ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"],
-    ],
-    ids=["async", "processes", "overlap", "ranks"],
-)
+@pytest.mark.parametrize("settings", [EVERYWHERE, RANKS], ids=["processes", "ranks"])
 def test_an_environment_in_the_current_folder_is_found_in_every_process(called, settings, installed, tmp_path):
+    """In the trainer's own, which evaluates, in those that collect, in those of the copies there, in those of ranks."""
     (tmp_path / "my_env.py").write_text(MY_ENV)
-    arguments = ["train", *TINY, "env.id=my_env:MyEnv", "total_env_steps=256", "run_dir=run", *settings]
+    arguments = ["train", *TINY, "env.id=my_env:MyEnv", "total_env_steps=128", "run_dir=run", *settings]
     installed.run(*called, *arguments, folder=tmp_path)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["env_id"] == "my_env:MyEnv"
-    assert summary["world_size"] == (2 if "trainer.devices=2" in settings else 1)
+    assert summary["world_size"] == (2 if settings is RANKS else 1)
     assert 0.0 <= summary["eval_return_mean"] <= 5.0
-    if "rollout.processes=2" in settings:
-        return
-    result = json.loads(installed.run(*called, "evaluate", "run/checkpoints/last.ckpt", folder=tmp_path).stdout)
-    assert result["length_mean"] == 5.0
+    if settings is RANKS:
+        result = json.loads(installed.run(*called, "evaluate", "run/checkpoints/last.ckpt", folder=tmp_path).stdout)
+        assert result["length_mean"] == 5.0
 
 
 def test_training_from_python(installed, tmp_path):

@@ -133,7 +133,11 @@ def text_of(page: str) -> str:
 def test_the_table_has_means_over_seeds(runs):
     text = text_of(make_page([read_run(path) for path in runs]))
     # 50, 100 and 150: mean 100, standard deviation 50; the evaluation's last values are 100, 200 and 300
+    # the middle half of three are all of them
     assert "gamma=0.995 3 seeds 100 ± 50 200 ± 100" in text
+    told = "mean 100.0, interquartile mean 100.0 (95 % interval 50.0 to 150.0), worst 50.0 of 3"
+    assert f"gamma=0.995, training return: {told}" in text
+    assert "gamma=0.995, evaluation return: mean 200.0, " in text and "gamma=0.9, training return" not in text
     assert f"seed 2 {runs[2]} 100 ± 2 200 100,000 1,234 2 min 5 s (25% collecting)" in text
     assert "Constant throughout a run: update/clip_range 0.2." in text
     assert "torch 2.1, 2.2, 2.3" in text
@@ -166,10 +170,16 @@ def test_the_command_writes_the_page(runs, tmp_path, capsys):
     assert (tmp_path / "new" / "page.html").is_file()
 
 
-def test_what_is_no_run_directory_is_one_clear_line(runs, tmp_path, capsys):
+def test_what_is_no_run_directory_is_one_clear_line(tmp_path, capsys):
     assert command(["report", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert "no run directory" in error and str(tmp_path / "a1") in error and error.count("\n") == 1
+    expected = f"error: {tmp_path}: no run directory, which holds config.yaml and metrics.csv\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path):
+    assert command(["report", str(tmp_path)]) == 0
+    page, expected = (tmp_path / "report.html").read_text(), make_page([read_run(path) for path in sorted(runs)])
+    assert text_of(page).split("Curves")[1] == text_of(expected).split("Curves")[1]
 
 
 # in a browser
@@ -199,7 +209,8 @@ def browse(page: Path, width: int, folder: Path, *flags: str) -> tuple[dict, np.
     """Return what the probe saw and a screenshot (height, width, 3)."""
     from PIL import Image
 
-    assert CHROMIUM is not None, "there is no browser: apt install chromium"
+    if CHROMIUM is None:
+        pytest.skip("there is no browser: apt install chromium")
     harness = folder / "harness.html"
     frame = f'<iframe style="border: 0" width={width} height={HEIGHT} srcdoc="{html.escape(page.read_text() + PROBE)}">'
     harness.write_text(f'<!DOCTYPE html><body style="margin: 0">{frame}</iframe></body>')
@@ -254,3 +265,8 @@ def test_it_is_dark_where_the_reader_wants_it_dark(runs, tmp_path):
     assert light[2, 2].min() > 240 and dark[2, 2].max() < 40
     # text stands out from the ground in both
     assert np.ptp(light[:120].sum(-1)) > 500 and np.ptp(dark[:120].sum(-1)) > 500
+
+
+def test_a_run_that_is_named_twice_counts_once(runs, capsys):
+    assert command(["report", str(runs[0]), str(runs[0])]) == 0
+    assert "CartPole-v1 · 1 run<" in Path(capsys.readouterr().out.strip()).read_text()

@@ -132,7 +132,7 @@ def test_validate_test_and_predict():
     assert actions.shape == (2, 1) and actions.abs().max() <= 2.0
     observations = torch.randn(7, 3)
     batches = trainer.predict(model, DataLoader(observations, batch_size=4, num_workers=0))
-    torch.testing.assert_close(torch.cat(batches), model.policy.predict(observations))
+    torch.testing.assert_close(torch.cat(batches), model.policy.predict(observations)[0])
 
 
 def test_sanity_check_is_short_and_changes_nothing():

@@ -351,13 +351,13 @@ def test_an_unreadable_file_is_named(text: str, tmp_path: Path) -> None:
     file = write(tmp_path / "broken.yaml", text)
     with pytest.raises(ConfigError) as error:
         load([file])
-    assert message(error).startswith(f"{file}: ")
+    assert message(error).startswith((f"{file}: ", f"{file}, line "))
 
 
 def test_a_folder_is_no_config_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load([tmp_path])
-    assert message(error).startswith(f"{tmp_path}: not a readable YAML file")
+    assert message(error) == f"{tmp_path}: Is a directory"
 
 
 def test_a_key_that_is_no_string_is_unknown(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ HOSTILE |= {
     for name, value in NETWORKS.items()
 }
 HOSTILE |= {
+    "module_arguments": at("module_arguments", "policy", value={"encoder": "canary.Module"}),
     "env as text": at(DATA, "env", value="canary:Env"),
     "env_kwargs": at(DATA, "env_kwargs", value={"id": "canary:Env"}),
     "name of the arguments": at("datamodule_hparams_name", value="env"),

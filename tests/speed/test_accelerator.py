@@ -38,7 +38,9 @@ def test_a_gpu_is_for_large_networks_images_and_environments_on_it(monkeypatch, 
 def test_settings_win_over_what_is_chosen(monkeypatch, tmp_path, settings, expected):
     monkeypatch.setattr("lightning_ppo.speed.hardware.choose_accelerator", lambda *_: "chosen")
     monkeypatch.setattr("lightning_ppo.run.launch.check_trainer_settings", lambda _: None)
-    monkeypatch.setattr("pytorch_lightning.Trainer", lambda **given: given["accelerator"])
+    monkeypatch.setattr(
+        "pytorch_lightning.Trainer", lambda **given: SimpleNamespace(callbacks=[], **{"chosen": given["accelerator"]})
+    )
     config = load([], settings)
     model = SimpleNamespace(policy=SMALL, env_steps=0, objective=SimpleNamespace(trust_region=False))
-    assert training.build_trainer(config, tmp_path, None, model, None) == expected
+    assert training.build_trainer(config, tmp_path, None, model, None).chosen == expected

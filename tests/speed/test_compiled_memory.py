@@ -45,11 +45,12 @@ def learn(compile: bool, env: str, policy: dict, precision: str) -> Compiled:
     return model
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     ("env", "policy", "precision"),
     [
-        ("CartPole-v1", {"core": "lstm"}, "32-true"),
-        ("CartPole-v1", {"core": "gru"}, "64-true"),
+        pytest.param("CartPole-v1", {"core": "lstm"}, "32-true", marks=pytest.mark.representative),
+        ("CartPole-v1", {"core": "gru", "layer_norm": True}, "64-true"),
         ("tests.kit.rich_envs:Guided", {"core": "lstm", "shared_trunk": True, "hidden_sizes": []}, "32-true"),
         ("tests.kit.rich_envs:Guided", {"core": "gru", "hidden_sizes": []}, "32-true"),
         ("CartPole-v1", {"core": "tests.speed.test_compiled_memory.Decay"}, "32-true"),

@@ -2,14 +2,13 @@
 
 import copy
 
-import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.speed.flat import ALIGNMENT, FlatAdam, FlatParameters
-from tests.kit.training import make_trainer
+from tests.kit.training import eager_and_compiled, make_trainer
 
 
 def make_network() -> nn.Module:
@@ -218,7 +217,7 @@ def test_a_module_that_overrides_backward_is_asked():
     assert len(losses) == 3 * 2 * 4
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@eager_and_compiled
 def test_parameters_frozen_between_iterations_stay(compiled):
     class Freeze(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):

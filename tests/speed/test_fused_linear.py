@@ -1,5 +1,7 @@
 """Linear layers in the shape that the compiler fuses."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -13,19 +15,31 @@ def compiled(function, *inputs):
     return run_and_get_code(torch.compile(function, fullgraph=True, backend=cpu_compiler), *inputs)
 
 
-@pytest.mark.parametrize("outputs", [1, NARROW, NARROW + 1])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [(), (7,), (5, 7)])
-def test_outputs_and_gradients_are_those_of_linear_layers(outputs, bias, rows):
-    layer, inputs = nn.Linear(17, outputs, bias=bias, dtype=torch.float64), torch.randn(*rows, 17, dtype=torch.float64)
+@pytest.mark.compiled
+def test_outputs_and_gradients_are_those_of_linear_layers():
+    """Narrow and wide layers with and without bias, of one and of many rows, in one graph."""
+    cases = list(itertools.product((1, NARROW, NARROW + 1), (True, False), ((), (7,), (5, 7))))
+    layers = nn.ModuleList(nn.Linear(17, outputs, bias=bias, dtype=torch.float64) for outputs, bias, _ in cases)
+    inputs = [torch.randn(*rows, 17, dtype=torch.float64) for _, _, rows in cases]
+
+    class All(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, inputs):
+            outputs = [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
+            return sum(x.square().sum() for x in outputs), outputs
+
+    module = All()
 
     def results(inputs, parameters):
         def loss(inputs, parameters):
-            return torch.func.functional_call(layer, parameters, inputs).square().sum()
+            return torch.func.functional_call(module, parameters, (inputs,))
 
-        return torch.func.grad_and_value(loss, argnums=(0, 1))(inputs, parameters)
+        return torch.func.grad_and_value(loss, argnums=(0, 1), has_aux=True)(inputs, parameters)
 
-    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     found, _ = compiled(results, inputs, parameters)
     torch.testing.assert_close(found, results(inputs, parameters), rtol=1e-12, atol=1e-12)
 

@@ -1,5 +1,8 @@
 """Recorded functions: on the CPU with an imitation of CUDA graphs that reads and writes the memory a real one would."""
 
+import gc
+import weakref
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -15,7 +18,7 @@ from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.speed import graphs
 from lightning_ppo.speed.graphs import Recorded
 from tests.kit.devices import Looks
-from tests.kit.training import Heavier, Weighted, make_trainer
+from tests.kit.training import Heavier, Weighted, make_pair, make_trainer
 
 DEVICES = ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
 """Where there is no GPU, the imitation takes the same roads on the CPU."""
@@ -88,6 +91,7 @@ def test_recorded_acting_and_updates_learn_the_same(imitation, monkeypatch, env,
     assert found_returns == pytest.approx(returns)
 
 
+@pytest.mark.compiled
 def test_a_recorded_loss_sees_what_a_callback_changes_between_iterations(imitation):
     data = RolloutDataModule("Pendulum-v1", num_envs=2, num_steps=16, rollouts_per_epoch=4)
     spaces = data.observation_space, data.action_space
@@ -117,6 +121,7 @@ def test_a_policy_that_cannot_be_recorded_acts_as_it_is_with_one_line(monkeypatc
     assert torch.equal(rollouts[0].actions, rollouts[1].actions)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("env", ["lightning_ppo.envs.torch_envs:TorchCartPole", "Pendulum-v1"])
 def test_compiled_and_recorded_training_learns_the_same(request, env, device):
@@ -168,3 +173,24 @@ def test_nothing_waits_for_the_device_while_collecting(monkeypatch, device):
         allow("default")
     assert waited == [0]
     assert rollout.observations.device.type == device
+
+
+def test_a_recording_lets_go_of_the_batch_after_an_iteration(imitation, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    model, data = make_pair(rollouts_per_epoch=2, compile=True)
+    kept, alive = [], []
+    backward = model._backward
+
+    def watched(batch, rows, scale):
+        if not kept or kept[-1]() is not batch.advantages:
+            kept.append(weakref.ref(batch.advantages))
+        return backward(batch, rows, scale)
+
+    def collected(*_):
+        gc.collect()
+        alive.append([reference() is not None for reference in kept])
+
+    model._backward = watched
+    model.on_train_batch_start = collected
+    make_trainer().fit(model, data)
+    assert len(kept) == 2 and alive == [[], [False]]

@@ -13,7 +13,9 @@ import torch
 
 from lightning_ppo.speed import shared_sums
 from lightning_ppo.support import distributed
+from tests.kit import sums_worker
 from tests.kit.paths import ROOT
+from tests.kit.preloaded import Command
 
 SHARES = sys.platform == "linux" and platform.machine() == "x86_64"
 
@@ -22,12 +24,12 @@ def shared_files() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if "lightning_ppo" in name}
 
 
+@pytest.mark.ranks
 def test_three_ranks_get_what_the_process_group_gives_and_notice_a_death(tmp_path):
     before = shared_files() if SHARES else set()
-    command = [sys.executable, str(ROOT / "tests" / "kit" / "sums_worker.py"), str(tmp_path / "out")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([*command, str(rank), "3"], env=environment) for rank in range(3)]
-    assert [process.wait(timeout=240) for process in ranks] == [0, 0, -signal.SIGKILL if SHARES else 0]
+    ranks = [Command(sums_worker.main, str(tmp_path / "out"), rank, 3) for rank in range(3)]
+    codes, _, errors = zip(*[rank.wait(240) for rank in ranks], strict=True)
+    assert codes == (0, 0, -signal.SIGKILL if SHARES else 0), errors
     for rank in range(2):
         found = json.loads((tmp_path / f"out.{rank}").read_text())
         assert found["shared"] == SHARES

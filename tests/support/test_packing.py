@@ -44,3 +44,10 @@ def test_a_checkpoint_of_many_environments_has_few_tensors(tmp_path):
     (state,) = torch.load(tmp_path / "one.ckpt", weights_only=True)["RolloutDataModule"]["ranks"]
     assert len(state["tensors"]) < 8
     assert len(unpack(state)["collector"]["stepper"]["env"]) > 0
+
+
+def test_what_was_equal_is_not_the_same_afterwards():
+    parts = unpack(pack([torch.zeros(2048) for _ in range(3)]))
+    for number, part in enumerate(parts):
+        part += number + 1.0
+    assert [float(part[0]) for part in parts] == [1.0, 2.0, 3.0]

@@ -170,7 +170,7 @@ def test_without_any_limit_a_line_says_that_schedules_stand_still():
 
 def test_a_minimum_of_epochs_beyond_the_budget_is_told():
     model, data = pair(total_env_steps=128)
-    with pytest.warns(UserWarning, match="goes on beyond total_env_steps, as min_epochs"):
+    with pytest.warns(UserWarning, match="continues beyond total_env_steps, as min_epochs"):
         make_trainer(max_epochs=-1, min_epochs=3).fit(model, data)
     assert model.iterations == 3 and model.progress == 1.0
 

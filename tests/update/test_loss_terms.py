@@ -14,7 +14,7 @@ from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.loss_terms import ActionSmoothness, DualClip, LossTerm, MirrorSymmetry, make_loss_terms
 from lightning_ppo.update.objectives import clipped_surrogate_loss
-from tests.kit.training import FIRST_ORDER, Watched, make_pair, make_trainer
+from tests.kit.training import FIRST_ORDER, Watched, eager_and_compiled, make_pair, make_trainer
 
 PATH = "lightning_ppo.update.loss_terms."
 CARTPOLE_MIRROR = {
@@ -217,6 +217,7 @@ def test_weight_zero_is_bit_equal_to_absence(name, weight):
     check_absence([entry(name, weight)], compiled=False)
 
 
+@pytest.mark.compiled
 def test_weight_zero_is_bit_equal_to_absence_when_compiled():
     check_absence([entry(name, 0.0) for name in ENTRIES], compiled=True)
 
@@ -251,10 +252,12 @@ def test_terms_take_part_with_every_first_order_objective(objective):
     assert all(abs(m[f"loss/{name}"]) > 0.0 for m in model.logged for name in ENTRIES)
 
 
+@pytest.mark.compiled
 def test_a_random_term_takes_part_when_compiled():
     check_effect("action_smoothness", compiled=True)
 
 
+@pytest.mark.compiled
 def test_compiled_terms_are_the_eager_ones():
     entries = [entry("dual_clip", 1.0) | {"init_args": {"bound": 1.0001}}, entry("mirror_symmetry", 0.5)]
     eager, compiled = (fit(entries, compile=c) for c in (False, True))
@@ -286,7 +289,7 @@ class Offset(LossTerm):
         return (self.offset - 1.0).square() + 0.0 * now.values
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@eager_and_compiled
 def test_a_term_of_the_users_own_with_parameters(compiled, tmp_path):
     given = {"class_path": "tests.update.test_loss_terms.Offset", "init_args": {"start": 0.5}}
     model, data = make_pair(loss_terms=[given], compile=compiled, optimizer={"learning_rate": 1e-2})
@@ -356,3 +359,26 @@ def test_terms_draw_from_the_random_state_that_a_checkpoint_holds():
     torch.set_rng_state(state)
     assert torch.equal(first, evaluate(term, policy, minibatch))
     assert not torch.equal(first, evaluate(term, policy, minibatch))
+
+
+class Constant(LossTerm):
+    """Is 1 in every transition."""
+
+    def forward(self, policy, minibatch, now):
+        return torch.ones_like(minibatch.weights)
+
+
+def test_a_term_counts_by_its_weight():
+    losses = []
+
+    class Noting(PPO):
+        def minibatch_loss(self, minibatch):
+            loss, reported = super().minibatch_loss(minibatch)
+            losses.append((float(loss.detach()), reported.means.tolist()))
+            return loss, reported
+
+    model, data = make_pair(model=Noting, loss_terms=[{"class_path": f"{__name__}.Constant", "weight": 0.25}])
+    make_trainer().fit(model, data)
+    assert len(losses) == 8
+    for loss, (policy, value, _, term) in losses:
+        assert term == pytest.approx(1.0) and loss == pytest.approx(policy + 0.5 * value + 0.25, abs=1e-5)

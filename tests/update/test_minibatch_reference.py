@@ -219,7 +219,7 @@ def of_rank(rank, monkeypatch, **settings):
     return taken[0], orders[0]
 
 
-@pytest.mark.parametrize("settings", [{}, {"processes": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{}, pytest.param({"processes": 2}, marks=pytest.mark.ranks)], ids=str)
 def test_no_two_ranks_have_the_same_noise_or_the_same_minibatches(settings, monkeypatch):
     ranks = [of_rank(rank, monkeypatch, **settings) for rank in (0, 1, 0)]
     actions = torch.cat([taken for taken, _ in ranks[:2]], 1)

@@ -15,7 +15,7 @@ from lightning_ppo.support.errors import ConfigError, NonFiniteError, Unsupporte
 from tests.kit.collecting import transitions
 from tests.kit.envs import Count
 from tests.kit.resuming import same
-from tests.kit.training import Heavier, Recording, Weighted, make_pair, make_trainer, sharpen
+from tests.kit.training import Heavier, Recording, Weighted, eager_and_compiled, make_pair, make_trainer, sharpen
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
@@ -134,7 +134,7 @@ def test_weights_change_and_are_finite():
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@eager_and_compiled
 def test_gradient_norm_after_clipping(precision, compiled):
     norms = []
 
@@ -280,7 +280,7 @@ def test_a_budget_that_is_used_up_is_told():
     assert model.env_steps == 124
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@eager_and_compiled
 def test_non_finite_loss_stops_before_anything_is_lost(compiled):
     class Broken(PPO):
         def value_loss(self, values, minibatch):
@@ -363,10 +363,11 @@ def test_observation_statistics_count_each_observation_once_and_only_between_ite
     torch.testing.assert_close(normalizer.variance, everything.var(0, correction=0))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     ("env", "objective"),
     [
-        ("CartPole-v1", "clip"),
+        pytest.param("CartPole-v1", "clip", marks=pytest.mark.representative),
         ("Pendulum-v1", "clip"),
         ("Pendulum-v1", "kl_penalty"),
         ("CartPole-v1", "adaptive_kl"),
@@ -404,6 +405,7 @@ class Tied(torch.nn.Module):
         return self.actor[1](actor) * self.slope + self.shift, self.critic[1](critic).squeeze(-1)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("policy", [{"shared_trunk": True}, {"network": f"{__name__}.Tied"}], ids=["trunk", "tied"])
 def test_shared_parameters_are_compiled(policy):
     weights = []
@@ -414,6 +416,7 @@ def test_shared_parameters_are_compiled(policy):
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.compiled
 def test_compiling_happens_once_although_schedules_move():
     linear = {"kind": "linear", "start": 0.4, "end": 0.0}
     model, data = make_pair(
@@ -435,6 +438,7 @@ def test_compiling_happens_once_although_schedules_move():
     assert model.compile_seconds > 0
 
 
+@pytest.mark.compiled
 def test_a_compiled_loss_sees_what_a_callback_changes_between_iterations():
     model, data = make_pair(model=Weighted, rollouts_per_epoch=2, compile=True)
     heavier = Heavier(1.0, 0.0)
@@ -464,7 +468,7 @@ def test_a_loss_that_cannot_be_traced_goes_on_uncompiled_with_one_line():
         weights = weights_after_training(Untraceable, compile=True)
     (message,) = (str(w.message) for w in warned if w.category is UserWarning)
     assert len(message.splitlines()) == 1
-    assert "the loss cannot be traced" in message and message.endswith("training goes on uncompiled")
+    assert "the loss cannot be traced" in message and message.endswith("training continues uncompiled")
     assert torch.equal(weights, weights_after_training(Untraceable))
 
 
@@ -480,7 +484,7 @@ def test_without_a_c_compiler_training_goes_on_uncompiled_with_one_line(monkeypa
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
     assert [str(w.message) for w in warned if w.category is UserWarning] == [
-        "compile: no C++ compiler was found, install g++; training goes on uncompiled"
+        "compile: no C++ compiler was found, install g++; training continues uncompiled"
     ]
     assert torch.equal(weights, weights_after_training())
 
@@ -492,6 +496,7 @@ def test_what_a_ppo_holds_is_in_its_own_constructor():
     assert not any(key.startswith("evaluation") for key in model.state_dict())  # files of before load
 
 
+@pytest.mark.compiled
 def test_compiling_draws_no_random_numbers():
     """Else a resumed run, which compiles again, would go on with other numbers than one that was never stopped."""
 

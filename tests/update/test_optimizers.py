@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from lightning_ppo import PPO
 from lightning_ppo.support.errors import ConfigError, NonFiniteError
 from tests.kit.resuming import same
-from tests.kit.training import make_pair, make_trainer, with_validation
+from tests.kit.training import eager_and_compiled, make_pair, make_trainer, with_validation
 
 
 def configured(make):
@@ -123,7 +123,7 @@ def muon(self):
     return optimizers, [StepLR(optimizer, 1, 0.9) for optimizer in optimizers]
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@eager_and_compiled
 def test_optimizers_over_disjoint_parameters_each_step_their_own(compiled):
     """Two of SGD are one of SGD, with one bound on the norm of all gradients."""
 
@@ -288,7 +288,7 @@ STEERED = {"kind": "adaptive_kl", "start": 3e-4, "target_kl": 1e6, "minimum": 1e
         (3e-4, {0: 1e-5, 1: 2e-5}, [1e-5, 2e-5, 2e-5, 2e-5], None),
         (3e-4, {2: 1e-5}, [3e-4, 3e-4, 1e-5, 1e-5], None),
         (LINEAR, {0: 1e-5, 1: 1e-5}, [1e-5, 1e-5, 5e-4, 2.5e-4], r"optimizer.learning_rate \(linear\) sets that"),
-        (STEERED, {1: 1e-5}, [3e-4, 1e-5, 1.5e-5, 2.25e-5], r"optimizer.learning_rate \(adaptive_kl\) goes on from it"),
+        (STEERED, {1: 1e-5}, [3e-4, 1e-5, 1.5e-5, 2.25e-5], r"learning_rate \(adaptive_kl\) continues from it"),
         (STEERED, {1: 1.0}, [3e-4, 1.0, 1e-3, 1e-3], r"within its bounds"),
     ],
 )
@@ -459,3 +459,11 @@ def test_the_state_of_one_optimizer_is_not_given_to_another(tmp_path):
     _, straight = fit(sgd, 2)
     for one, other in zip(resumed.parameters(), straight.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_plateau_does_not_hear_of_the_evaluation_before_training():
+    model, data = with_validation(rollouts_per_epoch=2, model=configured(plateau("eval/return_mean")))
+    noted = Rates()
+    make_trainer(max_epochs=2, callbacks=[noted], limit_val_batches=1.0, num_sanity_val_steps=1).fit(model, data)
+    # the first evaluation after training has begun is the best there is
+    assert noted.seen == pytest.approx([1e-3] * 4)

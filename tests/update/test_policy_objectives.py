@@ -9,11 +9,11 @@ import torch
 from gymnasium import spaces
 
 from lightning_ppo.policy.distributions import make_action_head
-from lightning_ppo.settings.algorithm import UpdateConfig
+from lightning_ppo.settings.algorithm import OBJECTIVES, UpdateConfig
 from lightning_ppo.support.errors import ConfigError
 from lightning_ppo.update.objectives import adapted_coefficient
-from lightning_ppo.update.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms, make_objective
-from tests.kit.training import FIRST_ORDER, Watched, make_pair, make_trainer
+from lightning_ppo.update.policy_objectives import PolicyGradient, PolicyObjective, PolicyTerms
+from tests.kit.training import FIRST_ORDER, Watched, eager_and_compiled, make_pair, make_trainer
 
 NAMES = (*FIRST_ORDER, "trpo")
 COEFFICIENTS = {"clip_range": torch.tensor(0.2, dtype=torch.float64), "kl_coefficient": torch.tensor(3.0).double()}
@@ -49,7 +49,7 @@ def terms_of(head, old, new, actions, advantages) -> PolicyTerms:
 @pytest.mark.parametrize("name", NAMES)
 def test_values_and_gradients(name, space):
     head, old, new, actions, advantages = batch(space)
-    objective = make_objective(name, UpdateConfig(kl_coefficient=3.0)).double()
+    objective = OBJECTIVES.instantiate(name, UpdateConfig(kl_coefficient=3.0)).double()
     terms = terms_of(head, old, new, actions, advantages)
     losses = objective(terms, COEFFICIENTS)
     expected = [
@@ -91,7 +91,7 @@ def test_the_adapted_coefficient_is_in_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", FIRST_ORDER)
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@eager_and_compiled
 def test_every_objective_trains_eager_and_compiled(name, compiled):
     model, data = make_pair(objective=name, update={"minibatch_size": 16}, compile=compiled)
     before = model.policy.network.actor_output.weight.detach().clone()
@@ -140,7 +140,7 @@ def test_clipping_has_the_gradient_of_the_policy_gradient_where_the_ratio_is_1()
     for name in ("clip", "surrogate", "policy_gradient"):
         now = log_probs.clone().requires_grad_()
         terms = PolicyTerms(now, now - log_probs, advantages, None)
-        make_objective(name, UpdateConfig())(terms, {"clip_range": torch.tensor(0.2)}).sum().backward()
+        OBJECTIVES.instantiate(name, UpdateConfig())(terms, {"clip_range": torch.tensor(0.2)}).sum().backward()
         gradients.append(now.grad)
     assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[2])
 
@@ -195,6 +195,7 @@ def test_an_objective_of_the_users_own_by_class_path():
             make_pair(objective=name)
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("name", ["clip", "policy_gradient", "kl_penalty", "adaptive_kl", "trpo"])
 def test_objectives_learn_cartpole(name):
     """From about 20 steps per episode to more than 100 within 20k steps, in seconds."""

@@ -85,15 +85,15 @@ def test_environment_without_readable_state_restarts_episodes_and_says_so(tmp_pa
 def test_loading_restores_every_tensor_and_the_actions(tmp_path):
     model, _ = fit("Pendulum-v1", 1, save=tmp_path / "agent.ckpt")
     observations = torch.randn(10, 3)
-    actions = model.policy.predict(observations)
+    actions = model.policy.predict(observations)[0]
     loaded = PPO.load_from_checkpoint(tmp_path / "agent.ckpt", weights_only=True)
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
-    assert torch.equal(loaded.policy.predict(observations), actions)
+    assert torch.equal(loaded.policy.predict(observations)[0], actions)
     with torch.no_grad():
         for parameter in loaded.parameters():
             parameter.normal_()
-    assert not torch.equal(loaded.policy.predict(observations), actions)  # the comparison can fail
+    assert not torch.equal(loaded.policy.predict(observations)[0], actions)  # the comparison can fail
     assert loaded.env_steps == model.env_steps
     assert loaded.policy.inputs.normalizers[""].count == model.policy.inputs.normalizers[""].count > 0
 
@@ -153,7 +153,7 @@ def test_damaged_files_are_one_line_errors_and_nothing_is_executed(tmp_path):
     bad = tmp_path / "last.ckpt"
     for cut in range(0, len(content), len(content) // 20):
         bad.write_bytes(content[:cut])
-        with pytest.raises(CheckpointError, match=r"last.ckpt: damaged.*best.ckpt beside it is whole") as error:
+        with pytest.raises(CheckpointError, match=r"last.ckpt: damaged.*best.ckpt beside it is intact") as error:
             read_checkpoint(bad)
         assert "\n" not in str(error.value)
     sentinel = tmp_path / "sentinel"

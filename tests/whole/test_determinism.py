@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_ppo import PPO, RolloutDataModule
-from tests.kit.training import make_trainer
+from tests.kit.training import eager_and_compiled, make_trainer
 
 
 def weights(env: str, seed: int, evaluate: bool = False, **kwargs) -> torch.Tensor:
@@ -19,7 +19,7 @@ def weights(env: str, seed: int, evaluate: bool = False, **kwargs) -> torch.Tens
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@eager_and_compiled
 def test_same_seed_same_bits_other_seed_other_bits(env, compiled):
     first, second = weights(env, 42, compile=compiled), weights(env, 42, compile=compiled)
     assert torch.equal(first, second)

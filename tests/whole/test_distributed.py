@@ -5,10 +5,15 @@ import torch
 
 from tests.kit.ranks import distance, launch
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.mark.parametrize(
     ("env", "control"),
-    [("CartPole-v1", ""), ("Pendulum-v1", ""), ("CartPole-v1", "lstm"), ("Pendulum-v1", "adaptive_kl")],
+    [
+        pytest.param("CartPole-v1", "", marks=pytest.mark.representative),
+        *(("Pendulum-v1", ""), ("CartPole-v1", "lstm"), ("Pendulum-v1", "adaptive_kl")),
+    ],
 )
 def test_two_ranks_equal_one(env, control, tmp_path):
     (alone,) = launch(tmp_path / "one", 1, env, control)

@@ -13,7 +13,10 @@ from lightning_ppo.evaluation.play import play
 from tests.kit.envs import Identity, Loop4, vector
 from tests.kit.training import learn, make_trainer
 
+pytestmark = pytest.mark.learning
 
+
+@pytest.mark.representative
 def test_identity_discrete():
     pl.seed_everything(1, verbose=False)
     envs = vector([lambda: Identity(spaces.Discrete(4))] * 4)
@@ -24,6 +27,7 @@ def test_identity_discrete():
     assert episodes.returns.mean() > 95.0
 
 
+@pytest.mark.representative
 def test_identity_box():
     pl.seed_everything(1, verbose=False)
     box = spaces.Box(-1.0, 1.0, (1,), np.float32)

@@ -10,6 +10,7 @@ from tests.kit.paths import ROOT
 from tests.kit.two_hosts import SKIPPED
 
 
+@pytest.mark.ranks
 def test_two_hosts_train_together(tmp_path):
     pytest.importorskip("mujoco", reason="needs the mujoco extra")
     script, run_dir = ROOT / "tests" / "kit" / "two_hosts.py", tmp_path / "run"

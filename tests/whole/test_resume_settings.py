@@ -1,6 +1,7 @@
 """Every setting that may change on resuming, crossed with memory, masks and the processes that collect."""
 
 import copy
+import warnings
 
 import gymnasium
 import numpy as np
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.collection.remote import RemoteCollector
 from lightning_ppo.collection.worker import tensors_of
+from lightning_ppo.support.packing import pack, unpack
 from tests.kit.training import make_trainer
 
 
@@ -54,6 +56,9 @@ class Nearby:
         self.collector.policy.version = self.policy.version
         with self.precision():
             self.begun, self.found = True, self.collector.collect()
+
+    def change(self, changes) -> None:
+        self.collector.change(changes)
 
     def finish(self):
         return self.found
@@ -112,6 +117,7 @@ CHANGES = {
 RESTART = ("num_envs", "masks off", "masks on", "processes")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(
     ("core", "way"),
@@ -147,6 +153,7 @@ def test_training_goes_on(change, core, way, tmp_path, monkeypatch):
         assert first.states[0].abs().max() > 0.0 and first.states.dtype == dtype
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("precisions", [("64-true", "32-true"), ("32-true", "64-true")], ids=str)
 def test_so_it_does_with_a_process_of_its_own(precisions, tmp_path):
     first, second = precisions
@@ -156,6 +163,66 @@ def test_so_it_does_with_a_process_of_its_own(precisions, tmp_path):
     assert resumed.iterations == 3
     steps = torch.cat([rollout.observations["box"][:, 0, 0] for rollout in resumed.rollouts])
     assert steps.tolist() == list(range(8, 24))
+
+
+WAYS = [(None, {}), ("gru", {"overlap": True}), ("lstm", {"processes": 2})]
+
+
+def went_on_exactly(resumed, core, steps):
+    """Check that rollouts go on at a step of the episodes, with masks and memory."""
+    shown = torch.cat([rollout.observations["box"][:, 0, 0] for rollout in resumed.rollouts])
+    assert shown.tolist() == list(range(steps, steps + len(shown)))
+    assert all(rollout.action_masks is not None for rollout in resumed.rollouts)
+    if core:
+        assert resumed.rollouts[0].states[0].abs().max() > 0.0
+
+
+@pytest.mark.parametrize(("core", "way"), WAYS, ids=str)
+def test_from_eager_to_compiled_and_back(core, way, tmp_path, monkeypatch):
+    for room in ("processes", "groups"):
+        monkeypatch.setattr(f"lightning_ppo.collection.{room}.RemoteCollector", Nearby)
+    # else Adam takes the last digit of a small gradient for a whole step, and the budget of a piece is that piece
+    way = way | {"optimizer": {"epsilon": 0.1}, "total_env_steps": 48}
+    straight, _ = fit(3, core, **way)
+    path = None
+    for epochs, compiled in ((1, False), (2, True), (3, False)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="compile")
+            resumed, trainer = fit(epochs, core, path, compile=compiled, **way)
+        assert (resumed.compile_seconds > 0.0) == compiled
+        if epochs > 1:
+            went_on_exactly(resumed, core, 8 * (epochs - 1))
+        path = tmp_path / f"{epochs}.ckpt"
+        trainer.save_checkpoint(path)
+    for (name, expected), found in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def of_a_gpu(tree):
+    """Return saved states with random states as those of a GPU, which have 16 bytes."""
+    if isinstance(tree, dict):
+        states = {name: of_a_gpu(value) for name, value in tree.items()}
+        given = {name: torch.zeros(16, dtype=torch.uint8) for name in ("generator", "shuffle") if name in tree}
+        return states | given | ({"cuda": [torch.zeros(16, dtype=torch.uint8)]} if "cuda" in tree else {})
+    return [of_a_gpu(value) for value in tree] if isinstance(tree, list) else tree
+
+
+@pytest.mark.parametrize(("core", "way"), WAYS, ids=str)
+@pytest.mark.filterwarnings("ignore:the checkpoint was written on another kind of device", "ignore:the checkpoint has")
+def test_what_a_gpu_has_written_goes_on_here(core, way, tmp_path, monkeypatch):
+    for room in ("processes", "groups"):
+        monkeypatch.setattr(f"lightning_ppo.collection.{room}.RemoteCollector", Nearby)
+    _, trainer = fit(1, core)  # beside which nobody collects there
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    content = of_a_gpu(torch.load(tmp_path / "one.ckpt", weights_only=True))
+    for name in ("RolloutDataModule", "ppo"):
+        ranks = content[name]["ranks"]
+        content[name]["ranks"] = [pack(of_a_gpu(unpack(x))) if name == "RolloutDataModule" else x for x in ranks]
+    torch.save(content, tmp_path / "elsewhere.ckpt")
+    resumed, _ = fit(3, core, tmp_path / "elsewhere.ckpt", **way)
+    assert resumed.iterations == 3
+    if "processes" not in way:  # with which episodes restart
+        went_on_exactly(resumed, core, 8)
 
 
 def test_the_imitation_is_one():

@@ -17,6 +17,8 @@ from tests.kit.rich_envs import Weigh
 from tests.kit.spaces import ARM, BOXES, GRID, MIXED
 from tests.kit.training import make_trainer
 
+pytestmark = pytest.mark.learning
+
 
 class Repeat(gymnasium.Env):
     """Shows a random action, which is to be repeated; 20 steps.
@@ -86,7 +88,10 @@ def score(policy: ActorCritic, space: Space, legal: int = 0) -> float:
 
 @pytest.mark.parametrize(
     ("space", "least"),
-    [(spaces.Discrete(4, start=3), 0.99), (GRID, 0.95), (spaces.MultiBinary((2, 2)), 0.99)],
+    [
+        pytest.param(spaces.Discrete(4, start=3), 0.99, marks=pytest.mark.representative),
+        *((GRID, 0.95), (spaces.MultiBinary((2, 2)), 0.99)),
+    ],
     ids=["discrete", "multi-discrete", "multi-binary"],
 )
 def test_discrete_actions(space: Space, least: float) -> None:

@@ -55,6 +55,8 @@ def make_action_head(
         ConfigError: If the distribution cannot be used here.
     """
     own = DISTRIBUTIONS.load(distribution)
+    if 0 in (space.shape or ()):
+        raise UnsupportedSpaceError(f"action space {space} has no components; leave it out of what the agent does")
     if isinstance(space, spaces.Dict | spaces.Tuple) and space.spaces and not isinstance(space, own.handles):
         return CompositeHead(space, lambda part: make_action_head(part, distribution, log_std_init, num_features))
     if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):

@@ -52,7 +52,10 @@ class ActionHead(nn.Module, ABC):
 
     @abstractmethod
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw the noise (*shape, num_noise) for samples of shape (B,) or (T, N), on the generator's device."""
+        """Draw the noise (*shape, num_noise) for samples of shape (B,) or (T, N), on the generator's device.
+
+        Steps of one rollout may share noise, samples of shape (B,) do not.
+        """
 
     @abstractmethod
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
@@ -80,3 +83,6 @@ class ActionHead(nn.Module, ABC):
 
     def shrink(self, amount: float) -> None:
         """Lower the log standard deviations of Gaussian actions by `amount`, in place; others stay as they are."""
+
+    def set_noise_color(self, exponent: float) -> None:
+        """Set how the noise of Gaussian actions is correlated over the steps of a rollout; that of others stays."""

@@ -39,6 +39,11 @@ class CompositeHead(ActionHead):
         for part in self._heads:
             part.shrink(amount)
 
+    def set_noise_color(self, exponent: float) -> None:
+        """Set the colour of the noise of all Gaussian parts."""
+        for part in self._heads:
+            part.set_noise_color(exponent)
+
     @property
     def action_dtype(self) -> torch.dtype:
         """Dtype of an action as the policy stores it; integers up to 2^24 are exact in float32."""

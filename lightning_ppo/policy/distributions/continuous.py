@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from lightning_ppo.policy.distributions.base import ActionHead
+from lightning_ppo.policy.distributions.noise import colored_noise
 from lightning_ppo.support.errors import UnsupportedSpaceError
 from lightning_ppo.support.spaces import finite_bounds
 
@@ -74,9 +75,12 @@ class GaussianHead(BoxHead):
     """
 
     log_std: Tensor
+    noise_color: Tensor
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
         super().__init__(space)
+        # a tensor, so that copies in other processes get it with the weights
+        self.register_buffer("noise_color", torch.zeros(()), persistent=False)
         self.num_outputs = self.num_noise = self.size
         self.num_parameters = 2 * self.size
         self._add_log_std(log_std_init)
@@ -89,6 +93,11 @@ class GaussianHead(BoxHead):
         """Lower the log standard deviations by `amount`, in place."""
         self.log_std.sub_(amount)
 
+    @torch.no_grad()
+    def set_noise_color(self, exponent: float) -> None:
+        """Set the exponent of the spectrum of a rollout's noise, see `colored_noise`."""
+        self.noise_color.fill_(exponent)
+
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return parameters[..., : self.size], parameters[..., self.size : 2 * self.size]
 
@@ -97,8 +106,10 @@ class GaussianHead(BoxHead):
         return torch.cat((outputs, self.log_std.expand_as(outputs)), -1)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw standard normal noise."""
-        return torch.empty(*shape, self.num_noise, device=generator.device).normal_(generator=generator)
+        """Draw standard normal noise, which is correlated over the T steps of a shape (T, N) unless it is white."""
+        white = torch.empty(*shape, self.num_noise, device=generator.device).normal_(generator=generator)
+        exponent = float(self.noise_color) if len(shape) > 1 else 0.0
+        return colored_noise(white, exponent) if exponent else white
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """Return mean + std x noise, (B, A)."""
