@@ -1,6 +1,7 @@
 """Loggers of a run directory: their x-axis is environment steps, and a resumed run goes on in their files."""
 
 import csv
+import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -56,6 +57,10 @@ class TensorBoardEvents(TensorBoardLogger):
         self.experiment.flush()
 
 
+def _of_a_test(row: dict[str, str]) -> bool:
+    return any(value and name.startswith("test/") for name, value in row.items())
+
+
 class MetricsCSV(Logger):
     """Writes one row per logged step to one file.
 
@@ -64,8 +69,8 @@ class MetricsCSV(Logger):
     Args:
         path: The file.
         env_steps: Gives the x-axis for callbacks that log against another counter.
-        resume_step: On resuming, rows whose step is greater are dropped, since training will write them again; None
-            starts a new file.
+        resume_step: On resuming, rows whose step is greater are dropped, since training will write them again, and so
+            is that of the evaluation after training if no summary followed; None starts a new file.
     """
 
     def __init__(self, path: str | os.PathLike[str], env_steps: EnvSteps, resume_step: int | None = None) -> None:
@@ -112,7 +117,15 @@ class MetricsCSV(Logger):
     def _drop_rows_after(self, step: int) -> None:
         self._resume_step = None
         rows = self._read() if self.path.exists() else []
-        self._write([row for row in rows if int(row["step"]) <= step])
+        summary = self.path.with_name("summary.json")
+        ended = json.loads(summary.read_text())["env_steps"] if summary.is_file() else -1
+
+        def stays(row: dict[str, str]) -> bool:
+            if int(row["step"]) == step and _of_a_test(row):
+                return ended >= step  # else that evaluation is made again
+            return int(row["step"]) <= step
+
+        self._write([row for row in rows if stays(row)])
 
     def _read(self) -> list[dict[str, str]]:
         with open(self.path, newline="") as file:

@@ -34,7 +34,8 @@ def claim(run_dir: Path, config: Config) -> None:
     from lightning_ppo.support.checkpoint_files import set_damaged_aside
     from lightning_ppo.support.files import replacing
 
-    used = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    # a process that was killed while it wrote the settings has left a part of them
+    used = run_dir.exists() and (not run_dir.is_dir() or any(p.name != ".config.yaml.tmp" for p in run_dir.iterdir()))
     begun = config.resume == "auto" and (run_dir / "config.yaml").is_file()  # and stopped before its first checkpoint
     if used and not begun and config.resume in (None, "auto"):
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Loggers that a config names: what they are given, what they write without a server, what is missing."""
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 from pytorch_lightning.loggers import CSVLogger
 
 from lightning_ppo.run import training
-from lightning_ppo.run.loggers import make_loggers
+from lightning_ppo.run.loggers import MetricsCSV, make_loggers
+from lightning_ppo.run.run_directory import claim
 from lightning_ppo.settings.loading import load
 from lightning_ppo.support.errors import ConfigError
 
@@ -97,3 +99,29 @@ def test_mlflow_without_a_server(tmp_path, monkeypatch):
     assert found.info.run_name == "run" and found.info.status == "FINISHED"
     assert json.loads(found.data.params["env/num_envs"]) == 4
     assert [m.step for m in client.get_metric_history(found.info.run_id, "loss/policy")] == [128, 256]
+
+
+@pytest.mark.parametrize("ended", [None, 200, 300])
+def test_the_row_of_an_evaluation_that_is_made_again_is_written_once(ended, tmp_path):
+    """It is made again unless the summary tells of it: a process was killed between the two."""
+    first = MetricsCSV(tmp_path / "metrics.csv", lambda: 300)
+    first.log_metrics({"loss": 1.0})
+    first.log_metrics({"test/return_mean": 5.0})
+    if ended is not None:
+        (tmp_path / "summary.json").write_text(json.dumps({"env_steps": ended}))
+    MetricsCSV(tmp_path / "metrics.csv", lambda: 300, resume_step=300).log_metrics({"test/return_mean": 6.0})
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        tests = [row["test/return_mean"] for row in csv.DictReader(file)]
+    assert tests == (["", "5.0", "6.0"] if ended == 300 else ["", "6.0"])
+
+
+def test_settings_that_were_half_written_when_a_process_was_killed_do_not_bar_the_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.yaml.tmp").write_text("seed")
+    for resume in ("resume=auto", "resume=null"):
+        claim(tmp_path / "run", load([], [resume, f"run_dir={tmp_path / 'run'}"]))
+        assert "seed: 1" in (tmp_path / "run" / "config.yaml").read_text()
+        (tmp_path / "run" / "config.yaml").unlink()
+    (tmp_path / "run" / "mine.txt").write_text("")
+    with pytest.raises(ConfigError, match="is not empty"):
+        claim(tmp_path / "run", load([], [f"run_dir={tmp_path / 'run'}"]))
