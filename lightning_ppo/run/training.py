@@ -113,8 +113,9 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
             logger.log_hyperparams(to_container(config))
     print_once(_headline(config, model, data, trainer, run_dir))
     if config.total_env_steps % size:
-        made = config.total_env_steps // size * size
-        print_once(f"{config.total_env_steps:,} is no multiple of {size:,}: the run ends after {made:,} steps")
+        count = config.total_env_steps // size
+        ends = f"the run ends after {count:,} iterations, at most {count * size:,} steps"
+        print_once(f"total_env_steps: {config.total_env_steps:,} is no multiple of {size:,}; {ends}")
 
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.fast_dev_run:

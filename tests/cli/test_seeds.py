@@ -137,3 +137,11 @@ def test_the_interval_of_many_equal_halves_is_that_of_their_mean():
     text = over_seeds(values)
     low, high = (float(part) for part in text.split("interval ")[1].split(")")[0].split(" to "))
     assert low < 100.0 < high and high - low < 4.0
+
+
+def test_a_budget_that_is_no_multiple_of_an_iteration_says_how_far_the_run_goes(tmp_path, capsys):
+    assert train.main([*TINY, "total_env_steps=100", f"run_dir={tmp_path / 'odd'}"]) == 0
+    told = "total_env_steps: 100 is no multiple of 64; the run ends after 1 iterations, at most 64 steps\n"
+    assert capsys.readouterr().out.count(told) == 1
+    assert train.main([*TINY, "total_env_steps=64", f"run_dir={tmp_path / 'even'}"]) == 0
+    assert "is no multiple" not in capsys.readouterr().out
