@@ -1,3 +1,5 @@
 """Policy and environments make rollouts, in this process or in others."""
 
-import lightning_ppo.speed.light_lightning  # noqa: F401  # in processes that collect, nothing else has imported it
+from importlib import import_module
+
+import_module("lightning_ppo.speed.light_lightning")  # in processes that collect, nothing else has imported it

@@ -61,7 +61,7 @@ def _own(value: Any) -> Any:
     """Return a copy of a value, or itself where it cannot be copied."""
     try:
         return copy.deepcopy(value)
-    except Exception:  # whatever copying an object of the user's leads to
+    except Exception:  # of the user's code, which need not support copies
         return value
 
 
@@ -107,7 +107,7 @@ def _is_ours(layer: Any) -> bool:
 def _has(layer: Any, name: str) -> bool:
     try:
         return hasattr(layer, name)
-    except Exception:  # a property that raises; the change then says what
+    except Exception:  # of a user's property; making the change then reports it
         return True
 
 

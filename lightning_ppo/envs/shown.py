@@ -58,7 +58,7 @@ class ShownEnvironments(VectorWrapper):
         super().__setattr__(name, value)
 
     @property
-    def unwrapped(self) -> VectorEnv:  # type: ignore[override]
+    def unwrapped(self) -> Any:
         """The environment itself; this, where it is some environments only."""
         return self if self._missing else self.env.unwrapped
 

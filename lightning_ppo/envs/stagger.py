@@ -167,7 +167,9 @@ def set_clocks(env: VectorEnv, seeds: Sequence[int]) -> None:
     """Set the counters of steps ahead where that is how copies are staggered; they have just been reset."""
     if (env.unwrapped.metadata or {}).get("staggered") != "clock":
         return
-    owner, name, limits = _clock(env)  # type: ignore[misc]
+    clock = _clock(env)
+    assert clock is not None  # it was there when the environment was marked
+    owner, name, limits = clock
     elapsed = limits - first_lengths(seeds, limits, env.num_envs)
     if isinstance(owner, SyncVectorEnv | AsyncVectorEnv):
         owner.set_attr(name, elapsed.tolist())

@@ -1,7 +1,6 @@
 """What is wrong with a setting or a YAML file, in the words of a person instead of OmegaConf's and PyYAML's."""
 
 import json
-import re
 import types
 from collections.abc import Mapping
 from dataclasses import is_dataclass
@@ -52,7 +51,8 @@ def yaml_mistake(error: Exception, file: str = "") -> str:
     if not file or mark is None:
         return f"{file}: {_cause(error)}" if file else _cause(error)
     lines = Path(file).read_text(encoding="utf-8").splitlines()
-    indent = re.match(r"\s*", lines[mark.line])[0] if mark.line < len(lines) else ""  # type: ignore[index]
+    text = lines[mark.line] if mark.line < len(lines) else ""
+    indent = text[: len(text) - len(text.lstrip())]
     return f"{file}, line {mark.line + 1}: {_TAB if TAB in indent else _cause(error)}"
 
 

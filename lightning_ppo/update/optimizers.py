@@ -274,8 +274,8 @@ def _try_out(optimizer: Optimizer) -> None:
         return
     try:
         optimizer = copy.deepcopy(optimizer)
-    except Exception:
-        return  # what cannot be copied shows what it does in training
+    except Exception:  # of a user's hook or state; what cannot be copied is not tried, and shows itself in training
+        return
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         parameter.grad = torch.zeros_like(parameter)
     try:

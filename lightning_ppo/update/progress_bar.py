@@ -115,7 +115,8 @@ class RichOfTrainer(RichProgressBar):
     """The same, where rich is installed."""
 
 
-callback_connector.TQDMProgressBar, callback_connector.RichProgressBar = TQDMOfTrainer, RichOfTrainer  # type: ignore
+# the classes of which a Trainer makes its default
+vars(callback_connector).update(TQDMProgressBar=TQDMOfTrainer, RichProgressBar=RichOfTrainer)
 
 
 def show_env_steps(trainer: Any) -> None:

@@ -63,8 +63,8 @@ def try_out(module: pl.LightningModule, config: LRSchedulerConfig, iterations: i
     try:
         # a copy has everything of its own but parameters and their moments
         scheduler = copy.deepcopy(scheduler, {id(x): x for x in tensors})
-    except Exception:
-        return  # what cannot be copied shows what it does when it is due
+    except Exception:  # of a user's function in it; what cannot be copied is not tried, and is told of when it fails
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,6 +1,7 @@
 """What environments return against what they declare: one answer on every backend."""
 
 import logging
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ class Returns(Count):
 class Batched(VectorEnv):
     """Two copies of `Returns` in arrays, or tensors, of whatever dtype the observations have; copy 1 is wrong."""
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    metadata: ClassVar[dict] = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(self, kind: str, tensors: bool = False, at: int = 0, num_envs: int = 2) -> None:
         self.num_envs, self.tensors, self.at = num_envs, tensors, at

