@@ -121,9 +121,7 @@ class Built:
                     writer.add(key, value, layer.name)
                     # by itself and without generators, so that copies that were built alike are told alike
                     told = GraphWriter(relative, generators=False).add(key, value, layer.name)
-                except (
-                    Exception
-                ):  # of the user's code; a reader of optional state ends no run, and saving names the attribute
+                except Exception:  # of the user's code; optional state ends no run, and saving names it
                     continue
                 if isinstance(value, gymnasium.Space):
                     self._tell(f"{layer.depth}.{layer.name}.{name}", one_line(repr(value)), key)
