@@ -32,6 +32,11 @@ _RESERVED = {"final_obs", "final_info"}
 """Infos by which vector environments tell how episodes ended; those of a copy would take their place."""
 
 
+_REWARDS = frozenset({float, int, np.float32, np.float64})
+_FLAGS = frozenset({bool, np.bool_})
+"""Types of rewards and flags that need no further look."""
+
+
 class _TimedOut(BaseException):
     """Not an Exception, so that an environment that catches those is interrupted all the same."""
 
@@ -52,6 +57,8 @@ class GuardedEnv(gymnasium.Wrapper):
         raises: Whether faults that are not mended are raised, not reported.
     """
 
+    not_state = ("_plain",)
+
     def __init__(
         self, make: MakeEnv, index: int, timeout: float | None = None, max_restarts: int = 0, raises: bool = True
     ) -> None:
@@ -61,6 +68,7 @@ class GuardedEnv(gymnasium.Wrapper):
         # functions are settings; all other attributes are state, and come back on resuming
         self._make = make
         self._time_limit = nullcontext if timeout is None else lambda: interrupted_after(timeout)
+        self._plain = timeout is None and not max_restarts
         self._restarts = 0
         self._mendable = lambda: self._restarts < max_restarts
         self._raises = lambda: raises
@@ -80,7 +88,7 @@ class GuardedEnv(gymnasium.Wrapper):
         fault, self._fault = self._fault, ""
         if not fault:
             try:
-                return self._checked("reset", lambda: self.env.reset(seed=seed, options=options))
+                return self._checked("reset", self.env.reset, seed=seed, options=options)
             except EnvironmentFault as error:
                 fault = str(error)
         while self._mendable():
@@ -97,7 +105,7 @@ class GuardedEnv(gymnasium.Wrapper):
         """Step, or report a fault as the end of the episode."""
         self.steps += 1
         try:
-            result = self._checked("step", lambda: self.env.step(action))
+            result = self._checked("step", self.env.step, action)
         except EnvironmentFault as error:
             fault = f"{error}{shown(action)}"
             if self._raises() and not self._mendable():
@@ -155,17 +163,22 @@ class GuardedEnv(gymnasium.Wrapper):
             if outcome.status != "made":
                 raise EnvironmentFault(f"{fault}; and {change} could not be made again: {outcome.reason}")
         seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
-        observation, info = self._checked("reset", lambda: self.env.reset(seed=seed))
+        observation, info = self._checked("reset", self.env.reset, seed=seed)
         return observation, {**info, FAULT: fault, REPLACED: True}
 
     def _filler(self) -> Any:
         space = self.env.observation_space
         return next(iter(iterate(batch_space(space, 1), create_empty_array(space, n=1, fn=np.zeros))))
 
-    def _checked(self, what: str, call: Callable[[], Any]) -> Any:
+    def _checked(self, what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            with self._time_limit():
-                result = call()
+            if self._plain:
+                result = call(*args, **kwargs)
+                if self._is_ordinary(result):
+                    return result
+            else:
+                with self._time_limit():
+                    result = call(*args, **kwargs)
             problem = self._problem(result, 5 if what == "step" else 2)
             if problem is None:
                 result, problem = self._as_declared(result, f"{what} {self.steps}")
@@ -179,6 +192,20 @@ class GuardedEnv(gymnasium.Wrapper):
         if problem is not None:
             raise EnvironmentFault(f"env {self.index} returned {problem[0]} from {what} {self.steps}, {problem[1]}")
         return result
+
+    def _is_ordinary(self, result: Any) -> bool:
+        """Return whether a step returned just what it should, which most do; all others are looked at in full."""
+        if type(result) is not tuple or len(result) != 5 or self._notices:
+            return False
+        observation, reward, terminated, truncated, info = result
+        return (
+            self._is_as_declared(observation)
+            and type(reward) in _REWARDS
+            and type(terminated) in _FLAGS
+            and type(truncated) in _FLAGS
+            and type(info) is dict
+            and _RESERVED.isdisjoint(info)
+        )
 
     def _problem(self, result: Any, length: int) -> Problem:
         """Return what is wrong with the result of a step (5 items) or reset (2), and what was expected."""
