@@ -123,9 +123,12 @@ class ObservationNormalizer(RunningMoments):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return normalised observations (B, *shape), float32 or, in a module of float64, that."""
-        dtype = self.scale.dtype
-        centred = (observations.to(torch.float64 if observations.dtype in _WIDE else dtype) - self.offset).to(dtype)
-        return torch.addcmul(self.shift, centred, self.scale).clamp_(-self.clip, self.clip)
+        scale = self.scale
+        dtype = scale.dtype
+        if observations.dtype != dtype:
+            observations = observations.to(torch.float64 if observations.dtype in _WIDE else dtype)
+        centred = (observations - self.offset).to(dtype)
+        return torch.addcmul(self.shift, centred, scale).clamp_(-self.clip, self.clip)
 
     def inverse(self, normalized: Tensor) -> Tensor:
         """Return the observations (B, *shape) that `forward` would map to `normalized`, if none was clipped."""
