@@ -47,7 +47,7 @@ NEEDS = {"cartpole": None, "pendulum": None, "atari": "ale_py", "minigrid_memory
 """What a config's environment needs besides the core packages, `mujoco` unless said otherwise."""
 
 
-@pytest.mark.exhaustive
+@pytest.mark.exhaustive(strength=0)
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs").with_suffix("")))
 def test_every_config_that_comes_along_trains(config, tmp_path):
     needed = NEEDS.get(config.stem, "mujoco")

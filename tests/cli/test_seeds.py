@@ -65,6 +65,7 @@ def test_the_end_tells_mean_middle_interval_and_worst():
     assert over_seeds([5.0, 5.0]) == ("mean 5.0, interquartile mean 5.0 (95 % interval 5.0 to 5.0), worst 5.0 of 2")
 
 
+@pytest.mark.ranks
 def test_two_seeds_are_two_runs_that_equal_those_of_one_seed_and_are_left_alone_when_over(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)

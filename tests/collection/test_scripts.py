@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import pytorch_lightning as pl
 from lightning_ppo import PPO, RolloutDataModule
@@ -12,6 +14,7 @@ pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=F
 """
 
 
+@pytest.mark.ranks
 def test_a_script_that_trains_whenever_it_is_imported_is_told_what_to_do(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(

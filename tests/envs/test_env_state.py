@@ -260,6 +260,7 @@ def test_training_and_evaluation_step_the_same_task_after_resuming(modes, tmp_pa
 # ---------------------------------------------------------------- objects that refer to each other
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("backend", ["sync", "async"])
 @pytest.mark.parametrize(
     "name", ["tests.kit.envs:Village", "tests.envs.test_env_state:Linked", "tests.envs.test_env_state:Moods"]

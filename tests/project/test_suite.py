@@ -31,6 +31,7 @@ def test_every_family_is_declared_and_has_a_representative(request):
 
 def test_covering_sets_have_every_combination_and_few_cases():
     cases = [{"a": a, "b": b, "c": c} for a, b, c in product(range(4), "xyz", [True, False])]
+    assert len(covering(cases, 0)) == 1
     for strength, fewest in ((1, 4), (2, 12), (3, 24)):
         chosen = [cases[index] for index in covering(cases, strength)]
         for names in (("a", "b"), ("a", "c"), ("b", "c")) if strength == 2 else (("a",), ("b",), ("c",)):
@@ -156,8 +157,7 @@ def test_that_follows():
 @pytest.mark.parametrize(
     ("number", "workers"),
     [
-        pytest.param(signal.SIGTERM, [], marks=pytest.mark.representative),
-        *((signal.SIGINT, []), (signal.SIGTERM, ["-n", "1"]), (signal.SIGINT, ["-n", "1"])),
+        *((signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGTERM, ["-n", "1"]), (signal.SIGINT, ["-n", "1"])),
     ],
 )
 def test_a_signal_ends_the_tests_while_one_of_them_trains(number, workers, tmp_path):

@@ -156,6 +156,7 @@ def test_the_documented_distribution_is_right(own):
     assert drawn.abs().mean().item() == pytest.approx(np.exp(-0.5) / np.sqrt(2.0), rel=0.01)
 
 
+@pytest.mark.exhaustive(strength=0)
 @pytest.mark.parametrize("core", ["null", "lstm"])
 def test_a_distribution_is_one_file_that_trains_resumes_evaluates_and_is_exported(core, own, tmp_path):
     own("laplace.py", documented("spaces.md", "laplace.py"))

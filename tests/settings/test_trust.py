@@ -252,20 +252,21 @@ def read(entry: str, path: Path, trust=()) -> str:
     return ""
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
-def test_nothing_that_a_file_names_is_imported_or_called(change, reference, canary, tmp_path, capsys):
+def test_nothing_that_a_file_names_is_imported_or_called(change, entry, reference, canary, tmp_path, capsys):
     content = copy.deepcopy(reference)
     change(content)
     hostile = tmp_path / "hostile" / "last.ckpt"
     hostile.parent.mkdir()
     torch.save(content, hostile)
-    for entry in ENTRIES:
-        said = read(entry, hostile)
-        printed = capsys.readouterr().err
-        said = printed if said == "failed" else said
-        assert str(hostile) in said and said.strip().count("\n") == 0, (entry, said)
-        assert not canary.exists() and "canary" not in sys.modules, entry
-        assert not (hostile.parent / "resumed").exists()
+    said = read(entry, hostile)
+    printed = capsys.readouterr().err
+    said = printed if said == "failed" else said
+    assert str(hostile) in said and said.strip().count("\n") == 0, said
+    assert not canary.exists() and "canary" not in sys.modules
+    assert not (hostile.parent / "resumed").exists()
 
 
 # what is the user's own stays convenient

@@ -26,6 +26,7 @@ def test_an_uncompiled_training_imports_neither_compiler_nor_matplotlib(tmp_path
     assert not {"torch._dynamo", "sympy", "matplotlib"} & set(loaded)
 
 
+@pytest.mark.compiled
 def test_compiled_modules_are_known_and_metrics_drawn_as_ever():
     pytest.importorskip("matplotlib")
     print(
@@ -52,6 +53,7 @@ assert plots.__file__
     )
 
 
+@pytest.mark.compiled
 def test_a_lightning_that_does_not_take_it_is_imported_as_usual():
     python("""
 import sys

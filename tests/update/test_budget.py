@@ -72,6 +72,7 @@ def test_schedules_end_with_the_time(limit):
     assert model.progress == 1.0 and model.std_decay == pytest.approx(0.5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("limits", [{"max_steps": 80}, {"max_time": {"hours": 1}}], ids=["steps", "time"])
 @pytest.mark.parametrize("saved_at", [2, 3])
 def test_a_resumed_run_goes_on_in_the_budget_of_its_checkpoint(limits, saved_at, tmp_path):

@@ -63,6 +63,7 @@ def test_resuming_in_the_middle_of_an_epoch(iteration, backend, tmp_path):
     assert_same_agent(*through, *resumed)
 
 
+@pytest.mark.exhaustive(strength=0)
 @pytest.mark.parametrize("env", ["HalfCheetah-v5", "Hopper-v5", "Ant-v5"])
 def test_mujoco_resumes_bit_for_bit(env, tmp_path):
     pytest.importorskip("mujoco", reason="needs the mujoco extra")

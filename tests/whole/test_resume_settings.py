@@ -177,6 +177,7 @@ def went_on_exactly(resumed, core, steps):
         assert resumed.rollouts[0].states[0].abs().max() > 0.0
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("core", "way"), WAYS, ids=str)
 def test_from_eager_to_compiled_and_back(core, way, tmp_path, monkeypatch):
     for room in ("processes", "groups"):
