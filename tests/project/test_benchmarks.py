@@ -293,6 +293,7 @@ def test_a_run_goes_on_with_the_settings_it_began_with_only(results, tmp_path, m
     assert learning.is_done("own", "CartPole-v1", 1) and not any((tmp_path / "runs" / "own").iterdir())
 
 
+@pytest.mark.docs
 def test_ids_with_a_module_are_known_again(results, tmp_path, monkeypatch, capsys):
     (tmp_path / "grid.py").write_text("from gymnasium.envs.classic_control import CartPoleEnv\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -388,6 +389,7 @@ def test_every_column_of_table_1_is_a_change_of_the_papers_settings():
             assert "epochs" not in allowed and config.rollout == papers.rollout
 
 
+@pytest.mark.docs
 def test_every_ablation_changes_one_of_the_defaults():
     for task in ablations.TASKS:
         config = learning.ROOT / "configs" / f"{task}.yaml"

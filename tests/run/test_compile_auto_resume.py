@@ -29,6 +29,7 @@ class StopAfter(Callback):
             stop._receive(15, None)
 
 
+@pytest.mark.compiled
 @pytest.mark.skipif(cxx_compiler() is None, reason="needs a C++ compiler")
 def test_resuming_is_exact(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compiling, "WORTH_IT", 8)  # of the whole run; 4 are left when it is resumed
