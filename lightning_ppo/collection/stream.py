@@ -86,6 +86,7 @@ class RolloutStream(IterableDataset):
         rollout.advantages, rollout.returns = estimate_advantages(
             rollout, rollout.values, rollout.next_values, self.normalize, sum_over_ranks
         )
+        rollout.as_estimated()
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: Lightning asks every loader, and the datamodule saves `get_state` for all ranks."""

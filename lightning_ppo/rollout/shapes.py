@@ -15,6 +15,7 @@ Observations = Tensor | dict[str, Any] | tuple[Any, ...]
 
 
 _NOTHING: dict[str, Tensor] = {}
+_ESTIMATED_FROM = ("rewards", "scaled_rewards", "next_values", "terminations", "truncations")
 
 
 class Episodes(NamedTuple):
@@ -118,6 +119,9 @@ class Rollout:
     advantages: Tensor | None = None
     returns: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        self._estimated_from: dict[str, tuple[Tensor, int]] = {}
+
     @property
     def num_steps(self) -> int:
         """T."""
@@ -154,7 +158,21 @@ class Rollout:
             for f in fields(self)
             if f.name != "episodes" and isinstance(value := getattr(self, f.name), Tensor | dict | tuple)
         }
-        return replace(self, **moved)
+        return replace(self, **moved).as_estimated()
+
+    def as_estimated(self) -> "Rollout":
+        """Return this rollout; from now on `changed` tells what no longer is what advantages were estimated from."""
+        tensors = {name: getattr(self, name) for name in _ESTIMATED_FROM}
+        self._estimated_from = {name: (x, _version(x)) for name, x in tensors.items() if isinstance(x, Tensor)}
+        return self
+
+    def changed(self) -> list[str]:
+        """Return the names of what was replaced or written to since advantages were estimated from it."""
+        return [
+            name
+            for name, (tensor, version) in self._estimated_from.items()
+            if getattr(self, name) is not tensor or _version(tensor) != version
+        ]
 
     def flatten(self, sequence_length: int = 1) -> Minibatch:
         """Return all T x N rows as one `Minibatch`, sequences of one environment's consecutive steps kept together.
@@ -194,6 +212,11 @@ class Rollout:
     def unflatten(self, x: Tensor, sequence_length: int = 1) -> Tensor:
         """Return values (T x N, ...) in the order of `flatten` as (T, N, ...)."""
         return x.unflatten(0, (-1, self.num_envs, sequence_length)).transpose(1, 2).flatten(0, 1)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to, 0 for one that does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _map(function: Callable[[Tensor], Tensor], batch: Minibatch) -> Minibatch:

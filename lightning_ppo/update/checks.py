@@ -1,5 +1,6 @@
 """Combinations of module, data and Trainer that cannot work, each explained with the setting to use instead."""
 
+import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.probing import shares_parameters
+from lightning_ppo.rollout.shapes import Rollout
 from lightning_ppo.settings.algorithm import UpdateConfig, check_compile, check_rollout_size
 from lightning_ppo.settings.hyperparameters import plain
 from lightning_ppo.settings.loading import flat
 from lightning_ppo.speed.internals import steps_between_saves
 from lightning_ppo.support.distributed import gather_objects
 from lightning_ppo.support.errors import CheckpointError, ConfigError, NonFiniteError
+from lightning_ppo.support.notices import warn_once
 from lightning_ppo.update.policy_objectives import PolicyGradient
+
+_log = logging.getLogger(__name__)
 
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
@@ -102,6 +107,17 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         raise ConfigError(
             f"total_env_steps: {total} is less than one rollout of {data.num_steps} steps x {data.num_envs} envs x "
             f"{ranks} ranks"
+        )
+
+
+def tell_of_changes(rollout: Rollout) -> None:
+    """Say once what somebody changed in a rollout after its advantages were estimated: it has no effect."""
+    if names := rollout.changed():
+        warn_once(
+            _log,
+            ("changed", *names),
+            f"{' and '.join(names)} of a rollout changed after advantages had been estimated from them, which has no "
+            "effect: change them in a wrapper (env.wrappers), or change the rollout's advantages and returns",
         )
 
 

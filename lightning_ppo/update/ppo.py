@@ -25,7 +25,7 @@ from lightning_ppo.support.spaces import space_from_spec, space_to_spec
 from lightning_ppo.update import hooks, training_state
 from lightning_ppo.update.budget import Budget
 from lightning_ppo.update.checked_loading import checked_loading
-from lightning_ppo.update.checks import check_trust_region
+from lightning_ppo.update.checks import check_trust_region, tell_of_changes
 from lightning_ppo.update.coefficients import Coefficients
 from lightning_ppo.update.evaluation_results import EvaluationResults
 from lightning_ppo.update.iteration import finish_iteration
@@ -167,6 +167,7 @@ class PPO(pl.LightningModule):
             NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are restored first.
         """
         started = time.perf_counter()
+        tell_of_changes(rollout)
         settings, length = self.update_settings, self.sequence_length(rollout.num_steps)
         batch = rollout.flatten(length)
         update, before = self._prepare(batch)
