@@ -63,8 +63,14 @@ def one_line(text: object, limit: int | None = None) -> str:
 
 
 def described(error: BaseException, limit: int | None = None) -> str:
-    """Return type and message of an error on one line, the message cut after `limit` characters."""
-    return f"{type(error).__name__}: {one_line(error, limit)}"
+    """Return type and message of an error on one line, the message cut after `limit` characters.
+
+    Of an error without a message, such as that of a bare `assert`, the line that raised it stands in its place.
+    """
+    message = one_line(error, limit)
+    if not message and (frames := traceback.extract_tb(error.__traceback__)):
+        message = one_line(f"{frames[-1].line} ({frames[-1].filename}:{frames[-1].lineno})", limit)
+    return f"{type(error).__name__}: {message}".removesuffix(": ")
 
 
 def how_it_ended(exit_code: int | None) -> str:
