@@ -15,8 +15,6 @@ MASKED = -1e9
 """Score of what must not be seen."""
 CLOSED = -2.0
 """Initial bias of the update gates, which lets little through (Parisotto et al. 2020, section 3.2, b_g = 2)."""
-WIDENING = 2
-"""Hidden units of the position-wise MLP for each of its inputs."""
 
 
 class Gate(nn.Module):
@@ -44,82 +42,94 @@ class Gate(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of several heads to what is at most M steps back, with relative positions.
+    """Attention of several heads to steps that are at most M back.
 
-    Scores are those of Dai et al. 2019, "Transformer-XL", section 3.3. Keys and values are never computed: a query is
-    multiplied by the weights of the keys instead, which are as many products for sequences and M times fewer for single
-    steps.
+    Where a step lies shows in a learnt bias for each distance (Raffel et al. 2020, "T5", section 2.1, without buckets).
 
     Args:
         size: D.
         heads: A, a divisor of D.
+        memory: M.
     """
 
-    def __init__(self, size: int, heads: int) -> None:
+    def __init__(self, size: int, heads: int, memory: int) -> None:
         super().__init__()
         self.heads = heads
-        self.queries, self.keys, self.values, self.positions, self.outputs = (
-            orthogonal_(nn.Linear(size, size, bias=False), 1.0) for _ in range(5)
-        )
-        self.content_bias, self.position_bias = (nn.Parameter(torch.zeros(size)) for _ in range(2))
+        self.queries = orthogonal_(nn.Linear(size, size), 1.0)
+        self.keys, self.values = (orthogonal_(nn.Linear(size, size, bias=False), 1.0) for _ in range(2))
+        self.distances = nn.Parameter(torch.zeros(heads, memory + 1))
 
-    def forward(self, seen: Tensor, allowed: Tensor, distances: Tensor) -> Tensor:
+    def forward(self, seen: Tensor, hidden: Tensor) -> Tensor:
         """Return what the last L steps (S, L, D) find.
 
         Args:
             seen: (S, M + L, D), M steps of memory and L of a sequence.
-            allowed: (S, L, M + L) bool, whether a step may see another that is not more than M steps back.
-            distances: (M + 1, D), encodings of the distances M to 0.
+            hidden: (S, 1, L, M + L), 0 where a step may see another and `MASKED` where not.
         """
-        length = allowed.shape[1]
-        queries = self.queries(seen[:, -length:])
-        content = self._of_heads(queries + self.content_bias, self.keys)
-        scores = content.flatten(1, 2) @ seen.transpose(1, 2)
-        of_distances = self._of_heads(queries + self.position_bias, self.positions) @ distances.t()
-        scores = full_precision(scores.unflatten(1, (length, self.heads))) + full_precision(_by_step(of_distances))
-        scores = torch.where(allowed.unsqueeze(2), scores * (self.heads / seen.shape[-1]) ** 0.5, MASKED)
-        found = scores.softmax(-1).to(seen.dtype).flatten(1, 2) @ seen
-        weight = self.values.weight.unflatten(0, (self.heads, -1))
-        found = torch.einsum("slad,akd->slak", found.unflatten(1, (length, self.heads)), weight)
-        return self.outputs(found.flatten(2))
+        length, count, size = hidden.shape[2], *seen.shape[1:]
+        queries = self._apart(self.queries(seen[:, -length:]) * (self.heads / size) ** 0.5)
+        bias = _by_step(self.distances, length) + hidden
+        if length * (size + self.heads * count) < count * (size + length):
+            # products in another order, fewer for single steps: nothing is computed of each step in memory
+            content = torch.einsum("salk,akd->sald", queries, self._of_heads(self.keys))
+            scores = (content.flatten(1, 2) @ seen.transpose(1, 2)).unflatten(1, (self.heads, length))
+            found = (_softmax(scores, bias).flatten(1, 2) @ seen).unflatten(1, (self.heads, length))
+            found = torch.einsum("sald,akd->salk", found, self._of_heads(self.values))
+        else:
+            scores = queries @ self._apart(self.keys(seen)).transpose(2, 3)
+            found = _softmax(scores, bias) @ self._apart(self.values(seen))
+        return found.transpose(1, 2).flatten(2)
 
-    def _of_heads(self, queries: Tensor, keys: nn.Linear) -> Tensor:
-        """Return (S, L, A, D), which times an input of `keys` is the score of queries (S, L, D) times its output."""
-        weight = keys.weight.unflatten(0, (self.heads, -1))
-        return torch.einsum("slak,akd->slad", queries.unflatten(-1, (self.heads, -1)), weight)
+    def _apart(self, x: Tensor) -> Tensor:
+        """Return (S, L, D) by head, (S, A, L, D / A)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _of_heads(self, layer: nn.Linear) -> Tensor:
+        """Return the weights of a layer by head, (A, D / A, D)."""
+        return layer.weight.unflatten(0, (self.heads, -1))
 
 
 class Layer(nn.Module):
     """Attention and a position-wise MLP, each behind a norm and a gate (Parisotto et al. 2020, section 3.2).
 
+    Gates begin with linear layers, which are the last ones of attention and MLP, too.
+
     Args:
         size: D.
         heads: Of the attention.
+        memory: M.
     """
 
-    def __init__(self, size: int, heads: int) -> None:
+    def __init__(self, size: int, heads: int, memory: int) -> None:
         super().__init__()
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(size), nn.LayerNorm(size)
-        self.attention, self.attention_gate, self.mlp_gate = Attention(size, heads), Gate(size), Gate(size)
+        # what follows it is linear, so weights of its own would add nothing
+        self.attention_norm = nn.LayerNorm(size, elementwise_affine=False)
+        self.attention, self.attention_gate = Attention(size, heads, memory), Gate(size)
         self.mlp = nn.Sequential(
-            orthogonal_(nn.Linear(size, WIDENING * size), math.sqrt(2.0)),
-            nn.ReLU(),
-            orthogonal_(nn.Linear(WIDENING * size, size), 1.0),
-            nn.ReLU(),
+            nn.LayerNorm(size),
+            orthogonal_(nn.Linear(size, size), math.sqrt(2.0)),
+            nn.SiLU(),
         )
+        self.mlp_gate = Gate(size)
 
-    def forward(self, seen: Tensor, allowed: Tensor, distances: Tensor) -> Tensor:
-        """Return the outputs (S, L, D) of the last L steps; see `Attention`."""
-        stream = seen[:, -allowed.shape[1] :]
-        stream = self.attention_gate(stream, self.attention(self.attention_norm(seen), allowed, distances).relu())
-        return self.mlp_gate(stream, self.mlp(self.mlp_norm(stream)))
+    def forward(self, stream: Tensor, past: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs (S, L, D), and what the attention has seen (S, M + L, D).
+
+        Args:
+            stream: (S, L, D).
+            past: (S, M, D), what the attention was given in the M steps before.
+            hidden: See `Attention`.
+        """
+        seen = torch.cat((past.to(stream.dtype), self.attention_norm(stream)), 1)
+        stream = self.attention_gate(stream, self.attention(seen, hidden))
+        return full_precision(self.mlp_gate(stream, self.mlp(stream))), seen
 
 
 class TransformerCore(nn.Module):
     """A gated transformer (Parisotto et al. 2020, "GTrXL") with the memory of Transformer-XL (Dai et al. 2019).
 
-    Each layer sees its inputs of this step and the M before it in the episode. The state is the last M inputs of every
-    layer, and how many of them are of this episode.
+    Each layer sees its inputs of this step and the M before it in the episode. The state is the last M inputs of the
+    attention of every layer, and how many of them are of this episode.
 
     Attributes:
         num_features: D, size of its outputs.
@@ -133,15 +143,12 @@ class TransformerCore(nn.Module):
         memory: M.
     """
 
-    distances: Tensor
-
     def __init__(self, num_inputs: int, size: int = 64, layers: int = 1, heads: int = 4, memory: int = 32) -> None:
         super().__init__()
         self.embedding = orthogonal_(nn.Linear(num_inputs, size), 1.0)
-        self.layers = nn.ModuleList([Layer(size, heads) for _ in range(layers)])
+        self.layers = nn.ModuleList([Layer(size, heads, memory) for _ in range(layers)])
         self.memory, self.num_features = memory, size
         self.state_size = layers * memory * size + 1
-        self.register_buffer("distances", _sinusoids(memory, size), persistent=False)
 
     @classmethod
     def of_settings(cls, num_inputs: int, policy: PolicyConfig) -> "TransformerCore":
@@ -174,7 +181,7 @@ class TransformerCore(nn.Module):
         ]
 
     def _run(self, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the outputs (S, L, D), and for each layer its memory and inputs (S, M + L, D).
+        """Return the outputs (S, L, D), and what each layer's attention has seen (S, M + L, D).
 
         Args:
             x: (S, L, I).
@@ -183,15 +190,19 @@ class TransformerCore(nn.Module):
         """
         *past, known = states.split([self.memory * self.num_features] * len(self.layers) + [1], -1)
         stream, seen = full_precision(self.embedding(x)), []
-        allowed = _same_episode(known, starts, self.memory)
+        hidden = _hidden(known, starts, self.memory)
         for layer, kept in zip(self.layers, past, strict=True):
-            seen.append(torch.cat((kept.unflatten(-1, (self.memory, -1)).to(stream.dtype), stream), 1))
-            stream = full_precision(layer(seen[-1], allowed, self.distances))
+            stream, of_layer = layer(stream, kept.unflatten(-1, (self.memory, -1)), hidden)
+            seen.append(of_layer)
         return stream, seen
 
 
-def _same_episode(known: Tensor, starts: Tensor, memory: int) -> Tensor:
-    """Return whether steps may see others and the memory as far as episodes go, (S, L, M + L) bool.
+def _softmax(scores: Tensor, bias: Tensor) -> Tensor:
+    return (full_precision(scores) + bias).softmax(-1).to(scores.dtype)
+
+
+def _hidden(known: Tensor, starts: Tensor, memory: int) -> Tensor:
+    """Return `MASKED` where steps or the memory are of another episode than a step, else 0, (S, 1, L, M + L).
 
     Args:
         known: (S, 1), how many of the M steps in memory are of the episode in which the sequence begins.
@@ -200,24 +211,16 @@ def _same_episode(known: Tensor, starts: Tensor, memory: int) -> Tensor:
     """
     episode = starts.cumsum(1)
     age = torch.arange(memory, 0, -1, device=known.device)
-    of_past = torch.where(age <= known, 0, -1)
-    return torch.cat((of_past, episode), 1).unsqueeze(1) == episode.unsqueeze(2)
+    episodes = torch.cat((torch.where(age <= known, 0, -1), episode), 1)
+    return torch.where(episodes.unsqueeze(1) == episode.unsqueeze(2), 0.0, MASKED).unsqueeze(1)
 
 
-def _by_step(of_distances: Tensor) -> Tensor:
-    """Return scores (S, L, A, M + L) of steps, given those of their distances M to 0, (S, L, A, M + 1).
+def _by_step(of_distances: Tensor, length: int) -> Tensor:
+    """Return biases (A, L, M + L) of L steps, given those of the distances M to 0, (A, M + 1).
 
     Step i is at distance M + i - k of step k. Rows that are padded to M + L + 1 and then read as rows of M + L are
     shifted by one more each; what stands at distances below 0 and above M is masked.
     """
-    length = of_distances.shape[1]
-    rows = nn.functional.pad(of_distances.transpose(1, 2), (0, length), value=MASKED).flatten(2)
     width = of_distances.shape[-1] + length - 1
-    return rows[..., : length * width].unflatten(-1, (length, width)).transpose(1, 2)
-
-
-def _sinusoids(memory: int, size: int) -> Tensor:
-    """Return encodings (M + 1, D) of the distances M to 0 (Vaswani et al. 2017, section 3.5)."""
-    frequencies = 10_000.0 ** (-torch.arange(0, size, 2) / size)
-    angles = torch.arange(memory, -1, -1).unsqueeze(1) * frequencies
-    return torch.cat((angles.sin(), angles.cos()), 1)[:, :size]
+    rows = nn.functional.pad(of_distances, (0, length), value=MASKED).unsqueeze(1).expand(-1, length, -1)
+    return rows.flatten(1)[:, : length * width].unflatten(1, (length, width))

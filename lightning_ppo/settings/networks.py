@@ -23,9 +23,7 @@ DISTRIBUTIONS = Registry(
 )
 _RECURRENT = "lightning_ppo.policy.recurrence.RecurrentCore"
 _TRANSFORMER = "lightning_ppo.policy.transformer.TransformerCore"
-CORES = Registry(
-    "policy.core", "torch.nn.Module", {"lstm": _RECURRENT, "gru": _RECURRENT, "transformer": _TRANSFORMER}
-)
+CORES = Registry("policy.core", "torch.nn.Module", {"lstm": _RECURRENT, "gru": _RECURRENT, "transformer": _TRANSFORMER})
 ENCODERS = Registry("policy.encoder", "torch.nn.Module", {"impala": "lightning_ppo.policy.images.ImpalaCNN"})
 NETWORKS = Registry("policy.network", "torch.nn.Module", {})
 
