@@ -111,9 +111,9 @@ def run_cores(
 ) -> tuple[list[Tensor], Tensor | None]:
     """Put sequences through recurrent cores, the state of each set to zero wherever an episode starts.
 
-    Cores with a method `run_sequences`, as all that are built in, take sequences as they are. For others, sequences are
-    cut on the CPU where episodes start. On other devices, where looking for episodes' starts would be to wait, and while
-    they are compiled, and for all cores with `plain`, sequences go through the core step by step.
+    Cores with a method `run_sequences`, as all that are built in, take sequences as they are. For others, on the CPU,
+    sequences are cut where episodes start. On other devices, where looking for episodes' starts would be to wait, for
+    others while they are compiled, and for all with `plain`, sequences go through the core step by step.
 
     Args:
         cores: See `RecurrentCore`; all of them that of the configuration.

@@ -44,7 +44,9 @@ class Gate(nn.Module):
 class Attention(nn.Module):
     """Attention of several heads to steps that are at most M back.
 
-    Where a step lies shows in a learnt bias for each distance (Raffel et al. 2020, "T5", section 2.1, without buckets).
+    How far back a step lies shows in a learnt bias for each head and distance (Raffel et al. 2020, "T5", section 2.1,
+    without buckets). Biases begin as slopes (Press et al. 2022, "ALiBi"), from 1 for the first head, which hardly sees
+    more than the last steps, to 1 / M for the last, which sees all.
 
     Args:
         size: D.
@@ -57,7 +59,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.queries = orthogonal_(nn.Linear(size, size), 1.0)
         self.keys, self.values = (orthogonal_(nn.Linear(size, size, bias=False), 1.0) for _ in range(2))
-        self.distances = nn.Parameter(torch.zeros(heads, memory + 1))
+        slopes = memory ** -torch.linspace(0.0, 1.0, heads)
+        self.distances = nn.Parameter(slopes.unsqueeze(1) * torch.arange(-memory, 1))
 
     def forward(self, seen: Tensor, hidden: Tensor) -> Tensor:
         """Return what the last L steps (S, L, D) find.
