@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.policy.recurrence import run_core
-from lightning_ppo.settings.networks import CORES, PolicyConfig
 from lightning_ppo.policy.transformer import TransformerCore
+from lightning_ppo.settings.networks import CORES, PolicyConfig
 from tests.kit.training import Recording
-
 
 KINDS = [*CORES]
 TRANSFORMER = {"core": "transformer", "core_size": 8, "core_layers": 2, "core_heads": 2, "core_memory": 5}
