@@ -330,9 +330,8 @@ def test_sequence_evaluation_equals_acting(mode, kind, at_once, monkeypatch):
             values, boundary = rollout_values(policy, rollout, length)
             assert torch.allclose(values, rollout.values, atol=1e-5)
             assert torch.allclose(boundary[:3], rollout.next_values[-1], atol=1e-5)
-    assert (
-        rollout.starts[0].logical_not().any() and rollout.states[0].abs().amax(-1).min() > 0.0
-    )  # memory crosses rollouts
+    assert rollout.starts[0].logical_not().any()
+    assert rollout.states[0].abs().amax(-1).min() > 0.0  # memory crosses rollouts
 
 
 def test_a_replaced_environment_starts_with_an_empty_memory():
