@@ -1,4 +1,4 @@
-"""The cost of memory: speed of agents with an LSTM and a GRU compared with an MLP, at equal sizes.
+"""The cost of memory: speed of agents with an LSTM, a GRU and a transformer compared with an MLP, at equal sizes.
 
     python benchmarks/recurrent.py              writes benchmarks/results/recurrent.csv and prints the table
     python benchmarks/recurrent.py --smoke      does it work? no figures kept
@@ -31,7 +31,7 @@ WARM_UP = 2
 """Iterations of a run that do not count."""
 ROUNDS = 3
 SIZES = {"64 envs x 64 steps": (64, 64), "8 envs x 256 steps": (8, 256)}
-CORES = {"MLP": None, "LSTM": "lstm", "GRU": "gru"}
+CORES = {"MLP": None, "LSTM": "lstm", "GRU": "gru", "transformer": "transformer"}
 
 
 class Stopwatch(pl.Callback):
@@ -83,7 +83,7 @@ def main() -> None:
         for name, times in seconds.items():
             ratio = statistics.median(times) / statistics.median(seconds["MLP"])
             speed = num_envs * num_steps / statistics.median(times)
-            print(f"{label:20} {name:5} {speed:8.0f} env steps/s, {ratio:.2f} x the time of the MLP")
+            print(f"{label:20} {name:11} {speed:8.0f} env steps/s, {ratio:.2f} x the time of the MLP")
             rows.append({"size": label, "agent": name, "env_steps_per_second": round(speed), "ratio": f"{ratio:.2f}"})
     if options.smoke:
         return

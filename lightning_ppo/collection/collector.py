@@ -192,8 +192,10 @@ class Collector:
     def _score(self, rollout: Rollout) -> None:
         """Fill in the outputs of the behaviour policy: distribution, log_probs, values and next_values."""
         if rollout.states is not None and self.state is not None:
-            after = torch.cat((rollout.states[1:], self.state[None]))
-            rollout.boundary_states = after.flatten(0, 1)[rollout.boundary_rows]
+            after, size = rollout.boundary_rows + self.num_envs, rollout.rewards.numel()
+            within = rollout.states.flatten(0, 1)[after.clamp(max=size - 1)]
+            last = self.state[rollout.boundary_rows % self.num_envs]
+            rollout.boundary_states = torch.where((after < size).unsqueeze(-1), within, last)
         now, boundary_values = evaluate_rollout(self.policy, rollout)
         rollout.distribution, rollout.log_probs, _, rollout.values = now
         rollout.next_values = following_values(rollout.values, boundary_values, rollout.boundary_rows)

@@ -12,7 +12,6 @@ from lightning_ppo.policy.images import ImpalaCNN, NatureCNN
 from lightning_ppo.policy.inputs import Inputs, is_image
 from lightning_ppo.policy.layers import MLP
 from lightning_ppo.policy.networks import ActorCriticNetwork, CustomNetwork, Encoder, Trunk
-from lightning_ppo.policy.recurrence import RecurrentCore
 from lightning_ppo.settings.class_path import Registry
 from lightning_ppo.settings.networks import CORES, ENCODERS, NETWORKS, PolicyConfig
 from lightning_ppo.support.errors import ConfigError
@@ -80,7 +79,7 @@ def _make_trunk(inputs: Inputs, space: gymnasium.Space, keys: list[str] | None, 
     mlp = MLP(encoder.num_features, policy.hidden_sizes, policy.activation, policy.dropout, policy.layer_norm)
     core: Any = policy.core
     if core in CORES:
-        core = RecurrentCore(core, mlp.num_features, policy.core_size)
+        core = CORES.load(core).of_settings(mlp.num_features, policy)
     elif core is not None:
         core = _own_module(core, CORES, mlp.num_features)
         _require_sizes(core, "policy.core", "num_features", "state_size")

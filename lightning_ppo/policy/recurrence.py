@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.speed import switch
 from lightning_ppo.speed.host_cores import run_on_host
 from lightning_ppo.support.recurrent_step import single_step
@@ -47,8 +48,9 @@ class RecurrentWeights(nn.Module):
 class RecurrentCore(nn.Module):
     """An LSTM or GRU.
 
-    Every core, a user's own too, has the two attributes below and this `forward`. It never sees where episodes start:
-    what it is given lies within one episode each (see `run_core`).
+    Every core, a user's own too, has the two attributes below and this `forward`, which never sees where episodes
+    start: what it is given lies within one episode each (see `run_cores`). A core that does see it takes whole
+    sequences in `run_sequences`.
 
     Attributes:
         num_features: F, size of its outputs.
@@ -74,6 +76,11 @@ class RecurrentCore(nn.Module):
             shut = torch.tensor([BLANK, BLANK, 0.0, BLANK]).repeat_interleave(size).unsqueeze(1)
             self.register_buffer("blank", shut, persistent=False)
 
+    @classmethod
+    def of_settings(cls, num_inputs: int, policy: PolicyConfig) -> "RecurrentCore":
+        """Return the core that settings ask for."""
+        return cls(policy.core, num_inputs, policy.core_size)
+
     def forward(self, x: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs (L, S, F) and the states (S, H) after the last step.
 
@@ -87,15 +94,26 @@ class RecurrentCore(nn.Module):
             outputs.append(found)
         return torch.stack(outputs), states
 
+    @staticmethod
+    def run_sequences(
+        cores: Sequence[Any], inputs: Sequence[Tensor], states: Sequence[Tensor], starts: Tensor
+    ) -> list[Tensor]:
+        """Return the outputs (B, F) of each core for sequences in which episodes start; see `run_cores`."""
+        if not on_host(starts):
+            return _run_steps(cores, inputs, states, starts)
+        if cores[0].kind == "lstm" and not torch.compiler.is_compiling():
+            return _run_lstms(cores, inputs, states, starts)
+        return run_on_host(cores[0].kind, inputs, states, starts, [core.cell.all for core in cores])
+
 
 def run_cores(
     cores: Sequence[Any], inputs: Sequence[Tensor], states: Tensor, starts: Tensor
 ) -> tuple[list[Tensor], Tensor | None]:
     """Put sequences through recurrent cores, the state of each set to zero wherever an episode starts.
 
-    On the CPU, LSTMs and GRUs take sequences as they are, and for other cores, sequences are cut where episodes start.
-    On other devices, where looking for episodes' starts would be to wait, for other cores while they are compiled, and
-    with `plain`, sequences go through the core step by step.
+    Cores with a method `run_sequences`, as all that are built in, take sequences as they are. For others, on the CPU,
+    sequences are cut where episodes start. On other devices, where looking for episodes' starts would be to wait, for
+    others while they are compiled, and for all with `plain`, sequences go through the core step by step.
 
     Args:
         cores: See `RecurrentCore`; all of them that of the configuration.
@@ -112,14 +130,11 @@ def run_cores(
         found = [_step(core, x, s, starts) for core, x, s in zip(cores, inputs, own, strict=True)]
         after = [full_precision(state) for _, state in found]
         return [outputs for outputs, _ in found], after[0] if len(after) == 1 else torch.cat(after, -1)
-    if not on_host(states) or not switch.is_on():
-        return _run_steps(cores, inputs, own, starts), None
-    compiling = torch.compiler.is_compiling()
-    if not all(isinstance(core, RecurrentCore) for core in cores):
-        return (_run_steps if compiling else _run_pieces)(cores, inputs, own, starts), None
-    if cores[0].kind == "lstm" and not compiling:
-        return _run_lstms(cores, inputs, own, starts), None
-    return run_on_host(cores[0].kind, inputs, own, starts, [core.cell.all for core in cores]), None
+    run: Any = _run_steps
+    if switch.is_on():
+        cut = on_host(starts) and not torch.compiler.is_compiling()
+        run = getattr(cores[0], "run_sequences", _run_pieces if cut else _run_steps)
+    return run(cores, inputs, own, starts), None
 
 
 def run_core(core: Any, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, Tensor | None]:

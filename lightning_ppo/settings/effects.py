@@ -100,7 +100,12 @@ NEEDED = (
         "Box actions of a Gaussian distribution other than gsde, which has a correlation of its own",
         lambda s: not _colored(s),
     ),
-    Needed(("policy.core_size",), "policy.core=lstm or gru", lambda s: s["policy.core"] not in CORES),
+    Needed(("policy.core_size",), "policy.core=lstm, gru or transformer", lambda s: s["policy.core"] not in CORES),
+    Needed(
+        ("policy.core_layers", "policy.core_heads", "policy.core_memory"),
+        "policy.core=transformer",
+        lambda s: s["policy.core"] != "transformer",
+    ),
     Needed(
         ("policy.hidden_sizes", "policy.activation", "policy.layer_norm", "policy.shared_trunk", "policy.dropout"),
         "the built-in network (policy.network=null)",

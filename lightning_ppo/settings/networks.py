@@ -22,7 +22,8 @@ DISTRIBUTIONS = Registry(
     },
 )
 _RECURRENT = "lightning_ppo.policy.recurrence.RecurrentCore"
-CORES = Registry("policy.core", "torch.nn.Module", {"lstm": _RECURRENT, "gru": _RECURRENT})
+_TRANSFORMER = "lightning_ppo.policy.transformer.TransformerCore"
+CORES = Registry("policy.core", "torch.nn.Module", {"lstm": _RECURRENT, "gru": _RECURRENT, "transformer": _TRANSFORMER})
 ENCODERS = Registry("policy.encoder", "torch.nn.Module", {"impala": "lightning_ppo.policy.images.ImpalaCNN"})
 NETWORKS = Registry("policy.network", "torch.nn.Module", {})
 
@@ -47,9 +48,15 @@ class PolicyConfig:
     log_std_init: float = -0.5
     """Initial log standard deviation of Gaussian actions, in units of the half action range."""
     core: Any = None
-    """Memory after the hidden layers: null, `lstm`, `gru`, or a class path of your own."""
+    """Memory after the hidden layers: null, `lstm`, `gru`, `transformer`, or a class path of your own."""
     core_size: int = 64
-    """Hidden units of an LSTM or GRU."""
+    """Hidden units of an LSTM or GRU, or width of a transformer."""
+    core_layers: int = 1
+    """Layers of a transformer."""
+    core_heads: int = 4
+    """Heads of a transformer's attention, a divisor of `core_size`."""
+    core_memory: int = 32
+    """Past steps that each layer of a transformer sees."""
     encoder: Any = None
     """The network from observations to features: null (images through the Nature CNN), `impala` (images through the
     residual network of IMPALA), or a class path of your own."""
@@ -68,7 +75,12 @@ class PolicyConfig:
         require(0.0 <= self.dropout < 1.0, f"policy.dropout: must lie in [0, 1), got {self.dropout:g}")
         for registry, entry in ((DISTRIBUTIONS, self.distribution), (CORES, self.core), (ENCODERS, self.encoder)):
             registry.check(entry)
-        require(self.core_size >= 1, f"policy.core_size: must be at least 1, got {self.core_size}")
+        for name in ("core_size", "core_layers", "core_heads", "core_memory"):
+            require(getattr(self, name) >= 1, f"policy.{name}: must be at least 1, got {getattr(self, name)}")
+        require(
+            self.core != "transformer" or self.core_size % self.core_heads == 0,
+            f"policy.core_heads: {self.core_heads} does not divide policy.core_size={self.core_size}",
+        )
         require(
             not (self.critic_observation_keys and (self.shared_trunk or self.network)),
             "policy.critic_observation_keys: needs a critic of its own; set policy.shared_trunk=false and no network",

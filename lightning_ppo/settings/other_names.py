@@ -4,6 +4,7 @@ _BATCHES = "update.minibatch_size, which is env.num_envs x rollout.num_steps / t
 _ROLLOUT = "env.num_envs x rollout.num_steps"
 _LINEAR = "optimizer.learning_rate={kind: linear, start: 3e-4, end: 0}"
 _MEMORY = "policy.core=lstm or policy.core=gru"
+_ATTENTION = "policy.core=transformer"
 _VIDEO = "the callback lightning_ppo.RecordVideo, or `evaluate CKPT --video out.mp4` afterwards"
 
 OTHER_NAMES: dict[str, str] = {
@@ -87,6 +88,12 @@ OTHER_NAMES: dict[str, str] = {
     "fcnet_activation": "policy.activation",
     "use_lstm": _MEMORY,
     "lstm_cell_size": "policy.core_size",
+    "use_attention": _ATTENTION,
+    "attention_dim": "policy.core_size",
+    "attention_num_transformer_units": "policy.core_layers",
+    "attention_num_heads": "policy.core_heads",
+    "attention_memory_inference": "policy.core_memory",
+    "attention_memory_training": "policy.core_memory",
     "horizon": "env.max_episode_steps",
     "num_gpus": "trainer.devices",
     # OpenAI Baselines, Tianshou, Sample Factory

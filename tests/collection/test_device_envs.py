@@ -131,7 +131,11 @@ def test_without_final_observations_the_last_one_acted_on_stands_for_them(caplog
     assert caplog.text.count("gives no infos['final_obs']") == 1
 
 
-@pytest.mark.parametrize("policy", [{}, {"core": "lstm", "core_size": 4}], ids=["mlp", "lstm"])
+@pytest.mark.parametrize(
+    "policy",
+    [{}, {"core": "lstm", "core_size": 4}, {"core": "transformer", "core_size": 4}],
+    ids=["mlp", "lstm", "transformer"],
+)
 def test_a_step_never_waits_for_the_device(policy):
     """The number of looks at the device does not depend on the number of steps of a rollout."""
     counts = []

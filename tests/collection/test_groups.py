@@ -77,8 +77,9 @@ def boundaries_of(rollout):
         pytest.param("CartPole-v1", "lstm", "auto", marks=pytest.mark.representative),
         ("tests.kit.rich_envs:Forbidden", None, "auto"),
         ("tests.kit.rich_envs:Weigh", "gru", "auto"),
+        ("tests.kit.rich_envs:Weigh", "transformer", "auto"),
     ],
-    ids=["pendulum", "lstm", "masks", "dict gru"],
+    ids=["pendulum", "lstm", "masks", "dict gru", "dict transformer"],
 )
 def test_each_group_is_as_if_it_were_alone(env_id, core, mask):
     settings = EnvConfig(id=env_id, action_mask=mask, backend="sync", stagger=False)

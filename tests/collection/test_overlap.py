@@ -38,8 +38,9 @@ def _no_process_is_left():
         ("Pendulum-v1", {}, "64-true", {}),
         ("tests.kit.rich_envs:Forbidden", {"shared_trunk": True}, "bf16-mixed", {"backend": "async", "timeout": 600.0}),
         ("tests.kit.envs:Sleepy", {"dropout": 0.5}, "32-true", {"timeout": 600.0}),
+        ("CartPole-v1", {"core": "transformer"}, "32-true", {"backend": "sync"}),
     ],
-    ids=["lstm", "float64", "masks", "sleeps"],
+    ids=["lstm", "float64", "masks", "sleeps", "transformer"],
 )
 def test_every_rollout_is_of_the_policy_one_update_before(env, policy, precision, env_settings):
     model, data = build(env, Recording, policy=policy, env_settings=env_settings)

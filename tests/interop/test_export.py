@@ -18,12 +18,14 @@ from lightning_ppo.settings.algorithm import NormalizeConfig
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.support.errors import UserError
 from tests.kit.export_matrix import check
+from tests.kit.memory import TRANSFORMER
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 CASES = {
     "vector": (BOX, spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 1.0])), {"layer_norm": True}, False),
     "masked": (spaces.Dict(a=BOX, b=spaces.Discrete(4, start=2)), spaces.MultiDiscrete([2, 3]), {}, True),
     "memory": (BOX, spaces.Box(-2.0, 2.0, (2,), np.float32), {"core": "lstm", "core_size": 8}, False),
+    "attention": (BOX, spaces.Box(-2.0, 2.0, (2,), np.float32), TRANSFORMER, False),
 }
 
 
@@ -41,7 +43,11 @@ def make(case: str, seed: int = 0) -> Deployed:
 
 
 @pytest.mark.parametrize(
-    ("case", "kind"), [*((case, "torch") for case in CASES), pytest.param("memory", "onnx", marks=pytest.mark.compiled)]
+    ("case", "kind"),
+    [
+        *((case, "torch") for case in CASES),
+        *(pytest.param(case, "onnx", marks=pytest.mark.compiled) for case in ("memory", "attention")),
+    ],
 )
 def test_a_thousand_observations(case, kind, tmp_path):
     if kind == "onnx":
@@ -66,6 +72,7 @@ KINDS = [
     ("dict", "mixed tanh_gaussian", "lstm", True, "torch"),
     pytest.param("nested", "mixed beta", "gru", True, "onnx", marks=pytest.mark.compiled),
     pytest.param("dict", "mixed state_gaussian", "lstm", False, "onnx", marks=pytest.mark.compiled),
+    pytest.param("dict", "mixed gsde", "transformer", True, "onnx", marks=pytest.mark.compiled),
 ]
 """Every kind of observation and action is in some case; `export_matrix.py`, which takes a while, has every pair."""
 

@@ -16,6 +16,7 @@ from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.collection import stream
 from lightning_ppo.collection.collector import Collector
 from lightning_ppo.policy.actor_critic import ActorCritic
+from lightning_ppo.settings.networks import CORES
 from lightning_ppo.support import distributed
 from lightning_ppo.update import minibatch_update as optimization
 from lightning_ppo.update import shuffle
@@ -69,7 +70,7 @@ class Shared(RolloutDataModule):
 def main(out: str, env: str, control: str = "", precision: str = "32-true") -> None:
     torch.set_num_threads(1)
     pl.seed_everything(5, verbose=False)
-    compiled, trpo, lstm = control == "compiled", control == "trpo", control == "lstm"
+    compiled, trpo, core = control == "compiled", control == "trpo", control if control in CORES else None
     if control not in ("apart", "overlap", "groups"):
         shuffle.shuffled_indices = shared_minibatches()
     if control == "own advantages":
@@ -114,14 +115,14 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
             "epochs": 2,
             "minibatch_size": OWN * STEPS // MINIBATCHES,
             "target_kl": None if trpo else 0.05,
-            "sequence_length": 4 if lstm else None,
+            "sequence_length": 4 if core else None,
             "trust_region": {"max_kl": 0.005},
         },
         optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
-        policy={"core": "lstm"} if lstm else None,
+        policy={"core": core},
         compile=compiled,
         plain=control == "plain",
-        loss_terms=[] if trpo or lstm else [terms[env]],
+        loss_terms=[] if trpo or core else [terms[env]],
     )
     states, metrics, actions = [], [], []
 
@@ -131,7 +132,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
             metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("time/")})
             actions.append(batch.actions.clone())
 
-    epochs = 4 if control in ("", "lstm", "trpo", "adaptive_kl", "apart") else 1
+    epochs = 4 if control in ("", *CORES, "trpo", "adaptive_kl", "apart") else 1
     trainer = pl.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=min(2, epochs),

@@ -6,7 +6,28 @@ from torch import Tensor, nn
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.policy.recurrence import run_core
+from lightning_ppo.policy.transformer import TransformerCore
+from lightning_ppo.settings.networks import CORES, PolicyConfig
 from tests.kit.training import Recording
+
+KINDS = [*CORES]
+TRANSFORMER = {"core": "transformer", "core_size": 8, "core_layers": 2, "core_heads": 2, "core_memory": 5}
+
+
+def make_core(kind: str, num_inputs: int, size: int = 8):
+    """Return a core whose biases are not zero: a state of zeros does not stay one."""
+    core = CORES.load(kind).of_settings(num_inputs, PolicyConfig(**TRANSFORMER | {"core": kind, "core_size": size}))
+    for parameter in core.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return core
+
+
+def states_of(core: nn.Module, count: int, scale: float = 1.0) -> Tensor:
+    """Return random states (count, H); a transformer's memory is full."""
+    states = scale * torch.randn(count, core.state_size)
+    if isinstance(core, TransformerCore):
+        states[:, -1] = core.memory
+    return states
 
 
 def step_by_step(core: nn.Module, x: Tensor, states: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:

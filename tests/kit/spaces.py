@@ -171,7 +171,7 @@ def flattened(rollout: Rollout) -> Minibatch:
     return rollout.flatten()
 
 
-CORES = (None, "lstm", "gru")
+CORES = (None, "lstm", "gru", "transformer")
 KINDS = ("discrete", "multi-discrete", "multi-binary", "dict", "tuple")
 """Kinds of action without a choice of distribution, or with one in the table above; `tuple` holds a Box."""
 

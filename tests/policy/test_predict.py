@@ -70,7 +70,7 @@ def test_actions_are_scaled_to_the_bounds_of_the_environment():
     assert agent.predict(np.zeros(3))[0].tolist() == [20.0, -3.0]
 
 
-@pytest.mark.parametrize("core", ["gru", "lstm"])
+@pytest.mark.parametrize("core", ["gru", "lstm", "transformer"])
 @pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
 def test_memory_goes_in_and_out_for_one_and_for_many(core, convert):
     policy = ActorCritic(JOINTS, spaces.Box(-1, 1, (1,)), PolicyConfig(core=core))

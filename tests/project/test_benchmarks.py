@@ -505,7 +505,7 @@ def test_the_cost_of_memory_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recurrent.py", "--smoke"])
     recurrent.main()
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if " env steps/s" in line]
-    assert [line[1] for line in lines] == ["MLP", "LSTM", "GRU"]
+    assert [line[1] for line in lines] == ["MLP", "LSTM", "GRU", "transformer"]
     assert lines[0][5] == "1.00" and all(float(line[2]) > 0 for line in lines)
 
 

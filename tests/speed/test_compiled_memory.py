@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_ppo import PPO
 from lightning_ppo.policy.recurrence import RecurrentCore, run_cores
 from tests.kit.devices import Looks
-from tests.kit.memory import make_pair, step_by_step, whole
+from tests.kit.memory import TRANSFORMER, make_core, make_pair, states_of, step_by_step, whole
 from tests.kit.training import make_trainer
 
 
@@ -55,6 +55,7 @@ def learn(compile: bool, env: str, policy: dict, precision: str) -> Compiled:
         ("tests.kit.rich_envs:Guided", {"core": "gru", "hidden_sizes": []}, "32-true"),
         ("CartPole-v1", {"core": "tests.speed.test_compiled_memory.Decay"}, "32-true"),
         ("CartPole-v1", {"core": "lstm"}, "bf16-mixed"),
+        ("tests.kit.rich_envs:Guided", TRANSFORMER, "32-true"),
     ],
     ids=str,
 )
@@ -65,12 +66,12 @@ def test_a_compiled_update_is_the_eager_one(env, policy, precision):
         torch.testing.assert_close(one, other, rtol=0.0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "own"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "transformer", "own"])
 def test_on_other_devices_nothing_is_looked_at(kind, monkeypatch):
     """What runs there, here: the same as single steps, and no value that the host would wait for."""
     monkeypatch.setattr("lightning_ppo.policy.recurrence.on_host", lambda states: False)
-    core = Decay(5) if kind == "own" else RecurrentCore(kind, 5, 6)
-    x, states, starts = torch.randn(9, 4, 5), torch.randn(4, core.state_size), torch.rand(9, 4) < 0.3
+    core = Decay(5) if kind == "own" else make_core(kind, 5)
+    x, states, starts = torch.randn(9, 4, 5), states_of(core, 4), torch.rand(9, 4) < 0.3
     expected, _ = step_by_step(core, x, states, starts)
     with Looks() as looks:
         found = whole(core, x, states, starts)

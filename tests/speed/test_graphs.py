@@ -76,9 +76,10 @@ def train(env: str, compile: bool, device: str = "cpu", **policy: object) -> tup
     [
         ("lightning_ppo.envs.torch_envs:TorchCartPole", {}),
         ("lightning_ppo.envs.torch_envs:TorchPendulum", {"core": "lstm", "core_size": 4}),
+        ("lightning_ppo.envs.torch_envs:TorchPendulum", {"core": "transformer", "core_size": 4}),
         ("Pendulum-v1", {"activation": "gelu"}),  # does not act in NumPy
     ],
-    ids=["mlp", "lstm", "numpy"],
+    ids=["mlp", "lstm", "transformer", "numpy"],
 )
 def test_recorded_acting_and_updates_learn_the_same(imitation, monkeypatch, env, policy):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)

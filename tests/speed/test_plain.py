@@ -18,7 +18,7 @@ from lightning_ppo.run.training import train
 from lightning_ppo.settings.loading import load
 from lightning_ppo.speed import switch
 from lightning_ppo.support.errors import ConfigError
-from tests.kit.memory import make_pair
+from tests.kit.memory import TRANSFORMER, make_pair
 from tests.kit.ranks import distance, launch
 from tests.kit.training import make_trainer
 
@@ -32,6 +32,7 @@ TASKS = {
     "continuous": ("Pendulum-v1", {"core": None, "layer_norm": True}),
     "lstm": ("CartPole-v1", {}),
     "gru": ("Pendulum-v1", {"core": "gru"}),
+    "transformer": ("CartPole-v1", TRANSFORMER),
 }
 
 

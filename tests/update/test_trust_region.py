@@ -263,7 +263,7 @@ def test_every_iteration_keeps_the_bound_and_improves(env):
 @pytest.mark.parametrize(
     "policy",
     [
-        *({"core": name} for name in ("gru", "lstm")),
+        *({"core": name} for name in ("gru", "lstm", "transformer")),
         *({"distribution": name} for name in ("state_gaussian", "beta", "gsde", "tanh_gaussian")),
     ],
     ids=lambda policy: "-".join(policy.values()),

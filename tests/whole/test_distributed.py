@@ -12,7 +12,7 @@ pytestmark = pytest.mark.ranks
     ("env", "control"),
     [
         pytest.param("CartPole-v1", "", marks=pytest.mark.representative),
-        *(("Pendulum-v1", ""), ("CartPole-v1", "lstm"), ("Pendulum-v1", "adaptive_kl")),
+        *(("Pendulum-v1", ""), ("CartPole-v1", "lstm"), ("CartPole-v1", "transformer"), ("Pendulum-v1", "adaptive_kl")),
     ],
 )
 def test_two_ranks_equal_one(env, control, tmp_path):

@@ -10,6 +10,7 @@ SETTINGS = {
     "mlp": ("CartPole-v1", {}),
     "without normalisation": ("Pendulum-v1", {"normalize": {"observations": False}}),
     "gru": ("Pendulum-v1", {"policy": {"core": "gru"}}),
+    "transformer": ("Pendulum-v1", {"policy": {"core": "transformer"}}),
     "gsde": ("Pendulum-v1", {"policy": {"distribution": "gsde"}}),
     "mixed spaces": ("tests.kit.rich_envs:Mixed", {"policy": {"core": "lstm", "distribution": "tanh_gaussian"}}),
 }

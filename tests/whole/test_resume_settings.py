@@ -126,6 +126,7 @@ RESTART = ("num_envs", "masks off", "masks on", "processes")
         ("gru", {}),
         ("lstm", {"overlap": True}),
         ("gru", {"processes": 2}),
+        ("transformer", {"overlap": True, "processes": 2}),
         (None, {"overlap": True, "processes": 2}),
     ],
     ids=str,
