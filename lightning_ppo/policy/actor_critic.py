@@ -53,6 +53,7 @@ class ActorCritic(nn.Module):
         actor_keys: Entries of a Dict observation that the actor sees, if the critic sees more; None means all.
         state_size: H, numbers in the recurrent state of one environment; 0 for a policy without memory.
         version: Policy updates so far.
+        rows_at_once: Rows of whole rollouts that are evaluated at once, at most; None leaves it to `scoring`.
 
     Args:
         observation_space: Of one environment.
@@ -85,6 +86,7 @@ class ActorCritic(nn.Module):
             seen = spaces.Dict([(key, seen[key]) for key in self.actor_keys])
         self._batching = Batching(seen)
         self.version = 0
+        self.rows_at_once: int | None = None
         if brings_networks(policy):
             try_out(self)
 

@@ -27,7 +27,7 @@ def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> tuple[Evaluation,
     zeros = torch.zeros_like(rollout.rewards)
     rows = replace(rollout, distribution=zeros, log_probs=zeros, values=zeros, advantages=zeros, returns=zeros)
     batch = rows.flatten()
-    pieces = [policy.evaluate(piece) for piece in split(batch, _rows_at_once(batch.observations))]
+    pieces = [policy.evaluate(piece) for piece in split(batch, _rows_at_once(policy, batch.observations))]
     joined = (torch.cat(parts).unflatten(0, zeros.shape) for parts in zip(*pieces, strict=True))
     return Evaluation(*joined), _boundary_values(policy, rollout)
 
@@ -46,7 +46,7 @@ def divergences(policy: ActorCritic, minibatch: Minibatch) -> Tensor:
     """Return the exact KL divergence (B,) of the behaviour policy from the current one, in eval mode."""
     with eval_mode(policy):
         found = []
-        for piece in split(minibatch, _rows_at_once(minibatch.observations)):
+        for piece in split(minibatch, _rows_at_once(policy, minibatch.observations)):
             now = policy.distribution(piece.observations, piece.action_masks, piece.states, piece.starts)
             found.append(policy.head.kl(piece.distribution, now))
         return torch.cat(found)
@@ -62,7 +62,7 @@ def _values(policy: ActorCritic, observations: Observations, states: Tensor | No
     count = len(tree_leaves(observations)[0])
     sequences = count if states is None else len(states)
     length = max(1, count // max(1, sequences))
-    step = max(1, _rows_at_once(observations) // length)
+    step = max(1, _rows_at_once(policy, observations) // length)
     chunks = []
     for first in range(0, sequences, step):
         rows = slice(first * length, (first + step) * length)
@@ -72,6 +72,6 @@ def _values(policy: ActorCritic, observations: Observations, states: Tensor | No
     return torch.cat(chunks)
 
 
-def _rows_at_once(observations: Observations) -> int:
+def _rows_at_once(policy: ActorCritic, observations: Observations) -> int:
     numbers = sum(leaf[0].numel() for leaf in tree_leaves(observations) if len(leaf))
-    return max(1, min(EVALUATION_ROWS, EVALUATION_NUMBERS // max(1, numbers)))
+    return max(1, min(policy.rows_at_once or EVALUATION_ROWS, EVALUATION_NUMBERS // max(1, numbers)))

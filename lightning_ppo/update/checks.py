@@ -37,6 +37,11 @@ def check_trust_region(update: UpdateConfig, policy: ActorCritic, compile: bool,
         )
     if loss_terms:
         raise ConfigError("loss_terms: trpo takes none; remove them, or take a first-order objective such as clip")
+    if update.micro_batch_size is not None:
+        raise ConfigError(
+            "update.micro_batch_size: the step of trpo needs the whole rollout at once; set it to null, or take a "
+            "first-order objective such as clip"
+        )
     if update.target_kl is not None:
         raise ConfigError("update.target_kl: trpo bounds KL by update.trust_region.max_kl; set target_kl to null")
     if compile:
@@ -69,6 +74,12 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     if module.objective.trust_region and not trainer.precision.endswith("-true"):
         raise ConfigError(
             f"trainer.precision: the linear system of trpo needs 32-true or 64-true, got {trainer.precision}"
+        )
+    micro = module.update_settings.micro_batch_size
+    if micro is not None and any(isinstance(part, BATCH_NORMS) for part in module.policy.modules()):
+        rank_zero_warn(
+            f"update.micro_batch_size: batch normalisation takes its statistics from {micro} rows at a time, so steps "
+            "are not those of whole minibatches; normalise otherwise (LayerNorm)"
         )
     check_compile(module.compile_setting, module.plain)
     if module.compile_update and trainer.precision == "16-mixed":

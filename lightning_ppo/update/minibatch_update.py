@@ -4,12 +4,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_ppo.rollout.shapes import Minibatch, select
 from lightning_ppo.speed import shortcuts, switch
@@ -18,7 +21,7 @@ from lightning_ppo.speed.flat import FlatAdam, FlatParameters
 from lightning_ppo.speed.internals import listener_of
 from lightning_ppo.support.distributed import max_over_ranks, mean_over_ranks, world_size
 from lightning_ppo.support.errors import ConfigError, one_line
-from lightning_ppo.update.reports import MinibatchReport
+from lightning_ppo.update.reports import MinibatchReport, joined
 
 _log = logging.getLogger(__name__)
 
@@ -43,15 +46,22 @@ class MinibatchUpdate:
         optimizers: Over disjoint parameters.
         compile: Compile forward and backward of the loss into one graph; with `auto`, only as long as nothing speaks
             against it, which a line says.
+        micro_batch_size: Rows of one pass, whose gradients add up to those of the minibatch; None is all of them.
     """
 
     def __init__(
-        self, module: pl.LightningModule, loss: Loss, optimizers: Sequence[LightningOptimizer], compile: bool | str
+        self,
+        module: pl.LightningModule,
+        loss: Loss,
+        optimizers: Sequence[LightningOptimizer],
+        compile: bool | str,
+        micro_batch_size: int | None = None,
     ) -> None:
         self.module = module
         self.loss = loss
         self.optimizers = optimizers
         self.compile = compile
+        self.micro_batch_size = micro_batch_size
         self.latest_compile_seconds = 0.0
         hooks = "on_before_backward", "on_after_backward", "backward"
         self._short_backward = switch.is_on() and shortcuts.nobody_listens(module, *hooks)
@@ -90,10 +100,11 @@ class MinibatchUpdate:
         started = time.perf_counter()
         self._flat.attach()
         loss, device = self.loss, batch.weights.device
+        size = self.micro_batch_size or minibatch_size
         self._compiled = CompiledGradients(
-            self.module, self._flat, lambda batch, rows, scale: loss(select(batch, rows, scale))
+            self.module, self._flat, lambda batch, rows, scale: loss(select(batch, rows, scale)), size < minibatch_size
         )
-        rows, scale = torch.arange(minibatch_size, device=device), torch.ones((), device=device)
+        rows, scale = torch.arange(size, device=device), torch.ones((), device=device)
         failure = listener_of(self.module) if self.compile == "auto" else None
         try:
             failure = failure or self._compiled.compile(batch, rows, scale)
@@ -118,26 +129,54 @@ class MinibatchUpdate:
 
     def backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""
+        pieces = rows.split(self.micro_batch_size or len(rows))
         if self._compiled is not None:
             try:
-                reported = self._compiled(batch, rows, scale)
+                reports = self._compiled_passes(self._compiled, batch, pieces, scale)
             except Exception as error:  # what compiles again may fail, too
                 if self.compile != "auto":
                     raise
                 self._leave_uncompiled(one_line(error, 200))
                 return self.backward(batch, rows, scale)
         elif self._short_backward and self._flat is not None:
-            self._flat.gradients.zero_()
-            loss, reported = self.loss(select(batch, rows, scale))
-            loss.backward()
+            reports = self._short_passes(self._flat, batch, pieces, scale)
         else:
-            self.zero_grad()
-            loss, reported = self.loss(select(batch, rows, scale))
-            self.module.manual_backward(loss)
-            return reported
+            return joined(self._passes(batch, pieces, scale))
         if self._flat is not None and world_size() > 1:
             self._flat.gradients.copy_(mean_over_ranks(self._flat.gradients))
-        return reported
+        return joined(reports)
+
+    def _compiled_passes(
+        self, compiled: CompiledGradients, batch: Minibatch, pieces: Sequence[Tensor], scale: Tensor
+    ) -> list[MinibatchReport]:
+        compiled.begin()
+        return [compiled(batch, piece, scale) for piece in pieces]
+
+    def _short_passes(
+        self, flat: FlatParameters, batch: Minibatch, pieces: Sequence[Tensor], scale: Tensor
+    ) -> list[MinibatchReport]:
+        flat.gradients.zero_()
+        reports = []
+        for piece in pieces:
+            loss, reported = self.loss(select(batch, piece, scale))
+            loss.backward()
+            reports.append(reported)
+        return reports
+
+    def _passes(self, batch: Minibatch, pieces: Sequence[Tensor], scale: Tensor) -> list[MinibatchReport]:
+        self.zero_grad()
+        reports = []
+        for number, piece in enumerate(pieces, 1):
+            loss, reported = self.loss(select(batch, piece, scale))
+            with nullcontext() if number == len(pieces) else self._unaveraged():
+                self.module.manual_backward(loss)
+            reports.append(reported)
+        return reports
+
+    def _unaveraged(self) -> AbstractContextManager[None]:
+        """Return a context in which DDP keeps gradients as they are: the last pass of a minibatch averages them all."""
+        model: Any = self.module.trainer.model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def zero_grad(self) -> None:
         """Release all gradients, also of parameters that are in no optimizer."""

@@ -104,6 +104,7 @@ class PPO(pl.LightningModule):
             "loss_terms": loss_terms,
         }
         self.policy = ActorCritic(self.observation_space, self.action_space, networks, statistics)
+        self.policy.rows_at_once = self.update_settings.micro_batch_size
         spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
         specs = {name: space_to_spec(space) for name, space in spaces.items()}
         self.save_hyperparameters(specs | to_container(settings), logger=False)
@@ -211,7 +212,8 @@ class PPO(pl.LightningModule):
             optimizers: Any = self.optimizers()
             optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
             how = self.compile_update and self.compile_setting
-            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how)
+            micro = self.update_settings.micro_batch_size
+            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how, micro)
         return self.minibatch_update
 
     def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
@@ -255,7 +257,8 @@ class PPO(pl.LightningModule):
         """Return the loss to minimise, policy + c1 value - c2 entropy (PPO paper, eq. 9), and what to report.
 
         Args:
-            minibatch: B transitions whose weights sum to 1 over all ranks, on average over the ranks.
+            minibatch: B transitions whose weights sum to 1 over all ranks, on average over the ranks. With
+                `update.micro_batch_size` it is a piece of these, and the losses of all pieces add up.
 
         Returns:
             The scalar loss, and what to report.

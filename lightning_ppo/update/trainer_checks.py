@@ -46,8 +46,9 @@ STRATEGIES = ("auto", "single_device", "ddp", "ddp_spawn", "ddp_fork", "ddp_note
 
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
     LearningRateFinder: "the loss of a rollout does not tell which learning rate is good; set optimizer.learning_rate",
-    BatchSizeFinder: "a batch is a rollout here; set env.num_envs, rollout.num_steps and update.minibatch_size",
-    GradientAccumulationScheduler: "a batch is a whole rollout here; set update.minibatch_size",
+    BatchSizeFinder: "a batch is a rollout here; set env.num_envs, rollout.num_steps and update.minibatch_size, and "
+    "update.micro_batch_size where a minibatch does not fit into memory",
+    GradientAccumulationScheduler: "a batch is a whole rollout here; set update.micro_batch_size",
     BackboneFinetuning: "all layers share optimizer.learning_rate; freeze and free them in a BaseFinetuning of yours",
     ModelPruning: "what acts would not be what is learnt; set policy.hidden_sizes, or prune the trained agent",
     SpikeDetection: "losses of one policy and the next cannot be compared; bound the update by update.target_kl",
@@ -118,7 +119,8 @@ def _check_flags(trainer: Any) -> None:
         raise ConfigError(f"trainer.{flag}: PPO clips its own gradients by norm; set update.max_grad_norm instead")
     if trainer.accumulate_grad_batches != 1:
         raise ConfigError(
-            "trainer.accumulate_grad_batches: a batch is a whole rollout here; set update.minibatch_size instead"
+            "trainer.accumulate_grad_batches: a batch is a whole rollout here; set update.micro_batch_size instead, "
+            "whose gradients add up to those of update.minibatch_size"
         )
     if trainer.overfit_batches:
         raise ConfigError("trainer.overfit_batches: no rollout comes twice; set update.epochs to learn more of each")

@@ -518,7 +518,7 @@ def test_compiling_draws_no_random_numbers():
 def test_trainer_flags_that_cannot_work_name_our_setting():
     for flags, ours in (
         ({"gradient_clip_val": 0.5}, "update.max_grad_norm"),
-        ({"accumulate_grad_batches": 2}, "update.minibatch_size"),
+        ({"accumulate_grad_batches": 2}, "update.micro_batch_size"),
         ({"precision": "bf16-true"}, "bf16-mixed"),
     ):
         model, data = make_pair()
