@@ -154,6 +154,6 @@ def non_finite(
     value = statistics[epoch, minibatch, column].item()
     where = f"minibatch {minibatch + 1} of update epoch {epoch + 1}, iteration {iterations + 1} ({env_steps} steps)"
     return NonFiniteError(
-        f"{needed[column]} is {value} in {where}; the weights are those from before this iteration; "
+        f"{needed[column]} is {value} in {where}; nothing was learnt from there on; "
         "lower optimizer.learning_rate, or check the rewards"
     )

@@ -30,7 +30,7 @@ from lightning_ppo.update.coefficients import Coefficients
 from lightning_ppo.update.evaluation_results import EvaluationResults
 from lightning_ppo.update.iteration import finish_iteration
 from lightning_ppo.update.loss_terms import make_loss_terms
-from lightning_ppo.update.minibatch_update import MinibatchUpdate, Snapshot
+from lightning_ppo.update.minibatch_update import MinibatchUpdate, Snapshot, one
 from lightning_ppo.update.objectives import value_loss, weighted_sum
 from lightning_ppo.update.optimizers import Optimizers, make_optimizer
 from lightning_ppo.update.policy_objectives import PolicyTerms, policy_terms, resolved_objective
@@ -165,7 +165,7 @@ class PPO(pl.LightningModule):
         """Run one PPO iteration: epochs of shuffled minibatches over the rollout.
 
         Raises:
-            NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are restored first.
+            NonFiniteError: If a loss or gradient is NaN or infinite; neither it nor what follows it is learnt from.
         """
         started = time.perf_counter()
         settings, length = self.update_settings, self.sequence_length(rollout.num_steps)
@@ -181,8 +181,7 @@ class PPO(pl.LightningModule):
             reports, grad_norms = [], []
             for rows, scale in zip(order.rows.unbind(), order.scales.unbind(), strict=True):
                 reports.append(self._backward(batch, rows, scale))
-                update.step()  # which clips the gradients first
-                grad_norms.append(self._grad_norm)
+                grad_norms.append(update.step())  # which clips the gradients first
             epochs.append(epoch_statistics(reports, grad_norms, order.weights, self.coefficients.now))
             if self._moved_too_far(batch):
                 break
@@ -200,7 +199,7 @@ class PPO(pl.LightningModule):
         self.fit_optimizers.set_rates(self.steered_rate(), progress)
         update = self._update()
         update.prepare(batch, self.update_settings.minibatch_size)
-        return update, Snapshot((*self.parameters(), *self.buffers()), self.fit_optimizers.optimizers)
+        return update, Snapshot(self.buffers())
 
     def steered_rate(self) -> Schedule:
         """Return the schedule that steered optimizers follow; under a trust region KL says nothing of the critic's."""
@@ -222,13 +221,13 @@ class PPO(pl.LightningModule):
             return self._update().backward(batch, rows, scale)
         self._update().zero_grad()
         loss, reported = self.minibatch_loss(select(batch, rows, scale))
-        set_gradients(loss, self.trust_region.unmoved, mean_over_ranks)
+        set_gradients(loss * one(loss), self.trust_region.unmoved, mean_over_ranks)
         return reported
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the norm of all gradients before the first step of a minibatch: by now they are unscaled."""
         if optimizer is self.fit_optimizers.optimizers[0]:
-            self._grad_norm = self._update().clip(self.update_settings.max_grad_norm)
+            self._update().clip(self.update_settings.max_grad_norm)
 
     def divergence(self, batch: Minibatch) -> Tensor:
         """Return the exact KL divergence of the behaviour policy from the current one, summed over this rank's rows."""

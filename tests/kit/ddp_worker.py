@@ -87,6 +87,8 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
         "filler rows",
         "own rows",
         "gradient sum",
+        "pieces",
+        "pieces, plain",
     ):  # as many as episodes end, so a number of its own on each rank
         source = SyncVectorEnv([partial(gymnasium.make, env)] * OWN, autoreset_mode=AutoresetMode.NEXT_STEP)
     data_class = RolloutDataModule if control in ("apart", "overlap", "groups") else Shared
@@ -115,12 +117,13 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
             "minibatch_size": OWN * STEPS // MINIBATCHES,
             "target_kl": None if trpo else 0.05,
             "sequence_length": 4 if lstm else None,
+            "micro_batch_size": 8 if control.startswith("pieces") and WORLD > 1 else None,
             "trust_region": {"max_kl": 0.005},
         },
         optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
         policy={"core": "lstm"} if lstm else None,
         compile=compiled,
-        plain=control == "plain",
+        plain=control in ("plain", "pieces, plain"),
         loss_terms=[] if trpo or lstm else [terms[env]],
     )
     states, metrics, actions = [], [], []

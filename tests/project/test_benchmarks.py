@@ -314,7 +314,7 @@ def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monke
         run_dir.mkdir(parents=True)
         (run_dir / "metrics.csv").write_text("step,rollout/return_mean\n2048,-30.0\n4096,-75.0\n6144,\n")
         run_dir.with_name("Reacher-v5-1.json").write_text('{"command": "python train.py", "commit": "abc1234"}')
-        return "error: loss/policy is inf in minibatch 3; the weights are those from before this iteration"
+        return "error: loss/policy is inf in minibatch 3; nothing was learnt from there on"
 
     monkeypatch.setattr(learning, "run_one", diverge)
     table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 1, ["objective=surrogate"])
@@ -325,7 +325,7 @@ def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monke
     assert not run_dir.exists()
     monkeypatch.setattr(learning, "run_one", lambda *arguments: "error: killed")
     assert table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 2, []) == "error: killed"
-    monkeypatch.setattr(learning, "run_one", lambda *arguments: "nan; the weights are those from before this iteration")
+    monkeypatch.setattr(learning, "run_one", lambda *arguments: "nan; nothing was learnt from there on")
     assert "nan" in table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 3, [])  # it had reached nothing
     assert len(learning.load_results(["t-none"])["Reacher-v5"]["t-none"]) == 1
 
