@@ -17,6 +17,9 @@ EVALUATION_NUMBERS = 2**23
 
 On a CPU 1,024 at once take 1.7 times as long, in memory that the system hands out anew each time."""
 
+EVALUATION_WORK = 2**32
+"""Rows x parameters, at most: where one row is much work, more at once are not faster and only take memory."""
+
 
 @torch.no_grad()
 def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> tuple[Evaluation, Tensor]:
@@ -74,4 +77,6 @@ def _values(policy: ActorCritic, observations: Observations, states: Tensor | No
 
 def _rows_at_once(policy: ActorCritic, observations: Observations) -> int:
     numbers = sum(leaf[0].numel() for leaf in tree_leaves(observations) if len(leaf))
-    return max(1, min(policy.rows_at_once or EVALUATION_ROWS, EVALUATION_NUMBERS // max(1, numbers)))
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    most = policy.rows_at_once or EVALUATION_ROWS
+    return max(1, min(most, EVALUATION_NUMBERS // max(1, numbers), EVALUATION_WORK // max(1, parameters)))

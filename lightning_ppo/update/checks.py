@@ -18,6 +18,7 @@ from lightning_ppo.speed.internals import steps_between_saves
 from lightning_ppo.support.distributed import gather_objects
 from lightning_ppo.support.errors import CheckpointError, ConfigError, NonFiniteError
 from lightning_ppo.update.policy_objectives import PolicyGradient
+from lightning_ppo.update.sharding import is_sharded
 
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
@@ -128,6 +129,8 @@ def _check_processes(module: Any, data: Any, trainer: pl.Trainer) -> None:
         reason = "policy_gradient has no ratio to correct for an older policy; set it to false, or objective=clip"
     elif data.env_settings.id == "":
         reason = "an environment that is already built cannot be sent to another process; name it by id or import path"
+    elif is_sharded(trainer):
+        reason = f"ranks share the weights out, and other processes are none; set it to {alone}"
     elif trainer.strategy.root_device.type != "cpu":
         reason = f"other processes collect on the CPU; set it to {alone}, or trainer.accelerator=cpu"
     else:

@@ -19,6 +19,7 @@ from lightning_ppo.update.compiling import choose
 from lightning_ppo.update.iteration import set_noise_color
 from lightning_ppo.update.optimizers import Optimizers, check_when_configured
 from lightning_ppo.update.progress_bar import show_env_steps
+from lightning_ppo.update.sharding import check_sharded, is_sharded
 from lightning_ppo.update.trainer_checks import check_trainer
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def configure_callbacks(module: "PPO") -> list:
 
 def setup(module: "PPO", stage: str) -> None:
     """Turn the shortcuts on or off, and connect the ranks."""
-    switch.turn(not module.plain)
+    switch.turn(not module.plain and not is_sharded(module.trainer))
     device, nodes = module.trainer.strategy.root_device, module.trainer.num_nodes
     join_ranks(None if module.plain else partial(shared_sums.connect, device, nodes))
 
@@ -49,6 +50,7 @@ def on_fit_start(module: "PPO") -> None:
     if not module.fit_optimizers.optimizers:
         raise ConfigError("configure_callbacks: a subclass that overrides it calls super().configure_callbacks()")
     data = getattr(trainer, "datamodule", None)
+    check_sharded(module, trainer)
     check_fit(module, data, trainer)
     if module.compile_setting == "auto":
         module.compile_update = choose(module, data, trainer).compiled

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,9 +20,10 @@ from lightning_ppo.speed import shortcuts, switch
 from lightning_ppo.speed.compiled_gradients import CompiledGradients
 from lightning_ppo.speed.flat import FlatAdam, FlatParameters
 from lightning_ppo.speed.internals import listener_of
-from lightning_ppo.support.distributed import max_over_ranks, mean_over_ranks, world_size
+from lightning_ppo.support.distributed import average_in_place, max_over_ranks
 from lightning_ppo.support.errors import ConfigError, one_line
 from lightning_ppo.update.reports import MinibatchReport, joined
+from lightning_ppo.update.sharding import average_replicated, clip_gradients, gradient_norm
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class MinibatchUpdate:
         compile: Compile forward and backward of the loss into one graph; with `auto`, only as long as nothing speaks
             against it, which a line says.
         micro_batch_size: Rows of one pass, whose gradients add up to those of the minibatch; None is all of them.
+        sharded: Ranks share the parameters out (see `sharding`).
     """
 
     def __init__(
@@ -56,12 +59,14 @@ class MinibatchUpdate:
         optimizers: Sequence[LightningOptimizer],
         compile: bool | str,
         micro_batch_size: int | None = None,
+        sharded: bool = False,
     ) -> None:
         self.module = module
         self.loss = loss
         self.optimizers = optimizers
         self.compile = compile
         self.micro_batch_size = micro_batch_size
+        self.sharded = sharded
         self.latest_compile_seconds = 0.0
         hooks = "on_before_backward", "on_after_backward", "backward"
         self._short_backward = switch.is_on() and shortcuts.nobody_listens(module, *hooks)
@@ -148,9 +153,11 @@ class MinibatchUpdate:
         say(f"compile: {reason}; training continues uncompiled")
 
     def release(self) -> None:
-        """Release the batch at the end of an iteration."""
+        """Release the batch at the end of an iteration, and gradients that would lie beside gathered weights."""
         if self._compiled is not None:
             self._compiled.release()
+        if self.sharded:
+            self.zero_grad()
 
     def backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""
@@ -167,8 +174,8 @@ class MinibatchUpdate:
             reports = self._short_passes(self._flat, batch, pieces, scale)
         else:
             return joined(self._passes(batch, pieces, scale))
-        if self._flat is not None and world_size() > 1:
-            self._flat.gradients.copy_(mean_over_ranks(self._flat.gradients))
+        if self._flat is not None:
+            average_in_place(self._flat.gradients)
         return joined(reports)
 
     def _compiled_passes(
@@ -192,10 +199,12 @@ class MinibatchUpdate:
         self.zero_grad()
         reports = []
         for number, piece in enumerate(pieces, 1):
-            loss, reported = _checked(self.loss, batch, piece, scale)
+            loss, reported = self.module.policy.through(partial(_checked, self.loss, batch, piece, scale))
             with nullcontext() if number == len(pieces) else self._unaveraged():
                 self.module.manual_backward(loss)
             reports.append(reported)
+        if self.sharded:
+            average_replicated(self._trained)
         return reports
 
     def _unaveraged(self) -> AbstractContextManager[None]:
@@ -229,7 +238,7 @@ class MinibatchUpdate:
     def _measured(self) -> Tensor:
         """Return the norm of the gradients, which the module's hook has measured unless it was overridden."""
         if self._norm is None:
-            self._judge(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None]))
+            self._judge(gradient_norm(self._trained))
             assert self._norm is not None
         return self._norm
 
@@ -248,7 +257,9 @@ class MinibatchUpdate:
     def clip(self, bound: float | None) -> None:
         """Scale the gradients to a global norm of at most `bound`, in place; None only measures."""
         if self._flat is None or not self._flat.holds_gradients:
-            self._judge(nn.utils.clip_grad_norm_(self.module.parameters(), math.inf if bound is None else bound))
+            self._judge(gradient_norm(self._trained))
+            if bound is not None:
+                clip_gradients(self._trained, bound, self._measured())
             return
         norm = torch.linalg.vector_norm(self._flat.gradients)
         self._judge(norm)

@@ -22,7 +22,7 @@ from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.settings.schedules import Schedule
 from lightning_ppo.support.distributed import mean_over_ranks, sum_over_ranks
 from lightning_ppo.support.spaces import space_from_spec, space_to_spec
-from lightning_ppo.update import hooks, training_state
+from lightning_ppo.update import hooks, sharding, training_state
 from lightning_ppo.update.budget import Budget
 from lightning_ppo.update.checked_loading import checked_loading
 from lightning_ppo.update.checks import check_trust_region
@@ -212,7 +212,8 @@ class PPO(pl.LightningModule):
             optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
             how = self.compile_update and self.compile_setting
             micro = self.update_settings.micro_batch_size
-            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how, micro)
+            shared = sharding.is_sharded(self.trainer)
+            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how, micro, shared)
         return self.minibatch_update
 
     def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
@@ -294,11 +295,13 @@ class PPO(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer of the settings, and the scheduler of its learning rate."""
-        return make_optimizer(self.optimizer_settings, self.parameters(), self.plain)
+        plain = self.plain or sharding.is_sharded(self.trainer)
+        return make_optimizer(self.optimizer_settings, self.parameters(), plain)
 
     # ---------------------------------------------------------------- Lightning's other hooks
 
     configure_callbacks = hooks.configure_callbacks
+    configure_model = sharding.configure_model
     setup = hooks.setup
     on_fit_start = hooks.on_fit_start
     on_train_start = hooks.on_train_start

@@ -26,14 +26,14 @@ from pytorch_lightning.plugins import (
     XLACheckpointIO,
     XLAPrecision,
 )
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.compile import to_uncompiled
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightning_ppo.speed.internals import (
     compiled_as_a_whole,
-    ddp_argument,
     has_train_time_interval,
+    strategy_argument,
     syncs_batch_norm,
     uploads_models,
 )
@@ -42,7 +42,7 @@ from lightning_ppo.support.overriding import overrides
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
-STRATEGIES = ("auto", "single_device", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+STRATEGIES = ("auto", "single_device", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp2")
 
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
     LearningRateFinder: "the loss of a rollout does not tell which learning rate is good; set optimizer.learning_rate",
@@ -140,13 +140,19 @@ def _check_flags(trainer: Any) -> None:
 def _check_strategy(strategy: Any) -> None:
     one = isinstance(strategy, SingleDeviceStrategy) and strategy.root_device.type in ("cpu", "cuda")
     ddp = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
-    if not one and not ddp:
+    sharded = isinstance(strategy, ModelParallelStrategy) and strategy.root_device.type in ("cpu", "cuda")
+    if not one and not ddp and not sharded:
         raise ConfigError(
             f"trainer.strategy: {type(strategy).__name__} on {strategy.root_device.type} does not work here; take one "
             f"device (trainer.accelerator=cpu or gpu, trainer.devices=1), or one of {', '.join(STRATEGIES[2:])}"
         )
+    if sharded and strategy_argument(strategy, "save_distributed_checkpoint"):
+        raise ConfigError(
+            "ModelParallelStrategy: checkpoints are whole files here; take strategy='fsdp2', which is "
+            "ModelParallelStrategy(save_distributed_checkpoint=False)"
+        )
     for name in ("ddp_comm_hook", "model_averaging_period"):
-        if ddp_argument(strategy, name) is not None:
+        if strategy_argument(strategy, name) is not None:
             raise ConfigError(f"DDPStrategy({name}=...): gradients are averaged here at every step; leave it out")
 
 
