@@ -19,7 +19,7 @@ from lightning_ppo.update.compiling import choose
 from lightning_ppo.update.iteration import set_noise_color
 from lightning_ppo.update.optimizers import Optimizers, check_when_configured
 from lightning_ppo.update.progress_bar import show_env_steps
-from lightning_ppo.update.sharding import check_sharded, is_sharded
+from lightning_ppo.update.sharding import is_sharded, share_when_configured
 from lightning_ppo.update.trainer_checks import check_trainer
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 def configure_callbacks(module: "PPO") -> list:
     """Explain what of the Trainer cannot work here, before Lightning rejects it, and show progress in steps."""
     check_trainer(module.trainer)
+    share_when_configured(module)
     if module.trainer.state.fn == TrainerFn.FITTING:
         check_when_configured(module)
         show_env_steps(module.trainer)
@@ -50,7 +51,6 @@ def on_fit_start(module: "PPO") -> None:
     if not module.fit_optimizers.optimizers:
         raise ConfigError("configure_callbacks: a subclass that overrides it calls super().configure_callbacks()")
     data = getattr(trainer, "datamodule", None)
-    check_sharded(module, trainer)
     check_fit(module, data, trainer)
     if module.compile_setting == "auto":
         module.compile_update = choose(module, data, trainer).compiled

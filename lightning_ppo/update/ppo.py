@@ -301,7 +301,6 @@ class PPO(pl.LightningModule):
     # ---------------------------------------------------------------- Lightning's other hooks
 
     configure_callbacks = hooks.configure_callbacks
-    configure_model = sharding.configure_model
     setup = hooks.setup
     on_fit_start = hooks.on_fit_start
     on_train_start = hooks.on_train_start
@@ -325,5 +324,6 @@ class PPO(pl.LightningModule):
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made from, less what belongs to a fit."""
         state = super().__getstate__() | {"fit_optimizers": Optimizers(), "minibatch_update": None}
-        state.pop("configure_optimizers", None)
+        for name in ("configure_optimizers", "configure_model"):
+            state.pop(name, None)
         return state

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
-from lightning_ppo.speed.internals import trainer_of
 from lightning_ppo.support.distributed import average_in_place
 from lightning_ppo.support.errors import ConfigError
 
@@ -33,32 +33,42 @@ def is_sharded(trainer: Any) -> bool:
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
-def check_sharded(module: Any, trainer: Any) -> None:
-    """Raise ConfigError for what does not work with weights that are shared out."""
+def share_when_configured(module: Any) -> None:
+    """Have the policy's weights shared out after the module's `configure_model`, if the Trainer's strategy does so.
+
+    Raises:
+        ConfigError: For what does not work with weights that are shared out, or if they are since an earlier fit.
+    """
+    trainer, policy = module.trainer, module.policy
     if not is_sharded(trainer):
+        if isinstance(policy.whole_weights, WholeWeights):
+            raise ConfigError(
+                "trainer.strategy: an earlier fit has shared the weights out; load them from a checkpoint"
+            )
         return
-    if not hasattr(module.policy.whole_weights, "policy"):
-        raise ConfigError(f"configure_model: with trainer.strategy={NAME}, end it by super().configure_model()")
     if module.objective.trust_region:
         raise ConfigError(f"objective: trpo needs all weights on each rank; take trainer.strategy=ddp, not {NAME}")
     if module.compile_setting is True:
         raise ConfigError(f"compile: the update is not compiled with trainer.strategy={NAME}; set it to false or auto")
     if trainer.precision == "16-mixed":
         raise ConfigError(f"trainer.precision: 16-mixed does not work with trainer.strategy={NAME}; use bf16-mixed")
+    if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
+        raise ConfigError(f"WeightAveraging: averages whole weights; leave it out with trainer.strategy={NAME}")
+    configure = type(module).configure_model
 
+    def configure_model() -> None:
+        configure(module)
+        shard(policy)
 
-def configure_model(module: Any) -> None:
-    """Share the policy's weights out, if the Trainer's strategy does so."""
-    trainer = trainer_of(module)  # none where an agent is loaded
-    if trainer is not None and is_sharded(trainer):
-        shard(module.policy)
+    # an attribute of the instance: overriding the method would make Lightning warn of sharding in every fit
+    module.configure_model = configure_model
 
 
 def shard(policy: ActorCritic) -> None:
     """Share the weights of a policy out over all ranks.
 
     The entries of each `nn.ModuleList` of the network, as the layers of a transformer, are gathered one at a time,
-    everything else together. A module that `fully_shard` was applied to before stays as it is.
+    everything else together. If `fully_shard` was applied to modules before, it is these instead of the entries.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
@@ -67,10 +77,12 @@ def shard(policy: ActorCritic) -> None:
         raise ConfigError("configure_model: there is no tensor parallelism, as each rank has data of its own")
     if isinstance(policy, FSDPModule):
         return
-    blocks = [block for part in policy.network.modules() if isinstance(part, nn.ModuleList) for block in part]
-    for block in reversed(blocks):  # from the inside out
-        if not isinstance(block, FSDPModule) and any(True for _ in block.parameters()):
-            fully_shard(block)
+    parts = list(policy.network.modules())
+    if not any(isinstance(part, FSDPModule) for part in parts):
+        blocks = [block for part in parts if isinstance(part, nn.ModuleList) for block in part]
+        for block in reversed(blocks):  # from the inside out
+            if any(True for _ in block.parameters()):
+                fully_shard(block)
     fully_shard(policy)
     register_fsdp_forward_method(policy, "through")
     policy.whole_weights = WholeWeights(policy)

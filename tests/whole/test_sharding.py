@@ -1,10 +1,14 @@
 """Weights that ranks share out (FSDP2): the same learning as DDP and one rank, checkpoints that are whole agents."""
 
+from functools import partial
+
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from lightning_ppo import PPO, RolloutDataModule
+from lightning_ppo.support.errors import ConfigError
 from tests.kit.preloaded import run_ranks
 from tests.kit.ranks import distance, launch
 from tests.kit.resuming import same
@@ -83,3 +87,30 @@ def test_a_checkpoint_is_a_whole_agent_and_resuming_is_exact(tmp_path):
         trainer.fit(model, data, ckpt_path=tmp_path / "through.ckpt")
     moments = trainer.optimizers[0].state_dict()["state"]
     assert same(moments, through["optimizer_states"][0]["state"])
+
+
+class Parallel(PPO):
+    """Shares its weights out in pieces of its own choice."""
+
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.policy.network.actor_trunk)
+
+
+def alone(folder: str) -> None:
+    """Fit in a process of its own, which has a process group afterwards."""
+    data = RolloutDataModule("CartPole-v1", 4, 16, rollouts_per_epoch=1)
+    make = partial(Parallel, data.observation_space, data.action_space, **SETTINGS)
+    with pytest.raises(ConfigError, match=r"rollout\.processes: ranks share the weights out"):
+        others = RolloutDataModule("CartPole-v1", 4, 16, rollouts_per_epoch=1, processes=2)
+        make_trainer(devices=1, strategy="fsdp2").fit(make(), others)
+    model = make()
+    make_trainer(devices=1, strategy="fsdp2").fit(model, data)
+    assert model.iterations == 1 and isinstance(model.policy.network.actor_trunk, FSDPModule)
+    with pytest.raises(ConfigError, match="an earlier fit has shared the weights out"):
+        make_trainer().fit(model, data)
+
+
+def test_what_does_not_go_together_is_refused(tmp_path):
+    run_ranks(1, alone, str(tmp_path))
