@@ -130,7 +130,9 @@ def _check_flags(trainer: Any) -> None:
             setting = "evaluation.episodes" if stage == "val" else "evaluation.final_episodes"
             raise ConfigError(f"trainer.limit_{stage}_batches: an evaluation is one batch; set {setting} instead")
     if trainer.precision not in PRECISIONS:
-        raise ConfigError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {trainer.precision}")
+        why = "; steps are lost in weights of half precision, bf16-mixed keeps them in float32"
+        half = why if trainer.precision in ("bf16-true", "16-true") else ""
+        raise ConfigError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {trainer.precision}{half}")
     if syncs_batch_norm(trainer):
         raise ConfigError("trainer.sync_batchnorm: batch statistics are not shared by ranks; normalise with LayerNorm")
     if uploads_models(trainer):

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablations, family, gpu, learning, recurrent, shortcuts, speed, table1, where_time_goes
+from benchmarks import ablations, family, gpu, learning, memory, recurrent, shortcuts, speed, table1, where_time_goes
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.distributions.continuous import GaussianHead
 from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, RolloutConfig, UpdateConfig
@@ -548,3 +548,19 @@ def test_what_a_variant_leaves_out_is_there(without, monkeypatch):
             assert bool(patched) == (without != "all")
         finally:
             mock.patch.stopall()
+
+
+def test_memory_is_told_per_parameter_and_per_row(monkeypatch):
+    def measured(way: str, width: int, layers: int, rows: int) -> dict[str, float]:
+        # 16 bytes for each of 10,000 parameters per unit of width, 500 for each row, and 3 MB
+        megabytes = 3.0 + 0.16 * width + 0.0005 * rows
+        return {"parameters": 10_000 * width, "megabytes": megabytes, "seconds": 0.25}
+
+    monkeypatch.setattr(memory, "measure", measured)
+    *_, row = memory.table([2, 4], 1, 16, ["plain torch"]).splitlines()
+    assert row == "| plain torch | 40,000 | 4 | 250 | 16.0 | 500 |"
+
+
+def test_a_transformer_is_measured_in_plain_torch_and_in_a_fit():
+    for found in (memory.plain(8, 1, 8), memory.fitted(8, 1, 8, micro_batch_size=8)):
+        assert 0.0 < found["seconds"] < 60.0

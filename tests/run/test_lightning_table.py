@@ -196,7 +196,7 @@ class TunesLater(callbacks.LearningRateFinder):
             {"callbacks": [callbacks.EMAWeightAveraging(update_every_n_steps=10)]},
             "n_steps=10.*set it to 1",
         ),
-        ({"precision": "bf16-true"}, "trainer.precision: expected one of 32-true"),
+        ({"precision": "bf16-true"}, "expected one of 32-true.*, got bf16-true; .* bf16-mixed keeps"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:20],
 )

@@ -114,3 +114,21 @@ def alone(folder: str) -> None:
 
 def test_what_does_not_go_together_is_refused(tmp_path):
     run_ranks(1, alone, str(tmp_path))
+
+
+def half(folder: str) -> None:
+    """Learn from one minibatch of the rank's whole rollout in bf16, and save the metrics."""
+    pl.seed_everything(5, verbose=False)
+    data = RolloutDataModule("CartPole-v1", 4, 16, backend="sync", rollouts_per_epoch=1, seed=5)
+    settings = {"update": {"epochs": 1, "minibatch_size": 64}, "policy": SETTINGS["policy"]}
+    model = PPO(data.observation_space, data.action_space, **settings)
+    trainer = make_trainer(devices=2, strategy="fsdp2", precision="bf16-mixed")
+    trainer.fit(model, data)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert metrics["update/kl"] > 0.0
+    assert metrics["update/approximate_kl"] == metrics["update/clip_fraction"] == 0.0  # the ratio is 1
+
+
+def test_the_ratio_is_one_in_bf16_too(tmp_path):
+    run_ranks(2, half, str(tmp_path))
