@@ -99,7 +99,7 @@ class UnboundedActions(gym.ActionWrapper):
 def run_one(experiment: str, configs: Sequence[str], env_id: str | None, seed: int, overrides: Sequence[str]) -> str:
     """Train as `learning.run_one` does; a run that diverges counts with what it had reached."""
     error = learning.run_one(experiment, configs, env_id, seed, overrides)
-    if "the weights are those from before this iteration" not in error:
+    if "nothing was learnt from there on" not in error:
         return error
     run_dir = learning.RUNS / experiment / f"{env_id}-{seed}"
     reached = [row for row in learning.read_rows(run_dir / "metrics.csv") if row.get("rollout/return_mean")]

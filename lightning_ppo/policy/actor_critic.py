@@ -1,5 +1,7 @@
 """The actor-critic: `act` for collecting, `evaluate` for learning, `value` for bootstrapping."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -53,6 +55,8 @@ class ActorCritic(nn.Module):
         actor_keys: Entries of a Dict observation that the actor sees, if the critic sees more; None means all.
         state_size: H, numbers in the recurrent state of one environment; 0 for a policy without memory.
         version: Policy updates so far.
+        whole_weights: Makes a context in which all weights are here, where ranks share them out (`update/sharding`).
+        rows_at_once: Rows of whole rollouts that are evaluated at once, at most; None leaves it to `scoring`.
 
     Args:
         observation_space: Of one environment.
@@ -85,8 +89,14 @@ class ActorCritic(nn.Module):
             seen = spaces.Dict([(key, seen[key]) for key in self.actor_keys])
         self._batching = Batching(seen)
         self.version = 0
+        self.rows_at_once: int | None = None
+        self.whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext
         if brings_networks(policy):
             try_out(self)
+
+    def through(self, function: Callable[[], Any]) -> Any:
+        """Return what a function of the policy returns; this is what gathers weights that ranks share out."""
+        return function()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,7 +182,8 @@ class ActorCritic(nn.Module):
         """Return the recurrent states (N, H) before the first step, or None for a policy without memory."""
         if not self.state_size:
             return None
-        return next(self.parameters()).new_zeros(num_envs, self.state_size, dtype=self.dtype)
+        device = next(self.parameters()).device
+        return torch.zeros(num_envs, self.state_size, dtype=self.dtype, device=device)
 
     @torch.no_grad()
     def step(

@@ -17,6 +17,9 @@ EVALUATION_NUMBERS = 2**23
 
 On a CPU 1,024 at once take 1.7 times as long, in memory that the system hands out anew each time."""
 
+EVALUATION_WORK = 2**32
+"""Rows x parameters, at most: where one row is much work, more at once are not faster and only take memory."""
+
 
 @torch.no_grad()
 def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> tuple[Evaluation, Tensor]:
@@ -27,7 +30,7 @@ def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> tuple[Evaluation,
     zeros = torch.zeros_like(rollout.rewards)
     rows = replace(rollout, distribution=zeros, log_probs=zeros, values=zeros, advantages=zeros, returns=zeros)
     batch = rows.flatten()
-    pieces = [policy.evaluate(piece) for piece in split(batch, _rows_at_once(batch.observations, batch.states))]
+    pieces = [policy.evaluate(piece) for piece in split(batch, _rows_at_once(policy, batch.observations, batch.states))]
     joined = (torch.cat(parts).unflatten(0, zeros.shape) for parts in zip(*pieces, strict=True))
     return Evaluation(*joined), _boundary_values(policy, rollout)
 
@@ -46,7 +49,7 @@ def divergences(policy: ActorCritic, minibatch: Minibatch) -> Tensor:
     """Return the exact KL divergence (B,) of the behaviour policy from the current one, in eval mode."""
     with eval_mode(policy):
         found = []
-        for piece in split(minibatch, _rows_at_once(minibatch.observations, minibatch.states)):
+        for piece in split(minibatch, _rows_at_once(policy, minibatch.observations, minibatch.states)):
             now = policy.distribution(piece.observations, piece.action_masks, piece.states, piece.starts)
             found.append(policy.head.kl(piece.distribution, now))
         return torch.cat(found)
@@ -62,7 +65,7 @@ def _values(policy: ActorCritic, observations: Observations, states: Tensor | No
     count = len(tree_leaves(observations)[0])
     sequences = count if states is None else len(states)
     length = max(1, count // max(1, sequences))
-    step = max(1, _rows_at_once(observations, states) // length)
+    step = max(1, _rows_at_once(policy, observations, states) // length)
     chunks = []
     for first in range(0, sequences, step):
         rows = slice(first * length, (first + step) * length)
@@ -72,7 +75,9 @@ def _values(policy: ActorCritic, observations: Observations, states: Tensor | No
     return torch.cat(chunks)
 
 
-def _rows_at_once(observations: Observations, states: Tensor | None) -> int:
+def _rows_at_once(policy: ActorCritic, observations: Observations, states: Tensor | None) -> int:
     leaves = tree_leaves(observations)
     rows, numbers = len(leaves[0]), sum(x.numel() for x in (*leaves, *([] if states is None else [states])))
-    return max(1, min(EVALUATION_ROWS, EVALUATION_NUMBERS * rows // max(1, numbers)))
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    most = policy.rows_at_once or EVALUATION_ROWS
+    return max(1, min(most, EVALUATION_NUMBERS * rows // max(1, numbers), EVALUATION_WORK // max(1, parameters)))

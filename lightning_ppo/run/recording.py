@@ -56,9 +56,14 @@ class RecordVideo(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Film the agent, on one rank, if the epoch is one to film."""
-        if (trainer.current_epoch + 1) % self.every_n_epochs or not self._films:
+        if (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         assert isinstance(pl_module, PPO)
+        with pl_module.policy.whole_weights():  # for which all ranks are needed
+            if self._films:
+                self._film(trainer, pl_module)
+
+    def _film(self, trainer: pl.Trainer, pl_module: PPO) -> None:
         folder = Path(self.directory or Path(trainer.default_root_dir) / "videos")
         path = folder / f"step_{pl_module.env_steps:09d}.mp4"
         with Stage(self._env) as stage, VideoFile(path, stage.fps) as file:

@@ -81,6 +81,9 @@ class UpdateConfig:
     """Passes over the rollout (with `trpo`, of the critic only); null means 10, or 1 for `policy_gradient`."""
     minibatch_size: int = 128
     """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
+    micro_batch_size: int | None = None
+    """Transitions of one forward and backward pass, a divisor of minibatch_size; the gradients of the passes add up to
+    those of the minibatch. Evaluation passes over a rollout are no larger. null takes minibatches whole."""
     sequence_length: int | None = None
     """L, consecutive steps through which a recurrent policy is trained, a divisor of num_steps and minibatch_size; null
     means the largest with four sequences in a minibatch."""
@@ -120,6 +123,11 @@ class UpdateConfig:
         require(self.epochs is None or self.epochs >= 1, f"update.epochs: must be at least 1, got {self.epochs}")
         require(self.kl_target > 0.0, f"update.kl_target: must be positive, got {self.kl_target}")
         require(self.minibatch_size >= 1, f"update.minibatch_size: must be at least 1, got {self.minibatch_size}")
+        micro = self.micro_batch_size
+        require(
+            micro is None or (micro >= 1 and self.minibatch_size % micro == 0),
+            f"update.micro_batch_size: must divide update.minibatch_size={self.minibatch_size}, got {micro}",
+        )
         require(
             self.max_grad_norm is None or (self.max_grad_norm > 0.0 and math.isfinite(self.max_grad_norm)),
             f"update.max_grad_norm: must be a positive number or null, got {self.max_grad_norm}",
@@ -270,14 +278,26 @@ def resolve_sequence_length(num_steps: int, update: UpdateConfig, recurrent: boo
     if update.sequence_length is None:
         common = math.gcd(num_steps, update.minibatch_size)
         fitting = [d for d in range(1, common + 1) if common % d == 0 and 4 * d <= update.minibatch_size]
-        return max(fitting, default=1)
+        length = max(fitting, default=1)
+        _check_sequences_fit(length, update.micro_batch_size)
+        return length
     for name, size in (("rollout.num_steps", num_steps), ("update.minibatch_size", update.minibatch_size)):
         if update.sequence_length < 1 or size % update.sequence_length:
             raise ConfigError(
                 f"update.sequence_length: {update.sequence_length} does not divide {name}={size}; "
                 f"{math.gcd(num_steps, update.minibatch_size)} is the largest that fits"
             )
+    _check_sequences_fit(update.sequence_length, update.micro_batch_size)
     return update.sequence_length
+
+
+def _check_sequences_fit(length: int, micro_batch_size: int | None) -> None:
+    """Raise ConfigError unless a micro-batch has whole sequences of L steps."""
+    if micro_batch_size is not None and micro_batch_size % length:
+        raise ConfigError(
+            f"update.micro_batch_size: {micro_batch_size} rows are no whole sequences of {length} steps; set it to a "
+            f"multiple, or update.sequence_length={math.gcd(length, micro_batch_size)}"
+        )
 
 
 def check_rollout_size(num_steps: int, num_envs: int, update: UpdateConfig) -> None:

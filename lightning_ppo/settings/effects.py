@@ -39,6 +39,7 @@ REFUSED = {
     "optimizer.epsilon": "`optimizer.class_path=adam`",
     "update.epochs": "above 1: an objective with a ratio",
     "update.sequence_length": "memory",
+    "update.micro_batch_size": "another objective than `trpo`",
     "policy.core": "no `policy.network`",
     "policy.encoder": "no `policy.network`",
     "policy.critic_observation_keys": "a Dict observation, a critic of its own",

@@ -58,6 +58,7 @@ OTHER_NAMES: dict[str, str] = {
     "value_loss_coef": "update.value_coefficient, of half the squared error: rsl_rl's 1.0 is 2.0",
     "entropy_coef": "update.entropy_coefficient",
     "lam": "rollout.gae_lambda",
+    "gradient_accumulation_steps": "update.micro_batch_size, update.minibatch_size / that number",
     "desired_kl": "optimizer.learning_rate.target_kl",
     "schedule": "optimizer.learning_rate={kind: adaptive_kl, ...}",
     "init_noise_std": "policy.log_std_init, its logarithm",

@@ -56,10 +56,12 @@ class CompiledGradients:
         policy: A module that holds the trained parameters.
         flat: These parameters; they get the gradients.
         loss: Computes from `policy` and the arguments of a call a loss and what is reported besides.
+        accumulate: Calls add to the gradients, from `begin` on, instead of setting them.
     """
 
-    def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss) -> None:
+    def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss, accumulate: bool = False) -> None:
         self.alike = False
+        self._accumulate = accumulate
         self._flat = flat
         module = _LossModule(policy, loss)
         places = _places(module)
@@ -90,7 +92,7 @@ class CompiledGradients:
         ):
             found, reported = self._gradients(self._parameters, *arguments)
         self.alike = True
-        self._flat.gradients.copy_(found)
+        self._flat.gradients.add_(found) if self._accumulate else self._flat.gradients.copy_(found)
         return reported
 
     def compile(self, *example: Any) -> str | None:
@@ -117,6 +119,11 @@ class CompiledGradients:
                 raise
             return f"the update cannot be recorded as a CUDA graph ({one_line(error, 200)})"
         return None
+
+    def begin(self) -> None:
+        """Forget the gradients of the minibatch before."""
+        if self._accumulate:
+            self._flat.gradients.zero_()
 
     def release(self) -> None:
         """Let go of the batch, which a recording would keep beside its own copy while the next rollout is collected."""

@@ -84,6 +84,9 @@ class FlatAdam(torch.optim.Adam):
         eps: Added to the root of the second moment.
     """
 
+    found_inf: Tensor | None = None
+    """On the device, not 0 where steps are to be left out; torch's own fused Adam reads it, too."""
+
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, lr, betas, eps, fused=True)
         self._forget_layout()
@@ -200,6 +203,8 @@ class FlatAdam(torch.optim.Adam):
     def _step_flat(self, flat: FlatParameters) -> None:
         group, steps = self.param_groups[0], self.state[flat.parameters[0]]["step"]
         steps += 1
+        if self.found_inf is not None:
+            steps -= self.found_inf
         # what torch.optim.adam.adam comes to; its way there takes longer than the arithmetic
         torch._fused_adam_(
             [flat.values],
@@ -215,6 +220,7 @@ class FlatAdam(torch.optim.Adam):
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
+            found_inf=self.found_inf,
         )
 
 

@@ -126,6 +126,6 @@ def uploads_models(trainer: Any) -> bool:
     return trainer._model_registry is not None
 
 
-def ddp_argument(strategy: Any, name: str) -> Any:
-    """Return an argument that a DDPStrategy was given, None for other strategies."""
+def strategy_argument(strategy: Any, name: str) -> Any:
+    """Return an argument that a strategy was given, None for strategies that have none of this name."""
     return getattr(strategy, f"_{name}", None)

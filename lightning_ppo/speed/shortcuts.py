@@ -1,6 +1,6 @@
 """Skip what Lightning does around each backward pass, each optimizer step and each metric, if nobody needs it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -52,11 +52,19 @@ def nobody_listens(module: pl.LightningModule, *hooks: str, trainer: Any = None)
     )
 
 
-def step(module: pl.LightningModule, wrapper: LightningOptimizer) -> None:
-    """Take a step as `wrapper.step()` does where `nobody_listens` to `on_before_optimizer_step` but the module."""
+def step(module: pl.LightningModule, wrapper: LightningOptimizer, allowed: Callable[[], bool]) -> None:
+    """Take a step as `wrapper.step()` does where `nobody_listens` to `on_before_optimizer_step` but the module.
+
+    Args:
+        module: Its hook is called.
+        wrapper: Of the optimizer.
+        allowed: Says after the hook whether the step may be taken.
+    """
     optimizer = wrapper.optimizer
     wrapper._on_before_step()  # this and the call below advance Lightning's `global_step`
     module.on_before_optimizer_step(optimizer)
+    if not allowed():
+        return
     if isinstance(optimizer, FlatAdam):
         optimizer.bare_step()
     else:

@@ -91,6 +91,17 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return sum_over_ranks(tensor) / world_size()
 
 
+def average_in_place(tensor: Tensor) -> None:
+    """Replace a tensor by its mean over all ranks, the same bits on each; no second one of its size is made."""
+    if world_size() == 1:
+        return
+    if _shared is not None and _shared.takes(tensor):
+        tensor.copy_(_shared.reduce(tensor, dist.ReduceOp.SUM))
+    else:
+        dist.all_reduce(tensor, dist.ReduceOp.SUM)
+    tensor.div_(world_size())
+
+
 def max_over_ranks(tensor: Tensor) -> Tensor:
     """Return the elementwise maximum of `tensor` over all ranks; the argument stays as it is."""
     return _over_ranks(tensor, dist.ReduceOp.MAX)

@@ -21,6 +21,7 @@ from lightning_ppo.support.distributed import gather_objects
 from lightning_ppo.support.errors import CheckpointError, ConfigError, NonFiniteError
 from lightning_ppo.support.notices import warn_once
 from lightning_ppo.update.policy_objectives import PolicyGradient
+from lightning_ppo.update.sharding import is_sharded
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,11 @@ def check_trust_region(update: UpdateConfig, policy: ActorCritic, compile: bool,
         )
     if loss_terms:
         raise ConfigError("loss_terms: trpo takes none; remove them, or take a first-order objective such as clip")
+    if update.micro_batch_size is not None:
+        raise ConfigError(
+            "update.micro_batch_size: the step of trpo needs the whole rollout at once; set it to null, or take a "
+            "first-order objective such as clip"
+        )
     if update.target_kl is not None:
         raise ConfigError("update.target_kl: trpo bounds KL by update.trust_region.max_kl; set target_kl to null")
     if compile:
@@ -74,6 +80,12 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
     if module.objective.trust_region and not trainer.precision.endswith("-true"):
         raise ConfigError(
             f"trainer.precision: the linear system of trpo needs 32-true or 64-true, got {trainer.precision}"
+        )
+    micro = module.update_settings.micro_batch_size
+    if micro is not None and any(isinstance(part, BATCH_NORMS) for part in module.policy.modules()):
+        rank_zero_warn(
+            f"update.micro_batch_size: batch normalisation takes its statistics from {micro} rows at a time, so steps "
+            "are not those of whole minibatches; normalise otherwise (LayerNorm)"
         )
     check_compile(module.compile_setting, module.plain)
     if module.compile_update and trainer.precision == "16-mixed":
@@ -133,6 +145,8 @@ def _check_processes(module: Any, data: Any, trainer: pl.Trainer) -> None:
         reason = "policy_gradient has no ratio to correct for an older policy; set it to false, or objective=clip"
     elif data.env_settings.id == "":
         reason = "an environment that is already built cannot be sent to another process; name it by id or import path"
+    elif is_sharded(trainer):
+        reason = f"ranks share the weights out, and other processes are none; set it to {alone}"
     elif trainer.strategy.root_device.type != "cpu":
         reason = f"other processes collect on the CPU; set it to {alone}, or trainer.accelerator=cpu"
     else:
@@ -159,6 +173,6 @@ def non_finite(
     value = statistics[epoch, minibatch, column].item()
     where = f"minibatch {minibatch + 1} of update epoch {epoch + 1}, iteration {iterations + 1} ({env_steps} steps)"
     return NonFiniteError(
-        f"{needed[column]} is {value} in {where}; the weights are those from before this iteration; "
+        f"{needed[column]} is {value} in {where}; nothing was learnt from there on; "
         "lower optimizer.learning_rate, or check the rewards"
     )

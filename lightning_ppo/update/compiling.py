@@ -8,6 +8,7 @@ from pytorch_lightning.callbacks import Timer
 from lightning_ppo.speed.compiled_gradients import missing_compiler
 from lightning_ppo.speed.hardware import has_convolutions
 from lightning_ppo.speed.shortcuts import nobody_listens
+from lightning_ppo.update.sharding import is_sharded
 from lightning_ppo.update.trainer_checks import BACKWARD
 
 WORTH_IT = 50_000
@@ -75,6 +76,8 @@ def _against(module: Any, trainer: Any) -> str | None:
         return "plain=true"
     if module.objective.trust_region:
         return "objective=trpo"
+    if is_sharded(trainer):
+        return "ranks share the weights out"
     if not nobody_listens(module, *BACKWARD, trainer=trainer):
         return "backward passes are listened to, or scaled"
     if _own_code(module):

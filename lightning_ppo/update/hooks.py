@@ -19,6 +19,7 @@ from lightning_ppo.update.compiling import choose
 from lightning_ppo.update.iteration import set_noise_color
 from lightning_ppo.update.optimizers import Optimizers, check_when_configured
 from lightning_ppo.update.progress_bar import show_env_steps
+from lightning_ppo.update.sharding import is_sharded, share_when_configured
 from lightning_ppo.update.trainer_checks import check_trainer
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 def configure_callbacks(module: "PPO") -> list:
     """Explain what of the Trainer cannot work here, before Lightning rejects it, and show progress in steps."""
     check_trainer(module.trainer)
+    share_when_configured(module)
     if module.trainer.state.fn == TrainerFn.FITTING:
         check_when_configured(module)
         show_env_steps(module.trainer)
@@ -38,7 +40,7 @@ def configure_callbacks(module: "PPO") -> list:
 
 def setup(module: "PPO", stage: str) -> None:
     """Turn the shortcuts on or off, and connect the ranks."""
-    switch.turn(not module.plain)
+    switch.turn(not module.plain and not is_sharded(module.trainer))
     device, nodes = module.trainer.strategy.root_device, module.trainer.num_nodes
     join_ranks(None if module.plain else partial(shared_sums.connect, device, nodes))
 

@@ -35,11 +35,11 @@ def finish_iteration(
         batch: Its rows.
         epochs: (E, M, S), S statistics of M minibatches in each of E epochs.
         update: Made the steps.
-        before: Weights and optimizers as they were before the iteration.
+        before: Buffers as they were before the iteration.
         started: When the iteration began, by `time.perf_counter`.
 
     Raises:
-        NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizers are restored first.
+        NonFiniteError: If a loss or gradient is NaN or infinite; buffers are restored first.
     """
     module.recent_episodes.add(rollout.episodes)
     report = report_iteration(module, rollout, batch, epochs)

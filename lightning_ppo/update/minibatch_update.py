@@ -4,21 +4,26 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_ppo.rollout.shapes import Minibatch, select
 from lightning_ppo.speed import shortcuts, switch
 from lightning_ppo.speed.compiled_gradients import CompiledGradients
 from lightning_ppo.speed.flat import FlatAdam, FlatParameters
 from lightning_ppo.speed.internals import listener_of
-from lightning_ppo.support.distributed import max_over_ranks, mean_over_ranks, world_size
+from lightning_ppo.support.distributed import average_in_place, max_over_ranks
 from lightning_ppo.support.errors import ConfigError, one_line
-from lightning_ppo.update.reports import MinibatchReport
+from lightning_ppo.update.reports import MinibatchReport, joined
+from lightning_ppo.update.sharding import average_replicated, clip_gradients, gradient_norm
 
 _log = logging.getLogger(__name__)
 
@@ -43,19 +48,33 @@ class MinibatchUpdate:
         optimizers: Over disjoint parameters.
         compile: Compile forward and backward of the loss into one graph; with `auto`, only as long as nothing speaks
             against it, which a line says.
+        micro_batch_size: Rows of one pass, whose gradients add up to those of the minibatch; None is all of them.
+        sharded: Ranks share the parameters out (see `sharding`).
     """
 
     def __init__(
-        self, module: pl.LightningModule, loss: Loss, optimizers: Sequence[LightningOptimizer], compile: bool | str
+        self,
+        module: pl.LightningModule,
+        loss: Loss,
+        optimizers: Sequence[LightningOptimizer],
+        compile: bool | str,
+        micro_batch_size: int | None = None,
+        sharded: bool = False,
     ) -> None:
         self.module = module
         self.loss = loss
         self.optimizers = optimizers
         self.compile = compile
+        self.micro_batch_size = micro_batch_size
+        self.sharded = sharded
         self.latest_compile_seconds = 0.0
         hooks = "on_before_backward", "on_after_backward", "backward"
         self._short_backward = switch.is_on() and shortcuts.nobody_listens(module, *hooks)
         self._short_step = switch.is_on() and shortcuts.nobody_listens(module, "on_before_optimizer_step")
+        self._scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
+        self._norm: Tensor | None = None
+        self._refused = False
+        self._found_inf: Tensor | None = None
         self._trained: list[nn.Parameter] = []
         self._flat: FlatParameters | None = None
         self._compiled: CompiledGradients | None = None
@@ -67,6 +86,7 @@ class MinibatchUpdate:
             ConfigError: If no parameter can be trained.
         """
         self.latest_compile_seconds = 0.0
+        self._refused = False
         trained = [p for p in self.module.parameters() if p.requires_grad]
         if not trained:
             raise ConfigError("nothing can be trained: all parameters are frozen (requires_grad=False)")
@@ -82,6 +102,23 @@ class MinibatchUpdate:
             for optimizer in self.optimizers:
                 if isinstance(optimizer.optimizer, FlatAdam):
                     optimizer.optimizer.lay_out(self._flat)
+        self._found_inf = self._told_on_device()
+
+    def _told_on_device(self) -> Tensor | None:
+        """Return what tells the optimizers not to step, None where the host looks at each norm.
+
+        On a CPU looking is free. Elsewhere it is to wait, so that the fused Adam reads on the device what it must not
+        apply; other optimizers can be told only by not calling them.
+        """
+        own = [optimizer.optimizer for optimizer in self.optimizers]
+        on_device = self.module.device.type != "cpu" and self._short_step and not self._scaled
+        found = torch.zeros((), device=self.module.device) if on_device else None
+        fused = [optimizer for optimizer in own if isinstance(optimizer, FlatAdam)]
+        if len(fused) < len(own):
+            found = None
+        for optimizer in fused:
+            optimizer.found_inf = found
+        return found
 
     def _compile(self, batch: Minibatch, minibatch_size: int) -> None:
         """Compile if requested; continue uncompiled, with a line, if a rank cannot."""
@@ -90,10 +127,14 @@ class MinibatchUpdate:
         started = time.perf_counter()
         self._flat.attach()
         loss, device = self.loss, batch.weights.device
+        size = self.micro_batch_size or minibatch_size
         self._compiled = CompiledGradients(
-            self.module, self._flat, lambda batch, rows, scale: loss(select(batch, rows, scale))
+            self.module,
+            self._flat,
+            lambda batch, rows, scale: _checked(loss, batch, rows, scale),
+            size < minibatch_size,
         )
-        rows, scale = torch.arange(minibatch_size, device=device), torch.ones((), device=device)
+        rows, scale = torch.arange(size, device=device), torch.ones((), device=device)
         failure = listener_of(self.module) if self.compile == "auto" else None
         try:
             failure = failure or self._compiled.compile(batch, rows, scale)
@@ -112,82 +153,143 @@ class MinibatchUpdate:
         say(f"compile: {reason}; training continues uncompiled")
 
     def release(self) -> None:
-        """Release the batch at the end of an iteration."""
+        """Release the batch at the end of an iteration, and gradients that would lie beside gathered weights."""
         if self._compiled is not None:
             self._compiled.release()
+        if self.sharded:
+            self.zero_grad()
 
     def backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""
+        pieces = rows.split(self.micro_batch_size or len(rows))
         if self._compiled is not None:
             try:
-                reported = self._compiled(batch, rows, scale)
+                reports = self._compiled_passes(self._compiled, batch, pieces, scale)
             except Exception as error:  # what compiles again may fail, too
                 if self.compile != "auto":
                     raise
                 self._leave_uncompiled(one_line(error, 200))
                 return self.backward(batch, rows, scale)
         elif self._short_backward and self._flat is not None:
-            self._flat.gradients.zero_()
-            loss, reported = self.loss(select(batch, rows, scale))
-            loss.backward()
+            reports = self._short_passes(self._flat, batch, pieces, scale)
         else:
-            self.zero_grad()
-            loss, reported = self.loss(select(batch, rows, scale))
-            self.module.manual_backward(loss)
-            return reported
-        if self._flat is not None and world_size() > 1:
-            self._flat.gradients.copy_(mean_over_ranks(self._flat.gradients))
-        return reported
+            return joined(self._passes(batch, pieces, scale))
+        if self._flat is not None:
+            average_in_place(self._flat.gradients)
+        return joined(reports)
+
+    def _compiled_passes(
+        self, compiled: CompiledGradients, batch: Minibatch, pieces: Sequence[Tensor], scale: Tensor
+    ) -> list[MinibatchReport]:
+        compiled.begin()
+        return [compiled(batch, piece, scale) for piece in pieces]
+
+    def _short_passes(
+        self, flat: FlatParameters, batch: Minibatch, pieces: Sequence[Tensor], scale: Tensor
+    ) -> list[MinibatchReport]:
+        flat.gradients.zero_()
+        reports = []
+        for piece in pieces:
+            loss, reported = self.loss(select(batch, piece, scale))
+            loss.backward(one(loss))
+            reports.append(reported)
+        return reports
+
+    def _passes(self, batch: Minibatch, pieces: Sequence[Tensor], scale: Tensor) -> list[MinibatchReport]:
+        self.zero_grad()
+        reports = []
+        for number, piece in enumerate(pieces, 1):
+            loss, reported = self.module.policy.through(partial(_checked, self.loss, batch, piece, scale))
+            with nullcontext() if number == len(pieces) else self._unaveraged():
+                self.module.manual_backward(loss)
+            reports.append(reported)
+        if self.sharded:
+            average_replicated(self._trained)
+        return reports
+
+    def _unaveraged(self) -> AbstractContextManager[None]:
+        """Return a context in which DDP keeps gradients as they are: the last pass of a minibatch averages them all."""
+        model: Any = self.module.trainer.model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def zero_grad(self) -> None:
         """Release all gradients, also of parameters that are in no optimizer."""
         for parameter in self._trained:
             parameter.grad = None
 
-    def step(self) -> None:
-        """Take a step of each optimizer, with the module's hook before it."""
+    def step(self) -> Tensor:
+        """Take a step of each optimizer, with the module's hook before it, and return the norm of the gradients.
+
+        From the first norm of an iteration on that is not finite, no step is taken. What is not finite on one rank has
+        made the gradients of all of them so.
+        """
+        self._norm = None
+        if not self._short_step and not self._scaled:
+            self._may_step()  # Lightning calls the hook within the first step, too late to leave it out
         for optimizer in self.optimizers:
+            if self._refused:
+                break
             if self._short_step:
-                shortcuts.step(self.module, optimizer)
+                shortcuts.step(self.module, optimizer, self._may_step)
             else:
                 optimizer.step()
+        return self._measured()
 
-    def clip(self, bound: float | None) -> Tensor:
-        """Scale the gradients to a global norm of at most `bound`, in place, and return the norm they had.
+    def _measured(self) -> Tensor:
+        """Return the norm of the gradients, which the module's hook has measured unless it was overridden."""
+        if self._norm is None:
+            self._judge(gradient_norm(self._trained))
+            assert self._norm is not None
+        return self._norm
 
-        Args:
-            bound: None only measures.
-        """
+    def _may_step(self) -> bool:
+        self._measured()
+        return not self._refused
+
+    def _judge(self, norm: Tensor) -> None:
+        """Keep the norm of all gradients, and refuse steps from now on if it is not finite."""
+        self._norm = norm
+        if self._found_inf is not None:
+            self._found_inf.copy_(torch.maximum(self._found_inf, (~norm.isfinite()).float()))
+        elif not self._scaled:  # else the scaler skips the step
+            self._refused = self._refused or not math.isfinite(norm)
+
+    def clip(self, bound: float | None) -> None:
+        """Scale the gradients to a global norm of at most `bound`, in place; None only measures."""
         if self._flat is None or not self._flat.holds_gradients:
-            return nn.utils.clip_grad_norm_(self.module.parameters(), math.inf if bound is None else bound)
+            self._judge(gradient_norm(self._trained))
+            if bound is not None:
+                clip_gradients(self._trained, bound, self._measured())
+            return
         norm = torch.linalg.vector_norm(self._flat.gradients)
+        self._judge(norm)
         if bound is not None:
             self._flat.gradients.div_(((norm + 1e-6) / bound).clamp_(min=1.0))
-        return norm
+
+
+def one(loss: Tensor) -> Tensor:
+    """Return 1, or NaN if a loss is not finite: multiplied by it, gradients tell every rank of what has none."""
+    return loss.detach() * 0.0 + 1.0
+
+
+def _checked(loss: Loss, batch: Minibatch, rows: Tensor, scale: Tensor) -> tuple[Tensor, MinibatchReport]:
+    found, reported = loss(select(batch, rows, scale))
+    return found * one(found), reported
 
 
 class Snapshot:
-    """Weights, buffers (as the statistics of batch normalisation) and optimizer state as they are now, to be restored.
+    """Buffers (as the statistics of batch normalisation) as they are now, to be restored.
+
+    Weights and optimizers need none: steps that are not finite are never taken.
 
     Args:
-        tensors: Weights and buffers.
-        optimizers: Those of the weights.
+        buffers: The buffers.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        self._states = [
-            (optimizer.state, {p: dict(own) for p, own in optimizer.state.items()}) for optimizer in optimizers
-        ]
-        tensors = [tensor.detach() for tensor in tensors]
-        for _, states in self._states:
-            for own in states.values():
-                tensors += [value for value in own.values() if isinstance(value, Tensor)]
-        self._saved = [(tensor, tensor.clone()) for tensor in tensors]
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        self._saved = [(buffer, buffer.clone()) for buffer in buffers]
 
     def restore(self) -> None:
         """Restore the saved values."""
-        for tensor, saved in self._saved:
-            tensor.copy_(saved)
-        for state, saved_state in self._states:
-            state.clear()
-            state.update(saved_state)
+        for buffer, saved in self._saved:
+            buffer.copy_(saved)

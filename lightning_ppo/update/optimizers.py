@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -267,11 +268,25 @@ def _check(module: pl.LightningModule, optimizers: list[Optimizer]) -> None:
         )
 
 
+def _smallest(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    found: dict[int, torch.Tensor] = {}
+    for parameter in sorted(parameters, key=torch.Tensor.numel, reverse=True):
+        found[parameter.dim()] = parameter
+    return list(found.values())
+
+
 def _try_out(optimizer: Optimizer) -> None:
-    """Raise ConfigError if an optimizer of torch cannot make a step; a copy of it makes one with gradients of 0."""
+    """Raise ConfigError if an optimizer of torch cannot make a step.
+
+    A copy of it makes one with gradients of 0, of the smallest of the parameters of each number of dimensions.
+    """
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim"):
         return
+    optimizer = copy.copy(optimizer)
+    optimizer.param_groups = [{**group, "params": _smallest(group["params"])} for group in optimizer.param_groups]
+    kept = {p for group in optimizer.param_groups for p in group["params"]}
+    optimizer.state = defaultdict(dict, {p: state for p, state in optimizer.state.items() if p in kept})
     try:
         optimizer = copy.deepcopy(optimizer)
     except Exception:  # of a user's hook or state; what cannot be copied is not tried, and shows itself in training

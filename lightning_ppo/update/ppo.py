@@ -22,7 +22,7 @@ from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.settings.schedules import Schedule
 from lightning_ppo.support.distributed import mean_over_ranks, sum_over_ranks
 from lightning_ppo.support.spaces import space_from_spec, space_to_spec
-from lightning_ppo.update import hooks, training_state
+from lightning_ppo.update import hooks, sharding, training_state
 from lightning_ppo.update.budget import Budget
 from lightning_ppo.update.checked_loading import checked_loading
 from lightning_ppo.update.checks import check_trust_region, tell_of_changes
@@ -30,7 +30,7 @@ from lightning_ppo.update.coefficients import Coefficients
 from lightning_ppo.update.evaluation_results import EvaluationResults
 from lightning_ppo.update.iteration import finish_iteration
 from lightning_ppo.update.loss_terms import make_loss_terms
-from lightning_ppo.update.minibatch_update import MinibatchUpdate, Snapshot
+from lightning_ppo.update.minibatch_update import MinibatchUpdate, Snapshot, one
 from lightning_ppo.update.objectives import value_loss, weighted_sum
 from lightning_ppo.update.optimizers import Optimizers, make_optimizer
 from lightning_ppo.update.policy_objectives import PolicyTerms, policy_terms, resolved_objective
@@ -104,6 +104,7 @@ class PPO(pl.LightningModule):
             "loss_terms": loss_terms,
         }
         self.policy = ActorCritic(self.observation_space, self.action_space, networks, statistics)
+        self.policy.rows_at_once = self.update_settings.micro_batch_size
         spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
         specs = {name: space_to_spec(space) for name, space in spaces.items()}
         self.save_hyperparameters(specs | to_container(settings), logger=False)
@@ -164,7 +165,7 @@ class PPO(pl.LightningModule):
         """Run one PPO iteration: epochs of shuffled minibatches over the rollout.
 
         Raises:
-            NonFiniteError: If a loss or gradient is NaN or infinite; weights and optimizer are restored first.
+            NonFiniteError: If a loss or gradient is NaN or infinite; neither it nor what follows it is learnt from.
         """
         started = time.perf_counter()
         tell_of_changes(rollout)
@@ -181,8 +182,7 @@ class PPO(pl.LightningModule):
             reports, grad_norms = [], []
             for rows, scale in zip(order.rows.unbind(), order.scales.unbind(), strict=True):
                 reports.append(self._backward(batch, rows, scale))
-                update.step()  # which clips the gradients first
-                grad_norms.append(self._grad_norm)
+                grad_norms.append(update.step())  # which clips the gradients first
             epochs.append(epoch_statistics(reports, grad_norms, order.weights, self.coefficients.now))
             if self._moved_too_far(batch):
                 break
@@ -200,7 +200,7 @@ class PPO(pl.LightningModule):
         self.fit_optimizers.set_rates(self.steered_rate(), progress)
         update = self._update()
         update.prepare(batch, self.update_settings.minibatch_size)
-        return update, Snapshot((*self.parameters(), *self.buffers()), self.fit_optimizers.optimizers)
+        return update, Snapshot(self.buffers())
 
     def steered_rate(self) -> Schedule:
         """Return the schedule that steered optimizers follow; under a trust region KL says nothing of the critic's."""
@@ -212,7 +212,9 @@ class PPO(pl.LightningModule):
             optimizers: Any = self.optimizers()
             optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
             how = self.compile_update and self.compile_setting
-            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how)
+            micro = self.update_settings.micro_batch_size
+            shared = sharding.is_sharded(self.trainer)
+            self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how, micro, shared)
         return self.minibatch_update
 
     def _backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
@@ -221,13 +223,13 @@ class PPO(pl.LightningModule):
             return self._update().backward(batch, rows, scale)
         self._update().zero_grad()
         loss, reported = self.minibatch_loss(select(batch, rows, scale))
-        set_gradients(loss, self.trust_region.unmoved, mean_over_ranks)
+        set_gradients(loss * one(loss), self.trust_region.unmoved, mean_over_ranks)
         return reported
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the norm of all gradients before the first step of a minibatch: by now they are unscaled."""
         if optimizer is self.fit_optimizers.optimizers[0]:
-            self._grad_norm = self._update().clip(self.update_settings.max_grad_norm)
+            self._update().clip(self.update_settings.max_grad_norm)
 
     def divergence(self, batch: Minibatch) -> Tensor:
         """Return the exact KL divergence of the behaviour policy from the current one, summed over this rank's rows."""
@@ -256,7 +258,8 @@ class PPO(pl.LightningModule):
         """Return the loss to minimise, policy + c1 value - c2 entropy (PPO paper, eq. 9), and what to report.
 
         Args:
-            minibatch: B transitions whose weights sum to 1 over all ranks, on average over the ranks.
+            minibatch: B transitions whose weights sum to 1 over all ranks, on average over the ranks. With
+                `update.micro_batch_size` it is a piece of these, and the losses of all pieces add up.
 
         Returns:
             The scalar loss, and what to report.
@@ -293,7 +296,8 @@ class PPO(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer of the settings, and the scheduler of its learning rate."""
-        return make_optimizer(self.optimizer_settings, self.parameters(), self.plain)
+        plain = self.plain or sharding.is_sharded(self.trainer)
+        return make_optimizer(self.optimizer_settings, self.parameters(), plain)
 
     # ---------------------------------------------------------------- Lightning's other hooks
 
@@ -321,5 +325,6 @@ class PPO(pl.LightningModule):
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made from, less what belongs to a fit."""
         state = super().__getstate__() | {"fit_optimizers": Optimizers(), "minibatch_update": None}
-        state.pop("configure_optimizers", None)
+        for name in ("configure_optimizers", "configure_model"):
+            state.pop(name, None)
         return state

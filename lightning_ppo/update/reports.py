@@ -29,6 +29,14 @@ class MinibatchReport(NamedTuple):
     """(B,), log pi(a|s) - log pi_old(a|s), 0 in rows that are no transitions."""
 
 
+def joined(reports: Sequence[MinibatchReport]) -> MinibatchReport:
+    """Return the report of a minibatch from those of its pieces, whose weights sum to 1 together."""
+    if len(reports) == 1:
+        return reports[0]
+    means, log_ratios = zip(*reports, strict=True)
+    return MinibatchReport(torch.stack(means).sum(0), torch.cat(log_ratios))
+
+
 class IterationReport(NamedTuple):
     """An iteration in numbers, the same on all ranks."""
 

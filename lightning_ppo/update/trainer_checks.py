@@ -26,14 +26,14 @@ from pytorch_lightning.plugins import (
     XLACheckpointIO,
     XLAPrecision,
 )
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.compile import to_uncompiled
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightning_ppo.speed.internals import (
     compiled_as_a_whole,
-    ddp_argument,
     has_train_time_interval,
+    strategy_argument,
     syncs_batch_norm,
     uploads_models,
 )
@@ -42,12 +42,13 @@ from lightning_ppo.support.overriding import overrides
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
-STRATEGIES = ("auto", "single_device", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+STRATEGIES = ("auto", "single_device", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp2")
 
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
     LearningRateFinder: "the loss of a rollout does not tell which learning rate is good; set optimizer.learning_rate",
-    BatchSizeFinder: "a batch is a rollout here; set env.num_envs, rollout.num_steps and update.minibatch_size",
-    GradientAccumulationScheduler: "a batch is a whole rollout here; set update.minibatch_size",
+    BatchSizeFinder: "a batch is a rollout here; set env.num_envs, rollout.num_steps and update.minibatch_size, and "
+    "update.micro_batch_size where a minibatch does not fit into memory",
+    GradientAccumulationScheduler: "a batch is a whole rollout here; set update.micro_batch_size",
     BackboneFinetuning: "all layers share optimizer.learning_rate; freeze and free them in a BaseFinetuning of yours",
     ModelPruning: "what acts would not be what is learnt; set policy.hidden_sizes, or prune the trained agent",
     SpikeDetection: "losses of one policy and the next cannot be compared; bound the update by update.target_kl",
@@ -118,7 +119,8 @@ def _check_flags(trainer: Any) -> None:
         raise ConfigError(f"trainer.{flag}: PPO clips its own gradients by norm; set update.max_grad_norm instead")
     if trainer.accumulate_grad_batches != 1:
         raise ConfigError(
-            "trainer.accumulate_grad_batches: a batch is a whole rollout here; set update.minibatch_size instead"
+            "trainer.accumulate_grad_batches: a batch is a whole rollout here; set update.micro_batch_size instead, "
+            "whose gradients add up to those of update.minibatch_size"
         )
     if trainer.overfit_batches:
         raise ConfigError("trainer.overfit_batches: no rollout comes twice; set update.epochs to learn more of each")
@@ -128,7 +130,9 @@ def _check_flags(trainer: Any) -> None:
             setting = "evaluation.episodes" if stage == "val" else "evaluation.final_episodes"
             raise ConfigError(f"trainer.limit_{stage}_batches: an evaluation is one batch; set {setting} instead")
     if trainer.precision not in PRECISIONS:
-        raise ConfigError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {trainer.precision}")
+        why = "; steps are lost in weights of half precision, bf16-mixed keeps them in float32"
+        half = why if trainer.precision in ("bf16-true", "16-true") else ""
+        raise ConfigError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {trainer.precision}{half}")
     if syncs_batch_norm(trainer):
         raise ConfigError("trainer.sync_batchnorm: batch statistics are not shared by ranks; normalise with LayerNorm")
     if uploads_models(trainer):
@@ -138,13 +142,19 @@ def _check_flags(trainer: Any) -> None:
 def _check_strategy(strategy: Any) -> None:
     one = isinstance(strategy, SingleDeviceStrategy) and strategy.root_device.type in ("cpu", "cuda")
     ddp = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
-    if not one and not ddp:
+    sharded = isinstance(strategy, ModelParallelStrategy) and strategy.root_device.type in ("cpu", "cuda")
+    if not one and not ddp and not sharded:
         raise ConfigError(
             f"trainer.strategy: {type(strategy).__name__} on {strategy.root_device.type} does not work here; take one "
             f"device (trainer.accelerator=cpu or gpu, trainer.devices=1), or one of {', '.join(STRATEGIES[2:])}"
         )
+    if sharded and strategy_argument(strategy, "save_distributed_checkpoint"):
+        raise ConfigError(
+            "ModelParallelStrategy: checkpoints are whole files here; take strategy='fsdp2', which is "
+            "ModelParallelStrategy(save_distributed_checkpoint=False)"
+        )
     for name in ("ddp_comm_hook", "model_averaging_period"):
-        if ddp_argument(strategy, name) is not None:
+        if strategy_argument(strategy, name) is not None:
             raise ConfigError(f"DDPStrategy({name}=...): gradients are averaged here at every step; leave it out")
 
 

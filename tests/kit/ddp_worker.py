@@ -11,6 +11,8 @@ import gymnasium
 import pytorch_lightning as pl
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.collection import stream
@@ -20,6 +22,7 @@ from lightning_ppo.settings.networks import CORES
 from lightning_ppo.support import distributed
 from lightning_ppo.update import minibatch_update as optimization
 from lightning_ppo.update import shuffle
+from lightning_ppo.update.loss_terms import LossTerm
 
 ENVS, STEPS, MINIBATCHES = 8, 16, 4
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -58,6 +61,38 @@ def shared_minibatches():
     return shuffle
 
 
+class Blocks(nn.Module):
+    """An encoder of several blocks of one kind, as transformers are."""
+
+    def __init__(self, space: gymnasium.Space) -> None:
+        super().__init__()
+        self.num_features = 6
+        self.first = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+class Scaled(LossTerm):
+    """Has a parameter of its own."""
+
+    def __init__(self, policy: ActorCritic) -> None:
+        super().__init__(policy)
+        self.scale = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, policy, minibatch, now):
+        return (self.scale * now.values - minibatch.returns).square() + policy.value(minibatch.observations).square()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor, gathered if ranks share it out."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
+
+
 class Shared(RolloutDataModule):
     def train_dataloader(self):
         fresh = self._stream is None
@@ -70,7 +105,9 @@ class Shared(RolloutDataModule):
 def main(out: str, env: str, control: str = "", precision: str = "32-true") -> None:
     torch.set_num_threads(1)
     pl.seed_everything(5, verbose=False)
-    compiled, trpo, core = control == "compiled", control == "trpo", control if control in CORES else None
+    compiled, trpo = control == "compiled", control == "trpo"
+    core = next((name for name in CORES if name in control), None)
+    sharded, blocks = "sharded" in control, "blocks" in control
     if control not in ("apart", "overlap", "groups"):
         shuffle.shuffled_indices = shared_minibatches()
     if control == "own advantages":
@@ -79,7 +116,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
         merged = ActorCritic.update_statistics
         ActorCritic.update_statistics = lambda self, rollout, _: merged(self, rollout, lambda tensor: tensor)
     if control == "gradient sum":
-        optimization.mean_over_ranks = distributed.sum_over_ranks
+        optimization.average_in_place = lambda tensor: tensor.copy_(distributed.sum_over_ranks(tensor))
     if control == "own rows":
         mean = shuffle.mean_over_ranks
         shuffle.mean_over_ranks = lambda tensor: tensor if len(tensor) == MINIBATCHES else mean(tensor)
@@ -88,6 +125,10 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
         "filler rows",
         "own rows",
         "gradient sum",
+        "pieces",
+        "pieces, plain",
+        "sharded, blocks, pieces",
+        "blocks, pieces",
     ):  # as many as episodes end, so a number of its own on each rank
         source = SyncVectorEnv([partial(gymnasium.make, env)] * OWN, autoreset_mode=AutoresetMode.NEXT_STEP)
     data_class = RolloutDataModule if control in ("apart", "overlap", "groups") else Shared
@@ -116,19 +157,22 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
             "minibatch_size": OWN * STEPS // MINIBATCHES,
             "target_kl": None if trpo else 0.05,
             "sequence_length": 4 if core else None,
+            "micro_batch_size": 8 if "pieces" in control and WORLD > 1 else None,
             "trust_region": {"max_kl": 0.005},
         },
         optimizer={"learning_rate": {"kind": "adaptive_kl", "start": 1e-3, "target_kl": 0.005}},
-        policy={"core": core},
+        policy={"core": core} if core else {"encoder": f"{__name__}.Blocks"} if blocks else None,
         compile=compiled,
-        plain=control == "plain",
-        loss_terms=[] if trpo or core else [terms[env]],
+        plain=control in ("plain", "pieces, plain"),
+        loss_terms=[] if trpo or core else [f"{__name__}.Scaled" if blocks else terms[env]],
     )
     states, metrics, actions = [], [], []
 
     class Record(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            states.append({k: v.detach().clone() for k, v in pl_module.state_dict().items()})
+            if sharded and WORLD > 1:
+                assert all(isinstance(p, DTensor) for p in pl_module.policy.parameters())
+            states.append({k: whole(v) for k, v in pl_module.state_dict().items()})
             metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("time/")})
             actions.append(batch.actions.clone())
 
@@ -139,7 +183,7 @@ def main(out: str, env: str, control: str = "", precision: str = "32-true") -> N
         precision=precision,
         accelerator="cpu",
         devices=WORLD,
-        strategy="ddp" if WORLD > 1 else "auto",
+        strategy="auto" if WORLD == 1 else "fsdp2" if sharded else "ddp",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

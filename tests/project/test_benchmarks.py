@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablations, family, gpu, learning, recurrent, shortcuts, speed, table1, where_time_goes
+from benchmarks import ablations, family, gpu, learning, memory, recurrent, shortcuts, speed, table1, where_time_goes
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.distributions.continuous import GaussianHead
 from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, RolloutConfig, UpdateConfig
@@ -315,7 +315,7 @@ def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monke
         run_dir.mkdir(parents=True)
         (run_dir / "metrics.csv").write_text("step,rollout/return_mean\n2048,-30.0\n4096,-75.0\n6144,\n")
         run_dir.with_name("Reacher-v5-1.json").write_text('{"command": "python train.py", "commit": "abc1234"}')
-        return "error: loss/policy is inf in minibatch 3; the weights are those from before this iteration"
+        return "error: loss/policy is inf in minibatch 3; nothing was learnt from there on"
 
     monkeypatch.setattr(learning, "run_one", diverge)
     table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 1, ["objective=surrogate"])
@@ -326,7 +326,7 @@ def test_a_diverged_run_counts_with_what_it_had_reached(results, tmp_path, monke
     assert not run_dir.exists()
     monkeypatch.setattr(learning, "run_one", lambda *arguments: "error: killed")
     assert table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 2, []) == "error: killed"
-    monkeypatch.setattr(learning, "run_one", lambda *arguments: "nan; the weights are those from before this iteration")
+    monkeypatch.setattr(learning, "run_one", lambda *arguments: "nan; nothing was learnt from there on")
     assert "nan" in table1.run_one("t-none", [table1.CONFIG], "Reacher-v5", 3, [])  # it had reached nothing
     assert len(learning.load_results(["t-none"])["Reacher-v5"]["t-none"]) == 1
 
@@ -550,3 +550,19 @@ def test_what_a_variant_leaves_out_is_there(without, monkeypatch):
             assert bool(patched) == (without != "all")
         finally:
             mock.patch.stopall()
+
+
+def test_memory_is_told_per_parameter_and_per_row(monkeypatch):
+    def measured(way: str, width: int, layers: int, rows: int) -> dict[str, float]:
+        # 16 bytes for each of 10,000 parameters per unit of width, 500 for each row, and 3 MB
+        megabytes = 3.0 + 0.16 * width + 0.0005 * rows
+        return {"parameters": 10_000 * width, "megabytes": megabytes, "seconds": 0.25}
+
+    monkeypatch.setattr(memory, "measure", measured)
+    *_, row = memory.table([2, 4], 1, 16, ["plain torch"]).splitlines()
+    assert row == "| plain torch | 40,000 | 4 | 250 | 16.0 | 500 |"
+
+
+def test_a_transformer_is_measured_in_plain_torch_and_in_a_fit():
+    for found in (memory.plain(8, 1, 8), memory.fitted(8, 1, 8, micro_batch_size=8)):
+        assert 0.0 < found["seconds"] < 60.0

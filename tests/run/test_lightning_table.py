@@ -131,7 +131,6 @@ REFUSALS = {
     "ModelPruning": lambda: fit(callbacks=[callbacks.ModelPruning("l1_unstructured", amount=0.5)]),
     "SpikeDetection": lambda: fit(callbacks=[callbacks.SpikeDetection()]),
     "StochasticWeightAveraging": lambda: fit(callbacks=[callbacks.StochasticWeightAveraging(1e-3)]),
-    "ModelParallelStrategy": lambda: fit(strategy=strategies.ModelParallelStrategy()),
     "FSDPStrategy": lambda: with_strategy(strategies.FSDPStrategy),
     "DeepSpeedStrategy": lambda: with_strategy(strategies.DeepSpeedStrategy),
     "MPSAccelerator": lambda: on_device("mps"),
@@ -148,7 +147,7 @@ REFUSALS = {
 REFUSALS |= {
     name: lambda name=name: check_trainer_settings({"strategy": name})
     for name in StrategyRegistry.available_strategies()
-    if not name.startswith("ddp") and name != "single_device"
+    if not name.startswith("ddp") and name not in ("single_device", "fsdp2")
 }
 REFUSALS |= {
     name: lambda name=name: with_plugin(bare(getattr(plugins, name, None) or getattr(environments, name)))
@@ -185,6 +184,10 @@ class TunesLater(callbacks.LearningRateFinder):
     [
         ({"callbacks": [TunesLater()]}, "LearningRateFinder: .*optimizer.learning_rate"),
         ({"strategy": DDPStrategy(ddp_comm_hook=print)}, "ddp_comm_hook.*averaged here"),
+        ({"strategy": strategies.ModelParallelStrategy()}, "checkpoints are whole files.*fsdp2"),
+        ({"strategy": "fsdp2", "devices": 1, "model_settings": {"objective": "trpo"}}, "trpo needs all weights"),
+        ({"strategy": "fsdp2", "devices": 1, "model_settings": {"compile": True}}, "compile: .*fsdp2"),
+        ({"strategy": "fsdp2", "devices": 1, "callbacks": [callbacks.WeightAveraging()]}, "averages whole weights"),
         ({"strategy": DDPStrategy(model_averaging_period=4)}, "model_averaging_period.*averaged here"),
         ({"callbacks": [BY_TIME], "enable_checkpointing": True}, r"train_time_interval.*every_n_epochs"),
         ({"limit_val_batches": 0.5}, "limit_val_batches: .*evaluation.episodes"),
@@ -193,7 +196,7 @@ class TunesLater(callbacks.LearningRateFinder):
             {"callbacks": [callbacks.EMAWeightAveraging(update_every_n_steps=10)]},
             "n_steps=10.*set it to 1",
         ),
-        ({"precision": "bf16-true"}, "trainer.precision: expected one of 32-true"),
+        ({"precision": "bf16-true"}, "expected one of 32-true.*, got bf16-true; .* bf16-mixed keeps"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:20],
 )
@@ -634,6 +637,9 @@ EFFECTS = {
     "single_device": single_device,
     "DDPStrategy": one_rank(),
     "ddp": TWO_RANKS,
+    **dict.fromkeys(
+        ("ModelParallelStrategy", "fsdp2"), "whole/test_sharding.py::test_ranks_that_share_weights_out_equal_one"
+    ),
     **{name: counted(2, strategy=name, devices=1) for name in StrategyRegistry if re.match("ddp_find", name)},
     "Accelerator": single_device,
     "CPUAccelerator": single_device,

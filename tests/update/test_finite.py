@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.support.errors import NonFiniteError
+from lightning_ppo.update.minibatch_update import MinibatchUpdate
 from tests.kit.training import eager_and_compiled, make_trainer
 
 
@@ -78,10 +79,59 @@ def test_an_entropy_counts_where_it_has_a_weight(monkeypatch, objective):
     assert model.iterations == 2
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert not any(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
-    model, data = make_pair(objective="clip", update={"entropy_coefficient": 0.01})
-    monkeypatch.setattr(model.policy.head, "entropy", boundless)
+
+
+@eager_and_compiled
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is(monkeypatch, plain, compiled):
+    if plain and compiled:
+        pytest.skip("one rules out the other")
+    model, data = make_pair(update={"entropy_coefficient": 0.01}, plain=plain, compile=compiled)
+    entropy = model.policy.head.entropy
+    monkeypatch.setattr(model.policy.head, "entropy", lambda parameters: entropy(parameters).detach() - torch.inf)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
     with pytest.raises(NonFiniteError, match="loss/entropy is -inf in minibatch 1"):
         make_trainer().fit(model, data)
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+def test_a_step_is_left_out_on_the_device_as_it_is_on_the_host(monkeypatch):
+    """Where looking at a norm would be to wait, Adam is told by a flag."""
+
+    class Breaks(PPO):
+        made = 0
+
+        def minibatch_loss(self, minibatch):
+            loss, reported = super().minibatch_loss(minibatch)
+            self.made += 1
+            return loss * (torch.nan if self.made == 6 else 1.0), reported
+
+    def broken() -> tuple[PPO, dict]:
+        model, data = make_pair(model=Breaks)
+        trainer = make_trainer()
+        with pytest.raises(NonFiniteError, match="grad_norm is nan in minibatch 2 of update epoch 1, iteration 2"):
+            trainer.fit(model, data)
+        return model, trainer.optimizers[0].state_dict()["state"]
+
+    model, moments = broken()
+    on_device = MinibatchUpdate._told_on_device
+    flags = []
+
+    def told(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(self.module), "device", torch.device("meta"), raising=False)
+            flag = on_device(self)
+        for optimizer in self.optimizers:
+            optimizer.optimizer.found_inf = flags.append(torch.zeros(())) or flags[-1]
+        assert flag is not None
+        return flags[-1]
+
+    monkeypatch.setattr(MinibatchUpdate, "_told_on_device", told)
+    other, theirs = broken()
+    assert [float(flag) for flag in flags] == [0.0, 1.0]
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+    for index, state in moments.items():
+        assert all(torch.equal(value, theirs[index][name]) for name, value in state.items())
 
 
 def test_statistics_of_batch_normalisation_are_put_back():

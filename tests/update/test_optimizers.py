@@ -178,28 +178,29 @@ class Counting(SGD):
         return super().step(closure)
 
 
-def test_every_optimizer_is_put_back_when_a_loss_is_not_finite():
+@pytest.mark.parametrize("plain", [False, True])
+def test_no_optimizer_steps_from_a_loss_that_is_not_finite_on(plain):
     class Breaks(PPO):
         def configure_optimizers(self):
             parameters = list(self.parameters())
             return [Adam(parameters[::2]), Counting(parameters[1::2], 1e-3, momentum=0.9)]
 
-        def on_train_batch_start(self, batch, batch_idx):
-            states = [copy.deepcopy(o.state_dict()) for o in self.trainer.optimizers]
-            self.before = states, [p.detach().clone() for p in self.parameters()]
-
         def minibatch_loss(self, minibatch):
             loss, reported = super().minibatch_loss(minibatch)
             self.made = getattr(self, "made", 0) + 1
+            if self.made == 13:
+                states = [copy.deepcopy(o.state_dict()) for o in self.trainer.optimizers]
+                self.before = states, [p.detach().clone() for p in self.parameters()]
             return loss * (math.nan if self.made == 13 else 1.0), reported  # the 5th of the second iteration
 
-    model, data = make_pair(model=Breaks, rollouts_per_epoch=2)
+    model, data = make_pair(model=Breaks, rollouts_per_epoch=2, plain=plain)
     trainer = make_trainer()
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match="minibatch 1 of update epoch 2, iteration 2"):
         trainer.fit(model, data)
     states, weights = model.before
+    assert model.made == 16
     assert same([o.state_dict() for o in trainer.optimizers], states)
-    assert states[1]["state"][0]["count"] == 8
+    assert states[1]["state"][0]["count"] == 12
     assert all(torch.equal(p, before) for p, before in zip(model.parameters(), weights, strict=True))
 
 

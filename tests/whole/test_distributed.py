@@ -62,6 +62,18 @@ def test_two_ranks_equal_one_in_float64_with_rows_that_are_no_transitions(env, t
         assert distance(own[0]["states"][4], alone["states"][4]) > 1e-6
 
 
+@pytest.mark.parametrize("control", ["pieces", "pieces, plain"])
+def test_two_ranks_that_learn_in_pieces_equal_one_that_does_not(control, tmp_path):
+    (alone,) = launch(tmp_path / "one", 1, "CartPole-v1", control, "64-true")
+    pair = launch(tmp_path / "two", 2, "CartPole-v1", control, "64-true")
+    for iteration in range(5):
+        mine, theirs = (rank["states"][iteration] for rank in pair)
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+        assert distance(mine, alone["states"][iteration]) <= (1e-12 if iteration == 0 else 1e-9)
+    for name, value in alone["metrics"][0].items():
+        assert pair[0]["metrics"][0][name] == pytest.approx(value, rel=1e-7, abs=1e-9), name
+
+
 def test_two_ranks_take_the_trust_region_step_of_one(tmp_path):
     (alone,) = launch(tmp_path / "one", 1, "CartPole-v1", "trpo")
     pair = launch(tmp_path / "two", 2, "CartPole-v1", "trpo")
