@@ -176,7 +176,9 @@ def _headline(config: Config, model: Any, data: Any, trainer: Any, run_dir: Path
 
     parameters = sum(p.numel() for p in model.parameters())
     batch = config.env.num_envs * config.rollout.num_steps * trainer.world_size
-    threads = torch.get_num_threads()
+    count = torch.get_num_threads()
+    why = " (OMP_NUM_THREADS)" if "OMP_NUM_THREADS" in os.environ else " (OMP_NUM_THREADS overrides)" * (count > 1)
+    threads = f"{count} thread{'s' if count > 1 else ''}{why}"
     device = trainer.strategy.root_device.type
     chosen = "" if "precision" in config.trainer or trainer.precision == "32-true" else " (faster on this CPU)"
     idle = " (a GPU is idle: small networks are faster on the CPU; trainer.accelerator=gpu overrides)"
@@ -186,7 +188,7 @@ def _headline(config: Config, model: Any, data: Any, trainer: Any, run_dir: Path
         f"{config.env.id}: {config.total_env_steps:,} steps, {trainer.world_size} x {config.env.num_envs} envs x "
         f"{config.rollout.num_steps} steps = {batch:,} per iteration, {parameters:,} parameters, seed {config.seed}\n"
         f"on {device}{idle if device == 'cpu' and torch.cuda.is_available() else ''}, "
-        f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}{chosen}, {update}; writing to {run_dir}"
+        f"{threads}, {trainer.precision}{chosen}, {update}; writing to {run_dir}"
     )
 
 
