@@ -49,8 +49,12 @@ def fastest_precision(network: nn.Module, accelerator: str) -> str:
         network: What is trained.
         accelerator: Of the Trainer.
     """
-    supported = accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if supported and has_convolutions(network) else "32-true"
+    return "bf16-mixed" if accelerator == "cpu" and computes_bfloat16() and has_convolutions(network) else "32-true"
+
+
+def computes_bfloat16() -> bool:
+    """Return whether the CPU computes in bfloat16."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def has_convolutions(network: nn.Module) -> bool:

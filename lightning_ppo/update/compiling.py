@@ -41,7 +41,7 @@ def choose(module: Any, data: Any, trainer: Any) -> Choice:
     steps = _optimizer_steps(module, data, trainer)
     if steps < WORTH_IT:
         return Choice(False, "a short run")
-    against = _against(module, trainer)
+    against = speaks_against(module, trainer)
     return Choice(against is None, against or "a long run")
 
 
@@ -68,7 +68,7 @@ def _seconds(timer: Timer) -> float:
     return math.inf if left is None else timer.time_elapsed() + left
 
 
-def _against(module: Any, trainer: Any) -> str | None:
+def speaks_against(module: Any, trainer: Any) -> str | None:
     """Return why an update is not compiled however long the training is; None if nothing speaks against it."""
     device = trainer.strategy.root_device
     if module.plain:
