@@ -86,4 +86,5 @@ def _advice(trials: "list[Trial]", settings: list[str], iterations: int) -> str:
     others = [override for override in best.overrides if override not in threads]
     command = " ".join([*threads, program(), "train", shlex.join([*settings, *others])])
     faster = base.run_seconds(iterations) / best.run_seconds(iterations)
-    return f"{faster:.2f} times as fast, less evaluations:\n  {command}"
+    pool = "\nwith EnvPool a resumed run restarts its episodes" if "env.backend=envpool" in others else ""
+    return f"{faster:.2f} times as fast, less evaluations:\n  {command}{pool}"

@@ -17,6 +17,7 @@ from lightning_ppo.settings.loading import load_over, to_container
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.cores import usable_cores
 from lightning_ppo.support.errors import UserError, one_line
+from lightning_ppo.support.packages import installed
 
 GAIN = 1.05
 """How many times faster a run has to be for a setting to be worth it; less is noise."""
@@ -182,7 +183,18 @@ def _candidates(config: Config) -> tuple[Config, list[list[str]]]:
             groups.append([f"trainer.precision={p}" for p in ("32-true", "bf16-mixed") if p != trainer.precision])
     if single and config.env.num_envs <= ASYNC_COPIES * cores and processes == 1 and not config.rollout.overlap:
         groups.append([f"env.backend={name}" for name in ("sync", "async") if name != single])
+    if single and _has_pool(config):
+        groups.append(["env.backend=envpool"])
     if single != "async":
         counts = {1, *(2**power for power in range(1, cores.bit_length())), cores} - {processes}
         groups.append([f"rollout.processes={count}" for count in sorted(counts) if count <= config.env.num_envs])
     return config, groups
+
+
+def _has_pool(config: Config) -> bool:
+    """Return whether EnvPool is there and steps the same task as Gymnasium does."""
+    from lightning_ppo.envs.pool import SAME_AS_GYMNASIUM
+
+    env = config.env
+    plain = not env.wrappers and not env.kwargs and env.timeout is None and env.on_error == "stop"
+    return plain and env.id in SAME_AS_GYMNASIUM and installed("envpool") is not None
