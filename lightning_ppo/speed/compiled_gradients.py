@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from lightning_ppo.speed.direct_calls import DirectCalls
 from lightning_ppo.speed.flat import FlatParameters
 from lightning_ppo.speed.fused_linear import cpu_compiler, cxx_compiler
 from lightning_ppo.speed.graphs import Recorded, autocast_cache, can_record
@@ -56,9 +57,10 @@ class CompiledGradients:
         policy: A module that holds the trained parameters.
         flat: These parameters; they get the gradients.
         loss: Computes from `policy` and the arguments of a call a loss and what is reported besides.
+        pure: Whether the loss does nothing but compute, so that calls may go past the tracer (see `direct_calls`).
     """
 
-    def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss) -> None:
+    def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss, pure: bool = False) -> None:
         self.alike = False
         self._flat = flat
         module = _LossModule(policy, loss)
@@ -75,13 +77,19 @@ class CompiledGradients:
 
         # the compiler counts recompilations per code object, so each instance, with its own sizes, brings its own
         gradients.__code__ = gradients.__code__.replace()
-        backend = cpu_compiler if flat.gradients.device.type == "cpu" else "inductor"
+        on_cpu = flat.gradients.device.type == "cpu"
+        self._direct = DirectCalls(cpu_compiler) if on_cpu and pure else None
+        backend = self._direct or (cpu_compiler if on_cpu else "inductor")
         self._gradients: Any = torch.compile(gradients, fullgraph=True, dynamic=False, backend=backend)
         self._recorded: Recorded | None = None
         if can_record(flat.gradients.device):
             self._recorded = Recorded(self._set_gradients, lambda: (*policy.parameters(), *policy.buffers()))
 
     def _set_gradients(self, *arguments: Any) -> Any:
+        if self.alike and self._direct is not None and (results := self._direct.run(arguments)) is not None:
+            found, reported = results
+            self._flat.gradients.copy_(found)
+            return reported
         # checking that a call is like the last takes a tenth of the time of a small minibatch; what is compiled depends
         # on autocast's cache too, which is off while recording
         with (
@@ -90,6 +98,8 @@ class CompiledGradients:
         ):
             found, reported = self._gradients(self._parameters, *arguments)
         self.alike = True
+        if self._direct is not None:
+            self._direct.learn(arguments, (found, reported))
         self._flat.gradients.copy_(found)
         return reported
 
@@ -122,6 +132,8 @@ class CompiledGradients:
         """Let go of the batch, which a recording would keep beside its own copy while the next rollout is collected."""
         if self._recorded is not None:
             self._recorded.release()
+        if self._direct is not None:
+            self._direct.forget()
 
     def __call__(self, *arguments: Any) -> Any:
         """Set the gradients of the loss and return what it reports."""

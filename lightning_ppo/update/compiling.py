@@ -77,7 +77,7 @@ def speaks_against(module: Any, trainer: Any) -> str | None:
         return "objective=trpo"
     if not nobody_listens(module, *BACKWARD, trainer=trainer):
         return "backward passes are listened to, or scaled"
-    if _own_code(module):
+    if own_code(module):
         return "code of your own in the loss; compile=true tries"
     if device.type == "cpu" and has_convolutions(module.policy):
         return "convolutions on a CPU gain nothing"
@@ -85,7 +85,7 @@ def speaks_against(module: Any, trainer: Any) -> str | None:
     return missing_compiler(device) if trainer.world_size == 1 else None
 
 
-def _own_code(module: Any) -> bool:
+def own_code(module: Any) -> bool:
     """Return whether some of what is compiled is code of the user's own, which may do more than compute."""
     parts = (*module.policy.modules(), *module.loss_terms.modules(), module.objective)
     homes = {type(part).__module__.partition(".")[0] for part in parts}

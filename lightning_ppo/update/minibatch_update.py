@@ -18,6 +18,7 @@ from lightning_ppo.speed.flat import FlatAdam, FlatParameters
 from lightning_ppo.speed.internals import listener_of
 from lightning_ppo.support.distributed import max_over_ranks, mean_over_ranks, world_size
 from lightning_ppo.support.errors import ConfigError, one_line
+from lightning_ppo.update.compiling import own_code
 from lightning_ppo.update.reports import MinibatchReport
 
 _log = logging.getLogger(__name__)
@@ -91,7 +92,10 @@ class MinibatchUpdate:
         self._flat.attach()
         loss, device = self.loss, batch.weights.device
         self._compiled = CompiledGradients(
-            self.module, self._flat, lambda batch, rows, scale: loss(select(batch, rows, scale))
+            self.module,
+            self._flat,
+            lambda batch, rows, scale: loss(select(batch, rows, scale)),
+            pure=not own_code(self.module),
         )
         rows, scale = torch.arange(minibatch_size, device=device), torch.ones((), device=device)
         failure = listener_of(self.module) if self.compile == "auto" else None
