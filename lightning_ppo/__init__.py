@@ -33,5 +33,6 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if not _HOMES[name].startswith("settings."):
+        importlib.import_module(f"{__name__}.speed.waiting").sleep_while_waiting()
         importlib.import_module(f"{__name__}.speed.light_lightning")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

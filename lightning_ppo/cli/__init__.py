@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lightning_ppo.cli import check_env, configs, doctor, evaluate, export, import_sb3, report, train
+from lightning_ppo.cli import check_env, configs, doctor, evaluate, export, import_sb3, report, train, tune
+from lightning_ppo.speed.waiting import sleep_while_waiting
 from lightning_ppo.support.errors import ConfigError, nearest, print_error
 from lightning_ppo.support.program import columns, program
 
-COMMANDS = (evaluate, report, export, import_sb3, configs, check_env, doctor)
+COMMANDS = (evaluate, tune, report, export, import_sb3, configs, check_env, doctor)
 """Modules with NAME, HELP and EXAMPLES, `add_arguments(parser)` and `run(options)`, which returns the exit code.
 
 The command `train` takes settings instead of options, so it reads its arguments itself."""
@@ -61,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 1 if it failed, 2 for a mistake on the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sleep_while_waiting()
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # users' classes are there; an installed package is never replaced
     if arguments[:1] == [train.NAME]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 
+from lightning_ppo.support.cores import usable_cores
 from lightning_ppo.support.errors import one_line
 from lightning_ppo.support.packages import EXTRAS, REQUIRED, install, installed
 from lightning_ppo.support.program import columns
@@ -68,8 +69,6 @@ def _versions() -> list[Row]:
 
 def _devices() -> list[Row]:
     import torch
-
-    from lightning_ppo.speed.hardware import usable_cores
 
     threads = os.environ.get("OMP_NUM_THREADS")
     rows = [

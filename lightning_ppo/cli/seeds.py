@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_ppo.support.cores import usable_cores
 from lightning_ppo.support.errors import ConfigError, one_line
 
 SEEDS = re.compile(r"(?P<key>seeds?)=(?P<value>.*)")
@@ -108,12 +109,11 @@ def train_seeds(seeds: Sequence[int], arguments: Sequence[str], train: str) -> i
 
 def runs_that_fit(config: Any) -> int:
     """Return how many runs of these settings the cores can hold side by side; one where there is a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     accelerator, devices = (config.trainer.get(name, "auto") for name in ("accelerator", "devices"))
     if (shutil.which("nvidia-smi") and accelerator != "cpu") or config.env.backend == "async":
         return 1
     ranks = devices if isinstance(devices, int) and devices > 0 else 1
-    return max(1, cores // (ranks * (config.rollout.processes + config.rollout.overlap)))
+    return max(1, usable_cores() // (ranks * (config.rollout.processes + config.rollout.overlap)))
 
 
 def _folder(parent: Path, seed: int) -> Path:

@@ -19,6 +19,11 @@ from lightning_ppo.support.tree import tree_store
 
 OURS = ("num_envs", "batch_size", "seed", "env_seed")
 """Settings of EnvPool that are not the user's."""
+SAME_AS_GYMNASIUM = (
+    *("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "InvertedPendulum-v5", "Reacher-v5", "Swimmer-v5"),
+    "Walker2d-v5",
+)
+"""Tasks whose steps, rewards, ends and first observations are tested to be Gymnasium's, up to rounding."""
 
 
 class EnvPoolVectorEnv(VectorEnv):

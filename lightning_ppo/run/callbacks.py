@@ -76,3 +76,33 @@ class Timing(Callback):
         """Continue counting from a checkpoint."""
         for name in self._SAVED:
             setattr(self, name, state_dict.get(name, 0.0))
+
+
+class Laps(Callback):
+    """Times iterations, and ends the training after enough of them.
+
+    Attributes:
+        laps: Seconds of collecting, of updating, and of each iteration as a whole.
+
+    Args:
+        least: Iterations that are made in any case.
+        seconds: Time after the first iteration in which further ones are begun.
+    """
+
+    def __init__(self, least: int, seconds: float) -> None:
+        self.least, self.seconds = least, seconds
+        self.laps: list[tuple[float, float, float]] = []
+        self._latest = self._first = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._latest = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add an iteration."""
+        module, now = as_ppo(pl_module), time.perf_counter()
+        self.laps.append((module.collect_seconds, module.update_seconds, now - self._latest))
+        self._latest, self._first = now, self._first or now
+        trainer.should_stop = len(self.laps) >= self.least and now - self._first >= self.seconds

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ppo.run.arguments import as_config
+from lightning_ppo.run.building import build
 from lightning_ppo.run.run_directory import RUN_DIR_VARIABLE, choose_run_dir, claim
 from lightning_ppo.run.trainer import build_trainer
 from lightning_ppo.settings.environment import EnvConfig
@@ -49,49 +50,23 @@ def train(config: Config | str | Path | Mapping[str, Any], callbacks: Sequence[A
 
 def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     started = time.perf_counter()
-    import pytorch_lightning as pl
     import torch
 
-    from lightning_ppo.collection.datamodule import RolloutDataModule
+    from lightning_ppo.run.advice import advice, stepped_by
     from lightning_ppo.run.callbacks import Timing
     from lightning_ppo.run.launch import check_launch
     from lightning_ppo.run.told import info_table, told
-    from lightning_ppo.speed.freed_memory import keep_freed_memory
-    from lightning_ppo.speed.hardware import limit_threads, use_cores
+    from lightning_ppo.speed.hardware import use_cores
     from lightning_ppo.support.checkpoint_files import read_checkpoint
     from lightning_ppo.support.distributed import gather_objects
     from lightning_ppo.support.files import replacing
     from lightning_ppo.update.checks import check_fit
-    from lightning_ppo.update.ppo import PPO
     from lightning_ppo.update.trainer_checks import check_trainer
 
-    _quiet()
-    limit_threads()
-    if not config.plain:
-        keep_freed_memory()
-    pl.seed_everything(config.seed, verbose=False)
+    quiet()
     checkpoint = None if config.resume == "auto" else config.resume  # `auto` found none
     resumed = read_checkpoint(checkpoint) if checkpoint else None
-    data = RolloutDataModule(
-        config.env,
-        rollout=config.rollout,
-        rollouts_per_epoch=config.rollouts_per_epoch,
-        evaluation=config.evaluation,
-        seed=config.seed,
-    )
-    model = PPO(
-        data.observation_space,
-        data.action_space,
-        objective=config.objective,
-        update=config.update,
-        optimizer=config.optimizer,
-        policy=config.policy,
-        normalize=config.normalize,
-        total_env_steps=config.total_env_steps,
-        compile=config.compile,
-        plain=config.plain,
-        loss_terms=config.loss_terms,
-    )
+    data, model = build(config)
     run_dir = choose_run_dir(config)
     timing = Timing()
     resume_step = 0 if config.resume else None
@@ -117,6 +92,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         ends = f"the run ends after {count:,} iterations, at most {count * size:,} steps"
         print_once(f"total_env_steps: {config.total_env_steps:,} is no multiple of {size:,}; {ends}")
 
+    stepped = stepped_by(data.env)
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.fast_dev_run:
         return {}
@@ -153,10 +129,12 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         with replacing(run_dir / "summary.json") as file:
             file.write(json.dumps(summary, indent=2) + "\n")
         print(_table(summary, fit_metrics, run_dir) + info_table(summary))
+        if line := advice(config, summary, stepped, trainer.strategy.root_device.type == "cpu"):
+            print(f"\n{line}")
     return summary
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep only those messages of Lightning that need action."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s")
@@ -176,7 +154,9 @@ def _headline(config: Config, model: Any, data: Any, trainer: Any, run_dir: Path
 
     parameters = sum(p.numel() for p in model.parameters())
     batch = config.env.num_envs * config.rollout.num_steps * trainer.world_size
-    threads = torch.get_num_threads()
+    count = torch.get_num_threads()
+    why = " (OMP_NUM_THREADS)" if "OMP_NUM_THREADS" in os.environ else " (OMP_NUM_THREADS overrides)" * (count > 1)
+    threads = f"{count} thread{'s' if count > 1 else ''}{why}"
     device = trainer.strategy.root_device.type
     chosen = "" if "precision" in config.trainer or trainer.precision == "32-true" else " (faster on this CPU)"
     idle = " (a GPU is idle: small networks are faster on the CPU; trainer.accelerator=gpu overrides)"
@@ -186,7 +166,7 @@ def _headline(config: Config, model: Any, data: Any, trainer: Any, run_dir: Path
         f"{config.env.id}: {config.total_env_steps:,} steps, {trainer.world_size} x {config.env.num_envs} envs x "
         f"{config.rollout.num_steps} steps = {batch:,} per iteration, {parameters:,} parameters, seed {config.seed}\n"
         f"on {device}{idle if device == 'cpu' and torch.cuda.is_available() else ''}, "
-        f"{threads} thread{'s' if threads > 1 else ''}, {trainer.precision}{chosen}, {update}; writing to {run_dir}"
+        f"{threads}, {trainer.precision}{chosen}, {update}; writing to {run_dir}"
     )
 
 

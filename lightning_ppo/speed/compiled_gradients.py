@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from lightning_ppo.speed.direct_calls import DirectCalls
 from lightning_ppo.speed.flat import FlatParameters
 from lightning_ppo.speed.fused_linear import cpu_compiler, cxx_compiler
 from lightning_ppo.speed.graphs import Recorded, autocast_cache, can_record
@@ -57,9 +58,12 @@ class CompiledGradients:
         flat: These parameters; they get the gradients.
         loss: Computes from `policy` and the arguments of a call a loss and what is reported besides.
         accumulate: Calls add to the gradients, from `begin` on, instead of setting them.
+        pure: Whether the loss does nothing but compute, so that calls may go past the tracer (see `direct_calls`).
     """
 
-    def __init__(self, policy: nn.Module, flat: FlatParameters, loss: Loss, accumulate: bool = False) -> None:
+    def __init__(
+        self, policy: nn.Module, flat: FlatParameters, loss: Loss, accumulate: bool = False, pure: bool = False
+    ) -> None:
         self.alike = False
         self._accumulate = accumulate
         self._flat = flat
@@ -77,13 +81,19 @@ class CompiledGradients:
 
         # the compiler counts recompilations per code object, so each instance, with its own sizes, brings its own
         gradients.__code__ = gradients.__code__.replace()
-        backend = cpu_compiler if flat.gradients.device.type == "cpu" else "inductor"
+        on_cpu = flat.gradients.device.type == "cpu"
+        self._direct = DirectCalls(cpu_compiler) if on_cpu and pure else None
+        backend = self._direct or (cpu_compiler if on_cpu else "inductor")
         self._gradients: Any = torch.compile(gradients, fullgraph=True, dynamic=False, backend=backend)
         self._recorded: Recorded | None = None
         if can_record(flat.gradients.device):
             self._recorded = Recorded(self._set_gradients, lambda: (*policy.parameters(), *policy.buffers()))
 
     def _set_gradients(self, *arguments: Any) -> Any:
+        if self.alike and self._direct is not None and (results := self._direct.run(arguments)) is not None:
+            found, reported = results
+            self._take(found)
+            return reported
         # checking that a call is like the last takes a tenth of the time of a small minibatch; what is compiled depends
         # on autocast's cache too, which is off while recording
         with (
@@ -92,8 +102,16 @@ class CompiledGradients:
         ):
             found, reported = self._gradients(self._parameters, *arguments)
         self.alike = True
-        self._flat.gradients.add_(found) if self._accumulate else self._flat.gradients.copy_(found)
+        if self._direct is not None:
+            self._direct.learn(arguments, (found, reported))
+        self._take(found)
         return reported
+
+    def _take(self, found: Tensor) -> None:
+        if self._accumulate:
+            self._flat.gradients.add_(found)
+        else:
+            self._flat.gradients.copy_(found)
 
     def compile(self, *example: Any) -> str | None:
         """Compile for arguments of the shapes of an example; return why that failed, if it did.
@@ -129,6 +147,8 @@ class CompiledGradients:
         """Let go of the batch, which a recording would keep beside its own copy while the next rollout is collected."""
         if self._recorded is not None:
             self._recorded.release()
+        if self._direct is not None:
+            self._direct.forget()
 
     def __call__(self, *arguments: Any) -> Any:
         """Set the gradients of the loss and return what it reports."""

@@ -3,11 +3,18 @@
 These are settings, not shortcuts, so `plain` does not change them.
 """
 
+import logging
 import os
 from typing import Any
 
 import torch
 from torch import nn
+
+from lightning_ppo.speed.waiting import threads_spin
+from lightning_ppo.support.cores import usable_cores
+from lightning_ppo.support.notices import warn_once
+
+_log = logging.getLogger(__name__)
 
 
 def limit_threads() -> None:
@@ -24,12 +31,15 @@ def use_cores(network: nn.Module, processes: int = 1) -> None:
         processes: How many of them share this machine's cores.
     """
     if "OMP_NUM_THREADS" not in os.environ and has_convolutions(network):
-        torch.set_num_threads(max(1, usable_cores() // processes))
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, usable_cores() // processes)
+        torch.set_num_threads(threads)
+        if threads > 1 and threads_spin():
+            warn_once(
+                _log,
+                threads_spin,
+                f"torch was imported before lightning_ppo, so its {threads} threads keep their cores busy while they "
+                "wait, which is slow beside other programs; import lightning_ppo first, or set OMP_WAIT_POLICY=PASSIVE",
+            )
 
 
 def fastest_precision(network: nn.Module, accelerator: str) -> str:
@@ -39,8 +49,12 @@ def fastest_precision(network: nn.Module, accelerator: str) -> str:
         network: What is trained.
         accelerator: Of the Trainer.
     """
-    supported = accelerator == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if supported and has_convolutions(network) else "32-true"
+    return "bf16-mixed" if accelerator == "cpu" and computes_bfloat16() and has_convolutions(network) else "32-true"
+
+
+def computes_bfloat16() -> bool:
+    """Return whether the CPU computes in bfloat16."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def has_convolutions(network: nn.Module) -> bool:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_ppo.support.cores import usable_cores
 from lightning_ppo.support.errors import RankLostError
 
 SLOT_BYTES = 1 << 20
@@ -67,7 +68,7 @@ class SharedSums:
         ]
         self._views: dict[tuple[int, torch.dtype], list[list[Tensor]]] = {}
         self._calls = 0
-        self._spin = SPIN_SECONDS if len(os.sched_getaffinity(0)) >= ranks else 0.0
+        self._spin = SPIN_SECONDS if usable_cores() >= ranks else 0.0
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
 
     def takes(self, tensor: Tensor) -> bool:

@@ -42,7 +42,7 @@ def choose(module: Any, data: Any, trainer: Any) -> Choice:
     steps = _optimizer_steps(module, data, trainer)
     if steps < WORTH_IT:
         return Choice(False, "a short run")
-    against = _against(module, trainer)
+    against = speaks_against(module, trainer)
     return Choice(against is None, against or "a long run")
 
 
@@ -69,7 +69,7 @@ def _seconds(timer: Timer) -> float:
     return math.inf if left is None else timer.time_elapsed() + left
 
 
-def _against(module: Any, trainer: Any) -> str | None:
+def speaks_against(module: Any, trainer: Any) -> str | None:
     """Return why an update is not compiled however long the training is; None if nothing speaks against it."""
     device = trainer.strategy.root_device
     if module.plain:
@@ -80,7 +80,7 @@ def _against(module: Any, trainer: Any) -> str | None:
         return "ranks share the weights out"
     if not nobody_listens(module, *BACKWARD, trainer=trainer):
         return "backward passes are listened to, or scaled"
-    if _own_code(module):
+    if own_code(module):
         return "code of your own in the loss; compile=true tries"
     if device.type == "cpu" and has_convolutions(module.policy):
         return "convolutions on a CPU gain nothing"
@@ -88,7 +88,7 @@ def _against(module: Any, trainer: Any) -> str | None:
     return missing_compiler(device) if trainer.world_size == 1 else None
 
 
-def _own_code(module: Any) -> bool:
+def own_code(module: Any) -> bool:
     """Return whether some of what is compiled is code of the user's own, which may do more than compute."""
     parts = (*module.policy.modules(), *module.loss_terms.modules(), module.objective)
     homes = {type(part).__module__.partition(".")[0] for part in parts}

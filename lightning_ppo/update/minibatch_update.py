@@ -22,6 +22,7 @@ from lightning_ppo.speed.flat import FlatAdam, FlatParameters
 from lightning_ppo.speed.internals import listener_of
 from lightning_ppo.support.distributed import average_in_place, max_over_ranks
 from lightning_ppo.support.errors import ConfigError, one_line
+from lightning_ppo.update.compiling import own_code
 from lightning_ppo.update.reports import MinibatchReport, joined
 from lightning_ppo.update.sharding import average_replicated, clip_gradients, gradient_norm
 
@@ -132,7 +133,8 @@ class MinibatchUpdate:
             self.module,
             self._flat,
             lambda batch, rows, scale: _checked(loss, batch, rows, scale),
-            size < minibatch_size,
+            accumulate=size < minibatch_size,
+            pure=not own_code(self.module),
         )
         rows, scale = torch.arange(size, device=device), torch.ones((), device=device)
         failure = listener_of(self.module) if self.compile == "auto" else None

@@ -11,10 +11,14 @@ from gymnasium.vector import AutoresetMode
 
 from lightning_ppo import PPO, RolloutDataModule
 from lightning_ppo.envs import autoreset_mode
+from lightning_ppo.envs.pool import SAME_AS_GYMNASIUM
+from lightning_ppo.envs.state import get_env_state
 from lightning_ppo.envs.vector_stepper import VectorStepper
+from lightning_ppo.settings.loading import load
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault
 from tests.kit.collecting import linear_policy, stream
 from tests.kit.envs import make_vector_env
+from tests.kit.paths import ROOT
 
 
 @pytest.fixture
@@ -168,3 +172,83 @@ def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "envpool", None)
     with pytest.raises(EnvironmentFault, match=r"pip install 'lightning-ppo\[envpool\]'"):
         make_vector_env("HalfCheetah-v5", 1, backend="envpool")
+
+
+MUJOCO = sorted(
+    config.env.id
+    for config in (load([path]) for path in (ROOT / "configs").glob("*.yaml"))
+    if config.env.id.endswith("-v5") and not config.env.id.startswith("ALE/")
+)
+"""Tasks of the configs."""
+CLIPPED = 10.0
+"""Velocities are shown up to this by Hopper, Walker2d and InvertedDoublePendulum."""
+
+
+def test_what_is_said_to_be_the_same_is_every_task_of_the_configs_but_ant():
+    assert sorted(SAME_AS_GYMNASIUM) == [env_id for env_id in MUJOCO if env_id != "Ant-v5"]
+
+
+@pytest.mark.parametrize("env_id", SAME_AS_GYMNASIUM)
+def test_each_of_many_steps_is_that_of_gymnasium(pool, env_id):
+    """Gymnasium's environment is put into the state of EnvPool's before each step, as far as observations show it."""
+    pytest.importorskip("mujoco", reason="needs the extra mujoco")
+    ours, theirs = pool(env_id, 2), gymnasium.make(env_id, disable_env_checker=True)
+    assert ours.max_episode_steps == theirs.spec.max_episode_steps
+    theirs.reset(seed=0)
+    inner, generator = theirs.unwrapped, np.random.default_rng(0)
+    observations, _ = ours.reset(seed=[3, 4])
+    before, compared, ends, ended = observations[1], 0, [], np.zeros(2, dtype=bool)
+    for _ in range(300):
+        actions = generator.uniform(theirs.action_space.low, theirs.action_space.high, ours.action_space.shape)
+        actions = (0.3 * actions).astype(np.float32)
+        resets = ended[1]
+        observations, rewards, terminations, truncations, _ = ours.step(actions)
+        shown = before if env_id == "Reacher-v5" else before[np.abs(before) > CLIPPED - 1e-9]
+        if not resets and (env_id == "Reacher-v5" or not shown.size):
+            inner.set_state(*start(env_id, before))
+            if env_id == "Reacher-v5":
+                inner.goal = before[4:6]
+            observation, reward, terminated, _, _ = inner.step(actions[1])
+            np.testing.assert_allclose(observations[1], observation, atol=1e-6)
+            np.testing.assert_allclose(rewards[1], reward, rtol=1e-5, atol=1e-5)
+            assert terminations[1] == terminated
+            compared, ends = compared + 1, [*ends, terminated]
+        before, ended = observations[1], terminations | truncations
+    assert compared > 50
+    assert any(ends) == (env_id.split("-")[0] not in ("HalfCheetah", "Swimmer", "Reacher"))
+
+
+@pytest.mark.parametrize("env_id", SAME_AS_GYMNASIUM)
+def test_first_observations_are_distributed_as_those_of_gymnasium(pool, env_id):
+    pytest.importorskip("mujoco", reason="needs the extra mujoco")
+    count, copies = 1024, 8
+    ours, theirs = pool(env_id, copies), gymnasium.make(env_id, disable_env_checker=True)
+    first = [ours.reset(seed=[*range(copies)])[0].copy()]
+    first += [ours.reset()[0].copy() for _ in range(count // copies - 1)]
+    theirs.reset(seed=0)
+    pair = np.concatenate(first), np.stack([theirs.reset()[0] for _ in range(count)])
+    for a, b in zip(*(np.sort(x.round(12), axis=0).T for x in pair), strict=True):
+        everywhere = np.concatenate((a, b))
+        shares = (np.searchsorted(x, everywhere, "right") / count for x in (a, b))
+        # Kolmogorov and Smirnov: 0.1 is exceeded by one of 30,000 pairs of equal distributions
+        assert np.abs(np.subtract(*shares)).max() < 0.1
+
+
+def test_ant_is_another(pool):
+    pytest.importorskip("mujoco", reason="needs the extra mujoco")
+    ours, theirs = pool("Ant-v5", 1), gymnasium.make("Ant-v5", disable_env_checker=True)
+    observations, _ = ours.reset(seed=[3])
+    theirs.reset(seed=0)
+    positions = np.concatenate((np.zeros(2), observations[0, :13]))
+    theirs.unwrapped.set_state(positions, observations[0, 13:27])
+    observation = theirs.unwrapped.step(np.ones(8))[0]
+    difference = np.abs(ours.step(np.ones((1, 8), dtype=np.float32))[0][0, :27] - observation[:27]).max()
+    assert 1e-7 < difference < 1e-2
+
+
+def test_a_pool_cannot_be_saved_which_is_why_it_is_not_taken_by_itself(pool):
+    env = pool("HalfCheetah-v5", 1)
+    env.reset(seed=[0])
+    state, reason = get_env_state(env)
+    assert state is None and reason
+    assert make_vector_env("HalfCheetah-v5", 1).unwrapped.__class__.__name__ == "SyncVectorEnv"

@@ -22,7 +22,7 @@ class Eager:
     fails: Exception | None = None
     breaks_after = 10**9
 
-    def __init__(self, policy, flat, loss) -> None:
+    def __init__(self, policy, flat, loss, pure) -> None:
         type(self).made += 1
         self.flat, self.loss, self.calls, self.alike = flat, loss, 0, False
 

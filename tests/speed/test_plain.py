@@ -23,7 +23,7 @@ from tests.kit.ranks import distance, launch
 from tests.kit.training import make_trainer
 
 SPEED = Path(lightning_ppo.speed.__file__).parent
-NO_SHORTCUTS = ("switch.py", "internals.py", "hardware.py", "light_lightning.py")
+NO_SHORTCUTS = ("switch.py", "internals.py", "hardware.py", "light_lightning.py", "waiting.py")
 """The switch, names that are not public, choices of threads, device and precision, and what is imported."""
 SHORTCUTS = {str(path) for path in SPEED.glob("*.py") if path.name not in NO_SHORTCUTS} | {numpy_acting.__file__}
 
