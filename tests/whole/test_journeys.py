@@ -213,11 +213,12 @@ def test_a_reader_who_types_what_the_page_says(page, installed, tmp_path):
             arguments = words[1:]
             if arguments[0] == "train":
                 resumed = any(word.startswith("resume=") for word in arguments)
-                if (trained >= 2 and not resumed) or any("seeds=" in w or "trainer." in w for w in arguments):
-                    arguments.append("--print-config")  # the settings are read
-                else:
+                own = any(word.startswith("run_dir=") for word in arguments)
+                if own and not any(word.startswith("trainer.") for word in arguments):
                     trained += not resumed
                     arguments += [*([] if resumed else TINY), BUDGET]
+                else:
+                    arguments.append("--print-config")  # the settings are read
             elif arguments[0] == "evaluate":
                 if "--render" in arguments:
                     continue
