@@ -1,7 +1,7 @@
 """Lightning's owner of the environments: rollouts for training, episodes for evaluation, state for resuming."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +30,7 @@ from lightning_ppo.rollout.shapes import Episodes
 from lightning_ppo.settings.algorithm import RolloutConfig
 from lightning_ppo.settings.effects import without_effect
 from lightning_ppo.settings.environment import EnvConfig, EvaluationConfig
+from lightning_ppo.settings.hyperparameters import plain
 from lightning_ppo.settings.loading import as_section, section_with, to_container
 from lightning_ppo.support.distributed import raise_together, rank, world_size
 from lightning_ppo.support.errors import ConfigError, EnvironmentFault, require
@@ -45,13 +46,13 @@ class RolloutDataModule(pl.LightningDataModule):
     Arguments that are settings by themselves replace those of the sections `env` and `rollout`.
 
     Args:
-        env: A Gymnasium id, an import path `package.module:EnvClass`, an already built vector environment, or the
-            settings of the `env` section.
+        env: A Gymnasium id, an import path `package.module:EnvClass`, an environment class or a function that makes
+            an environment, an already built vector environment, or the settings of the `env` section.
         num_envs: N, copies of the environment per rank.
         num_steps: T, steps per environment and rollout.
         rollout: Settings of the `rollout` section.
-        gamma: Discount factor.
-        gae_lambda: Lambda of GAE.
+        gamma: Discount factor, a number or a schedule.
+        gae_lambda: Lambda of GAE, likewise.
         overlap: See `RolloutConfig.overlap`.
         processes: See `RolloutConfig.processes`.
         rollouts_per_epoch: Rollouts per Lightning epoch.
@@ -75,13 +76,13 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        env: str | VectorEnv | EnvConfig | Mapping[str, Any] = "CartPole-v1",
+        env: str | Callable[..., Any] | VectorEnv | EnvConfig | Mapping[str, Any] = "CartPole-v1",
         num_envs: int | None = None,
         num_steps: int | None = None,
         *,
         rollout: RolloutConfig | Mapping[str, Any] | None = None,
-        gamma: float | None = None,
-        gae_lambda: float | None = None,
+        gamma: Any = None,
+        gae_lambda: Any = None,
         overlap: bool | None = None,
         processes: int | None = None,
         rollouts_per_epoch: int = 5,
@@ -95,14 +96,17 @@ class RolloutDataModule(pl.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(env, str | VectorEnv | EnvConfig | Mapping):
+        if isinstance(env, gymnasium.Env):
+            raise ConfigError(f"env: a single {type(env).__name__} has no copies; give its class, or what makes it")
+        if not (isinstance(env, str | VectorEnv | EnvConfig | Mapping) or callable(env)):
             raise ConfigError(
-                f"env: expected an id, an import path, a vector environment or settings, got {type(env).__name__}"
+                f"env: expected an id, an import path, a class or function that makes an environment, a vector "
+                f"environment or settings, got {type(env).__name__}"
             )
         given_env = env if isinstance(env, VectorEnv) else None
         if given_env is not None:
             num_envs = given_env.num_envs
-        section = env if isinstance(env, EnvConfig | Mapping) else {"id": env if isinstance(env, str) else ""}
+        section = env if isinstance(env, EnvConfig | Mapping) else {"id": "" if given_env is not None else env}
         single: dict[str, Any] = {"num_envs": num_envs, "backend": backend, "kwargs": env_kwargs}
         single |= {"stagger": stagger, "scores": scores, "log_info": log_info}
         self.env_settings = section_with(EnvConfig, section, single, "env")
@@ -120,7 +124,7 @@ class RolloutDataModule(pl.LightningDataModule):
         self.seed = None if seed is None else checked_seed(seed)
         self.save_hyperparameters(
             {
-                "env": to_container(self.env_settings) | {"kwargs": self.env_settings.kwargs},
+                **plain({"env": self.env_settings})[0],
                 **to_container(self.rollout_settings),
                 "rollouts_per_epoch": rollouts_per_epoch,
                 "evaluation": to_container(self.evaluation_settings),
@@ -207,6 +211,7 @@ class RolloutDataModule(pl.LightningDataModule):
                     self.trainer.precision_plugin.forward_context,
                     self._changes.digest if world_size() > 1 else int,
                     InfoNames(self.env_settings.log_info),
+                    lambda: module.progress,
                 )
             self._collecting = True
             self._resuming.restore(self._stream, type(self.environments.training.unwrapped).__name__)

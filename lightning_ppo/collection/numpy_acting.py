@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.distributions import MASKED, CategoricalHead, GaussianHead, StateGaussianHead
-from lightning_ppo.policy.distributions.continuous import LOG_STD_BOUNDS
 from lightning_ppo.policy.inputs import AsFloat
 from lightning_ppo.policy.layers import MLP
 from lightning_ppo.policy.networks import ActorCriticNetwork, Encoder, Trunk
@@ -264,7 +263,7 @@ class NumpyActor:
         noise = self._noise[step]
         if isinstance(self.head, StateGaussianHead):
             x, log_std = x[:, : self.head.size], x[:, self.head.size :]
-            noise = noise * np.exp(np.clip(log_std + self._log_std, *LOG_STD_BOUNDS))
+            noise = noise * np.exp(np.clip(log_std + self._log_std, *self.head.log_std_bounds))
         return self._to_env(np.add(x, noise, out=self._actions[step]))
 
     def _to_env(self, actions: np.ndarray) -> np.ndarray:

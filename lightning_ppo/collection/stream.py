@@ -29,6 +29,7 @@ class RolloutStream(IterableDataset):
         precision: Enters the precision context the update runs in.
         digest: Returns a number that must be the same on all ranks, of what was changed in the environments.
         infos: Gives rollouts the same infos on all ranks.
+        progress: Returns the share of the training budget that is used.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class RolloutStream(IterableDataset):
         precision: Callable[[], AbstractContextManager] = nullcontext,
         digest: Callable[[], int] = int,
         infos: Callable[[Rollout], Rollout] | None = None,
+        progress: Callable[[], float] = float,
     ) -> None:
         self.collector = collector
         self.settings = settings
@@ -48,6 +50,7 @@ class RolloutStream(IterableDataset):
         self.precision = precision
         self.digest = digest
         self.infos = infos or InfoNames()
+        self.progress = progress
         self._running = torch.zeros(collector.num_envs, dtype=torch.float64)
 
     def __len__(self) -> int:
@@ -75,7 +78,8 @@ class RolloutStream(IterableDataset):
     @torch.no_grad()
     def _estimate(self, rollout: Rollout) -> None:
         scaler = self.collector.policy.reward_scaler
-        rollout.gamma, rollout.gae_lambda = self.settings.gamma, self.settings.gae_lambda
+        progress, schedules = self.progress(), self.settings.schedules()
+        rollout.gamma, rollout.gae_lambda = (schedules[name](progress) for name in ("gamma", "gae_lambda"))
         rollout.scaled_rewards = rollout.rewards
         if scaler is not None:
             ended = rollout.terminations | rollout.truncations

@@ -26,14 +26,15 @@ def build_networks(
     The entries are None where the actor sees all.
     """
     if policy.network is not None:
-        head = make_action_head(action_space, policy.distribution, policy.log_std_init)
+        head = make_action_head(action_space, policy.distribution, policy.log_std_init, 0, policy.log_std_bounds)
         network = _own_module(policy.network, NETWORKS, observation_space, head.num_outputs)
         return head, CustomNetwork(network), None
     actor_space, actor_keys = _without_entries(observation_space, policy.critic_observation_keys)
     actor_trunk = _make_trunk(inputs, actor_space, actor_keys, policy)
     critic_trunk = actor_trunk if policy.shared_trunk else _make_trunk(inputs, observation_space, None, policy)
     features = actor_trunk.num_features
-    head = make_action_head(action_space, policy.distribution, policy.log_std_init, features)
+    gaussian = policy.log_std_init, features, policy.log_std_bounds
+    head = make_action_head(action_space, policy.distribution, *gaussian)
     repeats = head.num_features // features
     return head, ActorCriticNetwork(actor_trunk, critic_trunk, head.num_outputs, repeats), actor_keys
 

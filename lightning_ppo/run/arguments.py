@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning_ppo.settings import named_configs
 from lightning_ppo.settings.existence import check_existence
-from lightning_ppo.settings.loading import flat, given_keys, load, load_over, no_option, one_by_one, peek, to_container
+from lightning_ppo.settings.loading import flat, given_keys, load, load_over, marked, no_option, one_by_one, peek
+from lightning_ppo.settings.objects import Objects
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.settings.trust import check_names
 from lightning_ppo.support.errors import ConfigError
@@ -34,7 +35,8 @@ def read_arguments(arguments: Sequence[str | Mapping[str, Any]]) -> Config:
     Raises:
         ConfigError: If an argument or setting is wrong.
     """
-    mappings = [a for a in arguments if isinstance(a, Mapping)]
+    objects = Objects()
+    mappings = [objects.take_out(a) for a in arguments if isinstance(a, Mapping)]
     trust, arguments = _take_trust([a for a in arguments if isinstance(a, str)])
     files = [a for a in arguments if "=" not in a]
     texts = [a for a in arguments if "=" in a]
@@ -48,15 +50,15 @@ def read_arguments(arguments: Sequence[str | Mapping[str, Any]]) -> Config:
     if resume is None:
         if trust:
             raise ConfigError("--trust: only names in a checkpoint given as resume=PATH need it")
-        return load(paths, overrides)
+        return objects.put_back(load(paths, overrides))
     found = _find_checkpoint(str(resume), peek(given, overrides, "run_dir"))
     if found is None:
-        return load(paths, overrides)
+        return objects.put_back(load(paths, overrides))
     run_dir, checkpoint, content = found
     saved = check_names(content, checkpoint, trust, given_keys(given, overrides)).get("config")
     if saved is None:
         raise ConfigError(f"resume: {checkpoint} was not written by `train` and names no settings")
-    config = load_over(saved, given, overrides)
+    config = objects.put_back(load_over(saved, given, overrides))
     config = replace(config, run_dir=str(run_dir), resume=str(checkpoint))
     _check_resumable(load_over(saved), config)
     return config
@@ -114,7 +116,7 @@ def _check_resumable(saved: Config, config: Config) -> None:
     """Refuse to go on with another task or network, and print which settings changed."""
     from lightning_ppo.support.distributed import print_once
 
-    old, new = (flat(to_container(c)) for c in (saved, config))
+    old, new = (flat(marked(c)) for c in (saved, config))
     for key in sorted(set(old) | set(new)):
         if old.get(key) == new.get(key) or key in ("resume", "run_dir"):
             continue

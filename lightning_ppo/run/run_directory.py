@@ -33,6 +33,7 @@ def claim(run_dir: Path, config: Config) -> None:
     """Create the run directory and write the settings there; refuse one that holds something else."""
     from lightning_ppo.support.checkpoint_files import set_damaged_aside
     from lightning_ppo.support.files import replacing
+    from lightning_ppo.support.git import commit
 
     # a process that was killed while it wrote the settings has left a part of them
     used = run_dir.exists() and (not run_dir.is_dir() or any(p.name != ".config.yaml.tmp" for p in run_dir.iterdir()))
@@ -43,6 +44,8 @@ def claim(run_dir: Path, config: Config) -> None:
         )
     try:
         with replacing(run_dir / "config.yaml") as file:
+            if state := commit():
+                file.write(f"# git commit {state['commit']}{', with changes' if state['dirty'] else ''}\n")
             file.write(to_yaml(replace(config, resume=None)))
         set_damaged_aside(run_dir / "checkpoints" / "last.ckpt")
     except OSError as error:

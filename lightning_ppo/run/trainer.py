@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ppo.settings.class_path import instantiate
-from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.loading import marked
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.errors import ConfigError, UserError, described
 
@@ -44,7 +44,7 @@ def build_trainer(
     if given.get("accelerator") == "auto":
         del given["accelerator"]
     writes = not given.get("fast_dev_run")
-    callbacks: list[Any] = [timing, RecordConfig(to_container(replace(config, resume=None, run_dir=None)))]
+    callbacks: list[Any] = [timing, RecordConfig(marked(replace(config, resume=None, run_dir=None)))]
     saves = writes and given.get("enable_checkpointing", True)
     folder = run_dir / "checkpoints"
     if saves:

@@ -14,7 +14,7 @@ from lightning_ppo.run.building import build
 from lightning_ppo.run.run_directory import RUN_DIR_VARIABLE, choose_run_dir, claim
 from lightning_ppo.run.trainer import build_trainer
 from lightning_ppo.settings.environment import EnvConfig
-from lightning_ppo.settings.loading import to_container
+from lightning_ppo.settings.loading import marked
 from lightning_ppo.settings.sections import Config
 from lightning_ppo.support.distributed import print_once
 from lightning_ppo.support.packages import package_versions
@@ -60,6 +60,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     from lightning_ppo.support.checkpoint_files import read_checkpoint
     from lightning_ppo.support.distributed import gather_objects
     from lightning_ppo.support.files import replacing
+    from lightning_ppo.support.git import commit
     from lightning_ppo.update.checks import check_fit
     from lightning_ppo.update.trainer_checks import check_trainer
 
@@ -85,7 +86,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
     if writes:
         claim(run_dir, config)
         for logger in trainer.loggers if trainer.enable_autolog_hparams else []:
-            logger.log_hyperparams(to_container(config))
+            logger.log_hyperparams(marked(config))
     print_once(_headline(config, model, data, trainer, run_dir))
     if config.total_env_steps % size:
         count = config.total_env_steps // size
@@ -124,6 +125,7 @@ def _train(config: Config, callbacks: Sequence[Any]) -> dict[str, Any]:
         "eval_episodes": int(test.get("test/episodes", 0)),
         **told(fit_metrics, test),
         "versions": package_versions(),
+        **({"git": state} if (state := commit()) else {}),
     }
     if writes:
         with replacing(run_dir / "summary.json") as file:
@@ -174,7 +176,7 @@ def _protocol(env: EnvConfig) -> dict[str, Any]:
     """Return the settings that say which task the results are of."""
     from lightning_ppo.envs.atari import is_atari
 
-    settings = to_container(env)
+    settings = marked(env)
     return settings if is_atari(env.id) else {name: value for name, value in settings.items() if name != "atari"}
 
 

@@ -26,6 +26,8 @@ OPTIMIZERS = Registry("optimizer", "torch.optim.Optimizer", {"adam": "lightning_
 SCHEDULERS = Registry("optimizer.scheduler", "torch.optim.lr_scheduler.LRScheduler", {})
 SCHEDULER_KEYS = {"class_path", "init_args", "interval", "frequency", "monitor"}
 
+_DISCOUNTS = ("gamma", "gae_lambda")
+
 
 @dataclass
 class RolloutConfig:
@@ -33,10 +35,11 @@ class RolloutConfig:
 
     num_steps: int = 64
     """T, steps per environment and iteration."""
-    gamma: float = 0.995
-    """Discount factor in [0, 1]."""
-    gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation in [0, 1]; 0 is the TD error, 1 the Monte Carlo return."""
+    gamma: Any = 0.995
+    """Discount factor in [0, 1], a number or a schedule."""
+    gae_lambda: Any = 0.95
+    """Lambda of generalised advantage estimation in [0, 1], a number or a schedule; 0 is the TD error, 1 the Monte
+    Carlo return."""
     overlap: bool = False
     """Collect the next rollout in another process during the update, with a policy one update older."""
     processes: int = 1
@@ -45,40 +48,46 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         for name in ("num_steps", "processes"):
             require(getattr(self, name) >= 1, f"rollout.{name}: must be at least 1, got {getattr(self, name)}")
-        require(0.0 <= self.gamma <= 1.0, f"rollout.gamma: must lie in [0, 1], got {self.gamma:g}")
-        require(0.0 <= self.gae_lambda <= 1.0, f"rollout.gae_lambda: must lie in [0, 1], got {self.gae_lambda:g}")
+        self.schedules()
+
+    def schedules(self) -> dict[str, Schedule]:
+        """Return the scheduled coefficients by name."""
+        return {name: Schedule.parse(getattr(self, name), f"rollout.{name}", most=1.0) for name in _DISCOUNTS}
 
 
 @dataclass
 class TrustRegionConfig:
     """The step of the objective `trpo` (TRPO paper, appendix C)."""
 
-    max_kl: float = 0.01
-    """Delta, bound on the mean KL divergence of a step, in nats."""
-    damping: float = 0.1
-    """Multiple of the identity added to the Fisher matrix."""
+    max_kl: Any = 0.01
+    """Delta, bound on the mean KL divergence of a step, in nats; a number or a schedule."""
+    damping: Any = 0.1
+    """Multiple of the identity added to the Fisher matrix; a number or a schedule."""
     cg_iterations: int = 10
     """Iterations of conjugate gradients, each one Fisher-vector product over the whole rollout."""
     line_search_steps: int = 10
     """Step lengths that are tried, each half the one before, until the step is rejected."""
 
     def __post_init__(self) -> None:
-        for name in ("max_kl", "damping"):
-            value = getattr(self, name)
-            require(
-                value > 0.0 and math.isfinite(value), f"update.trust_region.{name}: must be positive, got {value:g}"
-            )
         for name in ("cg_iterations", "line_search_steps"):
             value = getattr(self, name)
             require(value >= 1, f"update.trust_region.{name}: must be at least 1, got {value}")
+        self.schedules()
+
+    def schedules(self) -> dict[str, Schedule]:
+        """Return the scheduled coefficients by name."""
+        names = "max_kl", "damping"
+        key = "update.trust_region."
+        return {name: Schedule.parse(getattr(self, name), f"{key}{name}", positive=True) for name in names}
 
 
 @dataclass
 class UpdateConfig:
     """The update of one PPO iteration. Coefficients take a number or a schedule."""
 
-    epochs: int | None = None
-    """Passes over the rollout (with `trpo`, of the critic only); null means 10, or 1 for `policy_gradient`."""
+    epochs: Any = None
+    """Passes over the rollout (with `trpo`, of the critic only), a number or a schedule, whose values are rounded; null
+    means 10, or 1 for `policy_gradient`."""
     minibatch_size: int = 128
     """Transitions per optimizer step and rank; must divide num_steps x num_envs."""
     micro_batch_size: int | None = None
@@ -93,7 +102,7 @@ class UpdateConfig:
     """How far the ratio may rise above 1; null takes `clip_range`, which then bounds both sides."""
     kl_coefficient: Any = 1.0
     """Beta of the objective `kl_penalty`, and the start of beta of `adaptive_kl` (equation 8)."""
-    kl_target: float = 0.01
+    kl_target: Any = 0.01
     """KL divergence that the objective `adaptive_kl` aims at (section 4), in nats."""
     trust_region: TrustRegionConfig = field(default_factory=TrustRegionConfig)
     value_clip_range: Any = None
@@ -110,9 +119,9 @@ class UpdateConfig:
     noise_color: Any = 0.0
     """Colour of the noise of Gaussian actions, a number up to 2 or a schedule over the training budget: its power over
     the steps falls as 1 / f^colour with frequency f. 0 is white, each step by itself, 1 is pink."""
-    max_grad_norm: float | None = 0.5
+    max_grad_norm: Any = 0.5
     """Bound on the global gradient norm; null turns clipping off."""
-    target_kl: float | None = None
+    target_kl: Any = None
     """End the iteration after an epoch whose KL to the behaviour policy exceeds this, in nats; null never does."""
     recompute_advantages: bool = False
     """Estimate advantages and value targets anew before each epoch, with the current critic."""
@@ -120,37 +129,55 @@ class UpdateConfig:
     """Shift and scale the advantages of a rollout (over all ranks) to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
-        require(self.epochs is None or self.epochs >= 1, f"update.epochs: must be at least 1, got {self.epochs}")
-        require(self.kl_target > 0.0, f"update.kl_target: must be positive, got {self.kl_target}")
+        self.epochs = int(self.epochs) if isinstance(self.epochs, float) and self.epochs.is_integer() else self.epochs
+        passes = self._passes()
+        require(min(passes.values) >= 1.0, f"update.epochs: must be at least 1, got {self.epochs}")
+        require(
+            passes.kind != "constant" or passes.start.is_integer(),
+            f"update.epochs: expected an integer, a schedule or null, got {self.epochs}",
+        )
         require(self.minibatch_size >= 1, f"update.minibatch_size: must be at least 1, got {self.minibatch_size}")
         micro = self.micro_batch_size
         require(
             micro is None or (micro >= 1 and self.minibatch_size % micro == 0),
             f"update.micro_batch_size: must divide update.minibatch_size={self.minibatch_size}, got {micro}",
         )
-        require(
-            self.max_grad_norm is None or (self.max_grad_norm > 0.0 and math.isfinite(self.max_grad_norm)),
-            f"update.max_grad_norm: must be a positive number or null, got {self.max_grad_norm}",
-        )
-        require(
-            self.target_kl is None or self.target_kl > 0.0,
-            f"update.target_kl: must be a positive number or null, got {self.target_kl}",
-        )
         self.schedules()
 
+    def _passes(self) -> Schedule:
+        return Schedule.parse(1 if self.epochs is None else self.epochs, "update.epochs")
+
+    def epochs_at(self, progress: float) -> int:
+        """Return the passes over a rollout at `progress`, 1 where they are null."""
+        return round(self._passes()(progress))
+
+    @property
+    def most_epochs(self) -> int:
+        """The largest number of passes over a rollout."""
+        return round(max(self._passes().values))
+
+    @property
+    def fixed_epochs(self) -> bool:
+        """Whether each iteration makes the same number of passes."""
+        return self._passes().kind == "constant" and self.target_kl is None
+
     def schedules(self) -> dict[str, Schedule]:
-        """Return the scheduled coefficients by name; those that may be null only where they are set."""
+        """Return the scheduled coefficients by name; those that may be null only where they are set.
+
+        Passes are no coefficient; see `epochs_at`.
+        """
         names = ["clip_range", "kl_coefficient", "entropy_coefficient", "value_coefficient", "std_decay", "noise_color"]
         names += [name for name in ("clip_range_high", "value_clip_range") if getattr(self, name) is not None]
-        schedules = {name: Schedule.parse(getattr(self, name), f"update.{name}") for name in names}
+        schedules = {
+            name: Schedule.parse(getattr(self, name), f"update.{name}", most=2.0 if name == "noise_color" else math.inf)
+            for name in names
+        }
+        names = ["kl_target", *(name for name in ("max_grad_norm", "target_kl") if getattr(self, name) is not None)]
+        schedules |= {name: Schedule.parse(getattr(self, name), f"update.{name}", positive=True) for name in names}
         require(
             max(schedules["clip_range"].values) < 1.0,
             f"update.clip_range: a ratio is never below 0, so it must be less than 1, got {self.clip_range}; "
             "clip_range_high may be larger",
-        )
-        require(
-            max(schedules["noise_color"].values) <= 2.0,
-            f"update.noise_color: must be at most 2, got {self.noise_color}",
         )
         return schedules
 
@@ -176,6 +203,10 @@ class OptimizerConfig:
     """Step size: a number or a schedule; `adaptive_kl` adjusts it towards a KL of target_kl per iteration.
 
     With the objective `trpo` it is the critic's, and `adaptive_kl` keeps it at its start."""
+    groups: list[Any] = field(default_factory=list)
+    """Parameters with a learning rate of their own: `{parameters: "*.encoder.*", factor: 0.1}`. `parameters` is a
+    pattern of names as `model.named_parameters()` has them, or a list of patterns; `factor` multiplies the learning
+    rate, 0 freezes; `init_args` has arguments of the optimizer for this group. The first group that matches counts."""
     scheduler: Any = None
     """A scheduler that starts at `learning_rate`, which must then be a number: a class path, or `{class_path: ...,
     init_args: {...}, interval: step or epoch, frequency: ..., monitor: ...}`; null uses `learning_rate` alone."""
@@ -205,6 +236,8 @@ class OptimizerConfig:
                 "lr" not in self.init_args,
                 "optimizer.init_args.lr: the learning rate is optimizer.learning_rate; set it there",
             )
+        for group in self.groups:
+            self._check_group(group)
         schedule = self.schedule()
         unknown = set(self.scheduler) - SCHEDULER_KEYS if isinstance(self.scheduler, dict) else ()
         require(
@@ -221,6 +254,29 @@ class OptimizerConfig:
             len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas),
             f"optimizer.betas: expected two numbers in [0, 1), got {list(self.betas)}",
         )
+
+    def _check_group(self, group: Any) -> None:
+        key = "optimizer.groups"
+        fits = isinstance(group, dict) and set(group) <= {"parameters", "factor", "init_args"}
+        require(fits, f"{key}: expected mappings of parameters, factor and init_args, got {group!r}")
+        patterns = group.get("parameters")
+        named = isinstance(patterns, str) or (
+            isinstance(patterns, list) and len(patterns) > 0 and all(isinstance(p, str) for p in patterns)
+        )
+        require(named, f"{key}.parameters: expected a pattern such as '*.encoder.*', or a list, got {patterns!r}")
+        factor, own = group.get("factor", 1.0), group.get("init_args", {})
+        number = isinstance(factor, int | float) and not isinstance(factor, bool)
+        require(
+            number and 0.0 <= factor < math.inf,
+            f"{key}.factor: expected a number that multiplies the learning rate, got {factor!r}",
+        )
+        require(isinstance(own, dict), f"{key}.init_args: expected a mapping, got {own!r}")
+        require(
+            not own or self.class_path not in OPTIMIZERS,
+            f"{key}.init_args: {self.class_path} takes none; name a class, such as "
+            "optimizer.class_path=torch.optim.AdamW",
+        )
+        require("lr" not in own, f"{key}.init_args.lr: set {key}.factor, which multiplies optimizer.learning_rate")
 
     def schedule(self) -> Schedule:
         """Return the learning rate as a schedule."""
@@ -247,18 +303,18 @@ class NormalizeConfig:
             require(getattr(self, name) > 0.0, f"normalize.{name}: must be positive, got {getattr(self, name):g}")
 
 
-def resolve_epochs(objective: Any, update: UpdateConfig) -> int:
-    """Return the passes over a rollout under an objective.
+def resolve_epochs(objective: Any, update: UpdateConfig) -> Any:
+    """Return the passes over a rollout under an objective, a number or a schedule.
 
     Raises:
         ConfigError: If the objective is unknown, or has no ratio that would allow more than one pass.
     """
     OBJECTIVES.check(objective)
     once = class_path_of(objective) == "policy_gradient"
-    if once and (update.epochs or 1) > 1:
+    if once and update.most_epochs > 1:
         raise ConfigError(
-            f"update.epochs: {update.epochs} passes need a ratio of new to old policy, which policy_gradient has not; "
-            "set it to 1, or objective=clip"
+            f"update.epochs: {update.most_epochs} passes need a ratio of new to old policy, which policy_gradient has "
+            "not; set it to 1, or objective=clip"
         )
     return update.epochs or (1 if once else 10)
 

@@ -34,6 +34,7 @@ REFUSED = {
     "rollout.overlap": "a policy on the CPU, an environment that is named, an objective with a ratio",
     "rollout.processes": "a policy on the CPU, an environment that is named",
     "optimizer.init_args": "another `optimizer.class_path` than `adam`",
+    "optimizer.groups": "parameters that its patterns match; `init_args`: another `optimizer.class_path` than `adam`",
     "optimizer.scheduler": "a number as `optimizer.learning_rate`",
     "optimizer.betas": "`optimizer.class_path=adam`",
     "optimizer.epsilon": "`optimizer.class_path=adam`",
@@ -65,8 +66,8 @@ def _gaussian(settings: Settings) -> bool:
     return distribution not in DISTRIBUTIONS or ("Box" in settings["actions"] and distribution != "beta")
 
 
-def _colored(settings: Settings) -> bool:
-    """Return whether the noise of actions is, or may be, correlated over steps."""
+def _independent(settings: Settings) -> bool:
+    """Return whether the distribution is, or may be, a Gaussian one with noise in each action by itself."""
     return settings["policy.distribution"] != "gsde" and _gaussian(settings)
 
 
@@ -99,7 +100,12 @@ NEEDED = (
     Needed(
         ("update.noise_color",),
         "Box actions of a Gaussian distribution other than gsde, which has a correlation of its own",
-        lambda s: not _colored(s),
+        lambda s: not _independent(s),
+    ),
+    Needed(
+        ("policy.log_std_bounds",),
+        "Box actions of a Gaussian distribution other than gsde, whose deviations depend on the features",
+        lambda s: not _independent(s),
     ),
     Needed(("policy.core_size",), "policy.core=lstm, gru or transformer", lambda s: s["policy.core"] not in CORES),
     Needed(

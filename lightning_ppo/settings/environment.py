@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_ppo.settings.class_path import as_path
+from lightning_ppo.support.env_maker import EnvMaker
 from lightning_ppo.support.errors import require
 
 BACKENDS = ("auto", "vector", "sync", "async", "envpool")
@@ -57,7 +58,8 @@ class EnvConfig:
     """The environment, and how its copies are built and stepped."""
 
     id: str = "CartPole-v1"
-    """A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment."""
+    """A Gymnasium id, or an import path `package.module:EnvClass` of an environment or vector environment; from Python
+    also the class, or a function that makes the environment."""
     num_envs: int = 64
     """N, copies per rank, at least 1."""
     backend: str = "auto"
@@ -92,6 +94,8 @@ class EnvConfig:
     """Megabytes of the environments' state in a checkpoint, on one rank, above which a line names the largest part."""
 
     def __post_init__(self) -> None:
+        if callable(self.id):
+            self.id = EnvMaker(self.id)
         self.wrappers = [as_path(wrapper) for wrapper in self.wrappers]
         if isinstance(self.log_info, str) and self.log_info != "auto":
             self.log_info = [self.log_info]

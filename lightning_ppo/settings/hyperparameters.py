@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_ppo.settings.schedules import Schedule
+from lightning_ppo.support.env_maker import EnvMaker
 from lightning_ppo.support.spaces import is_spec, space_from_spec, space_to_spec
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -48,6 +49,8 @@ _NOTHING = _Nothing()
 def _plain(value: Any, path: str, left_out: dict[str, str]) -> Any:
     if type(value) in _PLAIN or isinstance(value, Tensor):
         return value
+    if isinstance(value, EnvMaker):
+        return str(value)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, PurePath):

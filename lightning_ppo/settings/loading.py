@@ -14,20 +14,25 @@ from lightning_ppo.settings.mistakes import setting_mistake, value_at, whole_num
 from lightning_ppo.settings.other_names import name_here
 from lightning_ppo.settings.schedules import Schedule
 from lightning_ppo.settings.sections import Config
+from lightning_ppo.support.env_maker import EnvMaker
 from lightning_ppo.support.errors import ConfigError, nearest
 
 SCHEDULED = (
     *("clip_range", "clip_range_high", "value_clip_range", "kl_coefficient"),
-    *("entropy_coefficient", "value_coefficient", "std_decay", "learning_rate"),
+    *("entropy_coefficient", "value_coefficient", "std_decay", "noise_color", "learning_rate", "gamma", "gae_lambda"),
+    *("epochs", "kl_target", "max_grad_norm", "target_kl", "max_kl", "damping"),
 )
 
 
-OBJECTS = (
+OBJECTS = {
     *("kwargs", "wrappers", "distribution", "core", "encoder", "network"),
-    *("class_path", "init_args", "scheduler"),
-)
+    *("class_path", "init_args", "scheduler", "groups"),
+}
 """Fields that take Python objects from Python, as they are."""
 
+
+PLAIN = (bool, int, float, str, bytes, type(None))
+"""Types of single values that files hold."""
 
 T = TypeVar("T")
 Overrides = Sequence[str | Mapping[str, Any]]
@@ -47,7 +52,10 @@ def as_section(section: type[T], value: T | Mapping[str, Any] | None, key: str) 
     settings = value if isinstance(value, Mapping) else to_container(value)
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{key}: expected a mapping of settings, got {value!r}")
-    objects = {f.name: settings[f.name] for f in fields(cast(Any, section)) if f.name in OBJECTS and f.name in settings}
+    names = {f.name for f in fields(cast(Any, section))}
+    objects = {name: setting for name, setting in settings.items() if name in OBJECTS & names}
+    if callable(settings.get("id")) or isinstance(settings.get("id"), EnvMaker):
+        objects["id"] = settings["id"]
     numbers = {name: _plain_number(setting) for name, setting in settings.items() if name not in objects}
     try:
         given = _literal(numbers)
@@ -173,9 +181,30 @@ def _not_plain(error: OmegaConfBaseException, prefix: str, given: Any) -> Config
     return ConfigError(f"{prefix}{error.full_key}: expected plain data, got {type(found).__name__}")
 
 
+def marked(settings: Any) -> Any:
+    """Return settings as plain data for files, in which texts such as `<DataFrame from Python>` stand for objects."""
+
+    def mark(value: Any) -> Any:
+        if isinstance(value, Schedule):
+            return value.to_container()
+        if is_dataclass(value) and type(value).__module__.startswith("lightning_ppo.settings."):
+            return {f.name: mark(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, Mapping):
+            return {str(key): mark(child) for key, child in value.items()}
+        if isinstance(value, list | tuple):
+            return [mark(child) for child in value]
+        if getattr(value, "shape", None) == () and hasattr(value, "item"):
+            return value.item()
+        if isinstance(value, EnvMaker):
+            return str(value)
+        return value if type(value) in PLAIN else f"<{type(value).__name__} from Python>"
+
+    return mark(settings)
+
+
 def to_yaml(config: Config) -> str:
     """Return resolved settings as YAML that `load` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_container(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(marked(config)))
 
 
 def peek(files: Sequence[str | Path], overrides: Overrides, key: str) -> Any:

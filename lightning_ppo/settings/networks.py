@@ -47,6 +47,9 @@ class PolicyConfig:
     class path of your own, which may handle other actions."""
     log_std_init: float = -0.5
     """Initial log standard deviation of Gaussian actions, in units of the half action range."""
+    log_std_bounds: list[float] | None = None
+    """Least and largest log standard deviation of Gaussian actions, in the same units, such as [-3.0, 0.0]; null sets
+    none, and [-20, 2] for `state_gaussian`."""
     core: Any = None
     """Memory after the hidden layers: null, `lstm`, `gru`, `transformer`, or a class path of your own."""
     core_size: int = 64
@@ -91,6 +94,12 @@ class PolicyConfig:
                 f"policy.{name}: a network of your own brings its own; set policy.{name} or policy.network to null",
             )
         require(math.isfinite(self.log_std_init), f"policy.log_std_init: must be a number, got {self.log_std_init}")
+        bounds = [-math.inf, math.inf] if self.log_std_bounds is None else list(self.log_std_bounds)
+        require(
+            len(bounds) == 2 and bounds[0] <= self.log_std_init <= bounds[1],
+            f"policy.log_std_bounds: expected two numbers with policy.log_std_init={self.log_std_init:g} between them, "
+            f"or null, got {self.log_std_bounds}",
+        )
         require(
             all(size >= 1 for size in self.hidden_sizes),
             f"policy.hidden_sizes: every layer needs at least 1 unit, got {list(self.hidden_sizes)}",

@@ -118,13 +118,17 @@ class Schedule:
         return self.minimum + left * (self.maximum - self.minimum)
 
     @staticmethod
-    def parse(specification: Any, key: str, *, allow_adaptive: bool = False) -> "Schedule":
+    def parse(
+        specification: Any, key: str, *, allow_adaptive: bool = False, positive: bool = False, most: float = math.inf
+    ) -> "Schedule":
         """Build a schedule from what a config holds.
 
         Args:
             specification: A number, a mapping with `kind` and its fields, or a `Schedule`.
             key: Name of the setting, for error messages.
             allow_adaptive: Whether `adaptive_kl` is meaningful for this coefficient.
+            positive: Whether 0 is out of range.
+            most: The largest value.
 
         Raises:
             ConfigError: If the specification is none of these, or a value is out of range.
@@ -144,6 +148,10 @@ class Schedule:
             raise ConfigError(f"{key}: the kind adaptive_kl steers only optimizer.learning_rate")
         if any(not math.isfinite(value) or value < 0.0 for value in schedule.values):
             raise ConfigError(f"{key}: values must be finite and not negative, got {specification!r}")
+        if positive and min(schedule.values) == 0.0:
+            raise ConfigError(f"{key}: must be positive, got {specification!r}")
+        if max(schedule.values) > most:
+            raise ConfigError(f"{key}: must be at most {most:g}, got {specification!r}")
         return schedule
 
 

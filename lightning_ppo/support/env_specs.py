@@ -1,12 +1,14 @@
 """Environments by registered id or import path, looked up without being made."""
 
 import importlib
+import re
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
+from lightning_ppo.support.env_maker import EnvMaker
 from lightning_ppo.support.errors import EnvironmentFault, described, nearest
 from lightning_ppo.support.packages import EXTRAS, install
 
@@ -22,20 +24,14 @@ def find_spec(env_id: str) -> EnvSpec:
     """
     module_name, separator, attribute = env_id.partition(":")
     if separator:
-        try:
-            module = importlib.import_module(module_name)
-        except (Exception, SystemExit) as error:
-            extra = _missing_extra(error)
-            if extra is not None:
-                raise _needs(env_id, *extra) from None
-            raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {described(error)}") from None
-        entry_point: Any = getattr(module, attribute, None)
+        entry_point: Any = env_id.make if isinstance(env_id, EnvMaker) else _imported(env_id, module_name, attribute)
+        name = re.sub(r"[^\w.-]", "_", attribute)
         if VectorEnv in getattr(entry_point, "__mro__", ()):
-            return EnvSpec(id=f"{attribute}-v0", vector_entry_point=entry_point, kwargs={})
+            return EnvSpec(id=f"{name}-v0", vector_entry_point=entry_point, kwargs={})
         if isinstance(entry_point, type) and not issubclass(entry_point, gymnasium.Env):
             raise EnvironmentFault(f"env.id: {env_id} is neither a gymnasium.Env nor a gymnasium.vector.VectorEnv")
         if callable(entry_point):
-            return EnvSpec(id=f"{attribute}-v0", entry_point=entry_point, kwargs={})
+            return EnvSpec(id=f"{name}-v0", entry_point=entry_point, kwargs={})
         if attribute not in gymnasium.registry:
             raise EnvironmentFault(f"env.id: {module_name!r} neither defines nor registers {attribute!r}")
         env_id = attribute
@@ -46,6 +42,17 @@ def find_spec(env_id: str) -> EnvSpec:
         near = nearest(env_id, gymnasium.registry)
         reason = str(error).strip().splitlines()[0].split(" Did you mean")[0].rstrip(".")
         raise EnvironmentFault(f"env.id: no environment {env_id!r} ({reason}); did you mean {near}?") from None
+
+
+def _imported(env_id: str, module_name: str, attribute: str) -> Any:
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        extra = _missing_extra(error)
+        if extra is not None:
+            raise _needs(env_id, *extra) from None
+        raise EnvironmentFault(f"env.id: cannot import {module_name!r}: {described(error)}") from None
+    return getattr(module, attribute, None)
 
 
 def _register_optional(env_id: str) -> None:

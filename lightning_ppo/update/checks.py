@@ -92,7 +92,7 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         raise ConfigError("compile: not available with trainer.precision=16-mixed; use bf16-mixed or 32-true")
     if data is None or not hasattr(data, "num_steps"):
         return
-    settings, left_out = plain({**module.hparams, **data.hparams})
+    settings, left_out = plain({**module.hparams, **data.hparams, "env": data.env_settings})
     if left_out:
         names = ", ".join(f"{name} ({kind})" for name, kind in left_out.items())
         rank_zero_warn(f"checkpoints hold plain data only, so {names} is left out; give it again on loading")
@@ -106,10 +106,10 @@ def check_fit(module: Any, data: Any, trainer: pl.Trainer) -> None:
         if ours != theirs:
             raise CheckpointError(f"this agent was made for the {kind} space {ours}, but the environment has {theirs}")
     size = data.num_steps * data.num_envs
-    steps = update.epochs * size // update.minibatch_size * max(1, len(trainer.optimizers))
+    steps = update.most_epochs * size // update.minibatch_size * max(1, len(trainer.optimizers))
     for callback in getattr(trainer, "callbacks", []):
         every = steps_between_saves(callback) if isinstance(callback, ModelCheckpoint) else 0
-        if every and (every % steps or update.target_kl is not None):
+        if every and (every % steps or not update.fixed_epochs):
             raise ConfigError(
                 f"ModelCheckpoint(every_n_train_steps={every}) would seldom or never save: global_step advances by "
                 f"{steps} optimizer steps per iteration; use every_n_epochs, an epoch is "

@@ -56,7 +56,7 @@ def _optimizer_steps(module: Any, data: Any, trainer: Any) -> float:
         rollouts.append(module.total_env_steps // (size * trainer.world_size))
     elif trainer.max_epochs not in (None, -1):
         rollouts.append((trainer.max_epochs or 0) * data.rollouts_per_epoch)
-    limits = [min(rollouts) * (module.update_settings.epochs or 1) * (size // module.update_settings.minibatch_size)]
+    limits = [min(rollouts) * module.update_settings.most_epochs * (size // module.update_settings.minibatch_size)]
     if trainer.max_steps != -1:
         limits.append(trainer.max_steps)
     limits += [_seconds(callback) * STEPS_PER_SECOND for callback in trainer.callbacks if isinstance(callback, Timer)]

@@ -69,7 +69,7 @@ def on_train_start(module: "PPO") -> None:
     rows = data.num_steps * data.num_envs if hasattr(data, "num_steps") else None
     module.budget.begin(trainer, rows)
     set_noise_color(module)
-    minibatches = (rows or 0) // update.minibatch_size * (update.epochs or 1)
+    minibatches = (rows or 0) // update.minibatch_size * update.most_epochs
     left = module.budget.iterations_left(trainer, rows, minibatches * len(optimizers.optimizers))
     optimizers.try_schedulers(module, left)
 

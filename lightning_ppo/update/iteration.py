@@ -57,7 +57,7 @@ def finish_iteration(
     module.update_seconds = time.perf_counter() - started - update.latest_compile_seconds
     metrics = _metrics(module, rollout, report)
     module.fit_optimizers.steer_rates(module.steered_rate(), module.progress, report.kl)
-    module.objective.after_iteration(report.kl)
+    module.objective.after_iteration(report.kl, module.coefficients.values)
     if switch.is_on():
         shortcuts.log_metrics(module, metrics)
     else:
@@ -96,7 +96,8 @@ def _metrics(module: "PPO", rollout: Rollout, report: IterationReport) -> dict[s
         "time/update_share": module.update_seconds / seconds,
         "step": float(module.env_steps),
     }
-    coefficients = module.coefficients.values | module.objective.coefficients()
+    discounts = {"gamma": rollout.gamma, "gae_lambda": rollout.gae_lambda}
+    coefficients = discounts | module.coefficients.values | module.objective.coefficients()
     metrics |= {f"update/{name}": value for name, value in coefficients.items()}
     if module.trust_region is not None:
         last = module.trust_region.last

@@ -1,6 +1,7 @@
 """The learning rate: set by PPO, unless somebody else has set it."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
@@ -20,11 +21,16 @@ class SteeredLearningRate(LRScheduler):
         value: The rate without its bound.
         used: The rate that was set last.
         factors: Factor of each parameter group.
+
+    Args:
+        optimizer: Of the parameters.
+        value: The rate.
+        factors: Factor of each parameter group.
     """
 
-    def __init__(self, optimizer: Optimizer, value: float) -> None:
+    def __init__(self, optimizer: Optimizer, value: float, factors: Sequence[float]) -> None:
         self.value = self.used = value
-        self.factors = [1.0] * len(optimizer.param_groups)
+        self.factors = list(factors)
         self._told = False
         super().__init__(optimizer)
 
@@ -36,6 +42,12 @@ class SteeredLearningRate(LRScheduler):
         """Let the parameter groups keep the ratios that their rates now have."""
         if self.used:
             self.factors = [float(group["lr"]) / self.used for group in self.optimizer.param_groups]
+
+    def use_factors(self, factors: Sequence[float]) -> None:
+        """Take other factors than a checkpoint has brought back."""
+        if list(factors) != self.factors:
+            self.factors = list(factors)
+            self._set(self.value, self.used)
 
     def follow(self, schedule: Schedule, progress: float) -> None:
         """Set the rate of an iteration, unless it has been set by hand; the bound of an adaptive rate moves."""

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +11,6 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from pytorch_lightning.utilities.types import LRSchedulerConfig
-from torch import nn
 from torch.optim import Optimizer
 
 from lightning_ppo.settings.algorithm import OPTIMIZERS, SCHEDULERS, OptimizerConfig
@@ -21,21 +20,23 @@ from lightning_ppo.speed.internals import check_attached, latest_metrics, read_o
 from lightning_ppo.support.distributed import mean_over_ranks
 from lightning_ppo.support.errors import ConfigError, one_line
 from lightning_ppo.update.learning_rate import SteeredLearningRate
+from lightning_ppo.update.parameter_groups import NamedParameters, check_options, make_groups, split
 from lightning_ppo.update.scheduler_steps import is_due_after_epoch, is_due_after_iteration, make_step, try_out
 
 
-def make_optimizer(settings: OptimizerConfig, parameters: Iterable[nn.Parameter], plain: bool) -> dict[str, Any]:
+def make_optimizer(settings: OptimizerConfig, named: NamedParameters, plain: bool) -> dict[str, Any]:
     """Return, as `configure_optimizers` does, the optimizer that settings name and the scheduler of its learning rate.
 
     Args:
         settings: Of the optimizer.
-        parameters: The parameters to train.
+        named: The parameters to train, by name.
         plain: Whether Adam is torch's own.
 
     Raises:
         ConfigError: If one of them cannot be built.
     """
     rate = settings.schedule()(0.0)
+    parameters = make_groups(named, settings, rate)
     if settings.class_path in OPTIMIZERS:
         betas = (settings.betas[0], settings.betas[1])
         path = "torch.optim.Adam" if plain else settings.class_path
@@ -43,10 +44,12 @@ def make_optimizer(settings: OptimizerConfig, parameters: Iterable[nn.Parameter]
     else:
         entry = {"class_path": settings.class_path, "init_args": settings.init_args}
         optimizer = OPTIMIZERS.instantiate(entry, parameters, lr=rate)
+    check_options(optimizer, settings)
     if settings.scheduler is None:
+        factors = [group["lr"] / rate if rate else 1.0 for group in optimizer.param_groups]
         # named as LearningRateMonitor names torch's Adam
         name = "Adam" if settings.class_path in OPTIMIZERS else type(optimizer).__name__
-        scheduler = {"scheduler": SteeredLearningRate(optimizer, rate), "name": f"lr-{name}"}
+        scheduler = {"scheduler": SteeredLearningRate(optimizer, rate, factors), "name": f"lr-{name}"}
     else:
         given = settings.scheduler if isinstance(settings.scheduler, Mapping) else {}
         when = {key: value for key, value in given.items() if key not in ("class_path", "init_args")}
@@ -61,7 +64,12 @@ def check_same_kind(saved: Mapping[str, Any], settings: OptimizerConfig) -> None
         saved: Settings of the `optimizer` section in the checkpoint.
         settings: Those of the fit that resumes.
     """
-    before = {"class_path": "adam", "scheduler": None} | dict(saved)
+    before = {"class_path": "adam", "scheduler": None, "groups": []} | dict(saved)
+    if split(before["groups"]) != split(settings.groups):
+        raise ConfigError(
+            "optimizer.groups: the checkpoint holds the state of other groups; only factors above 0 and init_args may "
+            "change, or start a new run"
+        )
     for name, now in (("class_path", settings.class_path), ("scheduler", settings.scheduler)):
         then = class_path_of(before[name])
         if _class_name(then) != _class_name(class_path_of(now)):
@@ -97,6 +105,7 @@ class Optimizers:
         self._configs = [c for c in configs if not isinstance(c.scheduler, SteeredLearningRate)]
         for scheduler in self.steered:
             scheduler.keep_proportions()
+        self._factors = [list(scheduler.factors) for scheduler in self.steered]
         self._settings = [[_settings(group) for group in s.optimizer.param_groups] for s in self.steered]
         self._stepped: set[int] = set()
 
@@ -107,7 +116,8 @@ class Optimizers:
 
     def use_settings(self) -> None:
         """Use the settings of steered optimizers; loading a checkpoint has brought back those that were saved."""
-        for scheduler, settings in zip(self.steered, self._settings, strict=True):
+        for scheduler, settings, factors in zip(self.steered, self._settings, self._factors, strict=True):
+            scheduler.use_factors(factors)
             for group, own in zip(scheduler.optimizer.param_groups, settings, strict=True):
                 group.update(own)
 

@@ -78,8 +78,13 @@ class PolicyObjective(nn.Module, ABC):
         """Return coefficients that the objective adapts, by the names under which they are logged."""
         return {}
 
-    def after_iteration(self, kl: float) -> None:
-        """Adapt to the exact KL divergence of an iteration, which is the same on all ranks."""
+    def after_iteration(self, kl: float, coefficients: Mapping[str, float]) -> None:
+        """Adapt to an iteration.
+
+        Args:
+            kl: Its exact KL divergence, the same on all ranks.
+            coefficients: The values that the scheduled settings of the `update` section had.
+        """
 
 
 class Clip(PolicyObjective):
@@ -126,7 +131,6 @@ class AdaptiveKL(PolicyObjective):
 
     def __init__(self, update: UpdateConfig) -> None:
         super().__init__(update)
-        self.target = update.kl_target
         start = update.schedules()["kl_coefficient"](0.0)
         if start <= 0.0:
             raise ConfigError(f"update.kl_coefficient: adaptive_kl multiplies it, so it cannot start at {start:g}")
@@ -141,9 +145,9 @@ class AdaptiveKL(PolicyObjective):
         """Return beta, in the place of its start."""
         return {"kl_coefficient": float(self.coefficient)}
 
-    def after_iteration(self, kl: float) -> None:
+    def after_iteration(self, kl: float, coefficients: Mapping[str, float]) -> None:
         """Halve or double the coefficient if KL is far from the target."""
-        self.coefficient.fill_(adapted_coefficient(float(self.coefficient), kl, self.target))
+        self.coefficient.fill_(adapted_coefficient(float(self.coefficient), kl, coefficients["kl_target"]))
 
 
 class TrustRegionSurrogate(Surrogate):

@@ -33,11 +33,12 @@ from lightning_ppo.update.loss_terms import make_loss_terms
 from lightning_ppo.update.minibatch_update import MinibatchUpdate, Snapshot, one
 from lightning_ppo.update.objectives import value_loss, weighted_sum
 from lightning_ppo.update.optimizers import Optimizers, make_optimizer
+from lightning_ppo.update.parameter_groups import freeze
 from lightning_ppo.update.policy_objectives import PolicyTerms, policy_terms, resolved_objective
 from lightning_ppo.update.reports import LOSSES, MEASURES, MinibatchReport, epoch_statistics
 from lightning_ppo.update.shuffle import Shuffle
 from lightning_ppo.update.training_state import RecentEpisodes
-from lightning_ppo.update.trust_region import TrustRegion, set_gradients, step_policy
+from lightning_ppo.update.trust_region import TrustRegion, make_trust_region, set_gradients, step_policy
 
 
 class PPO(pl.LightningModule):
@@ -112,8 +113,10 @@ class PPO(pl.LightningModule):
         self.objective = made
         terms, weights = make_loss_terms(loss_terms, self.policy)
         self.loss_terms = nn.ModuleDict(terms)
+        freeze(self.named_parameters(), self.optimizer_settings)
         weights = {f"{name}_weight": weight for name, weight in weights.items()}
-        self.coefficients = Coefficients(self.update_settings.schedules() | weights)
+        region = self.update_settings.trust_region.schedules() if made.trust_region else {}
+        self.coefficients = Coefficients(self.update_settings.schedules() | region | weights)
         self.entropy_matters = self.coefficients.schedules["entropy_coefficient"] != Schedule()
         self.statistics = (*LOSSES, *(f"loss/{name}" for name in terms), *MEASURES)  # of a minibatch
 
@@ -125,8 +128,7 @@ class PPO(pl.LightningModule):
         self.trust_region: TrustRegion | None = None
         if self.objective.trust_region:
             check_trust_region(self.update_settings, self.policy, self.compile_update, terms)
-            region = to_container(self.update_settings.trust_region)
-            self.trust_region = TrustRegion(self.policy.parameters(), **region, average=mean_over_ranks)
+            self.trust_region = make_trust_region(self.update_settings.trust_region, self.policy.parameters())
 
         self.budget = Budget(total_env_steps)
         self.recent_episodes = RecentEpisodes()
@@ -175,7 +177,7 @@ class PPO(pl.LightningModule):
         if self.trust_region is not None:
             step_policy(self.trust_region, self.policy, batch, self.constrained_loss)
         epochs: list[Tensor] = []
-        for epoch in range(settings.epochs or 1):
+        for epoch in range(settings.epochs_at(self.progress)):
             if epoch > 0 and settings.recompute_advantages:
                 batch = self._estimate_again(rollout)
             order = self.shuffle(batch, settings.minibatch_size, length)
@@ -198,6 +200,8 @@ class PPO(pl.LightningModule):
         progress = self.progress
         self.coefficients.follow(progress, self.device)
         self.fit_optimizers.set_rates(self.steered_rate(), progress)
+        if self.trust_region is not None:
+            self.trust_region.follow(self.coefficients.values)
         update = self._update()
         update.prepare(batch, self.update_settings.minibatch_size)
         return update, Snapshot(self.buffers())
@@ -229,7 +233,7 @@ class PPO(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the norm of all gradients before the first step of a minibatch: by now they are unscaled."""
         if optimizer is self.fit_optimizers.optimizers[0]:
-            self._update().clip(self.update_settings.max_grad_norm)
+            self._update().clip(self.coefficients.values.get("max_grad_norm"))
 
     def divergence(self, batch: Minibatch) -> Tensor:
         """Return the exact KL divergence of the behaviour policy from the current one, summed over this rank's rows."""
@@ -237,10 +241,11 @@ class PPO(pl.LightningModule):
 
     def _moved_too_far(self, batch: Minibatch) -> bool:
         """Return whether the KL divergence exceeds `target_kl`."""
-        if self.update_settings.target_kl is None:
+        bound = self.coefficients.values.get("target_kl")
+        if bound is None:
             return False
         divergence, rows = mean_over_ranks(torch.stack((self.divergence(batch), batch.weights.sum())))
-        return bool(divergence > self.update_settings.target_kl * rows)
+        return bool(divergence > bound * rows)
 
     @torch.no_grad()
     def _estimate_again(self, rollout: Rollout) -> Minibatch:
@@ -297,7 +302,7 @@ class PPO(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimizer of the settings, and the scheduler of its learning rate."""
         plain = self.plain or sharding.is_sharded(self.trainer)
-        return make_optimizer(self.optimizer_settings, self.parameters(), plain)
+        return make_optimizer(self.optimizer_settings, self.named_parameters(), plain)
 
     # ---------------------------------------------------------------- Lightning's other hooks
 

@@ -1,6 +1,6 @@
 """One step of Trust Region Policy Optimization as an optimizer (Schulman et al. 2015, arXiv:1502.05477, appendix C)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_ppo.policy.actor_critic import ActorCritic, eval_mode
 from lightning_ppo.rollout.shapes import Minibatch
-from lightning_ppo.support.distributed import Reduce
+from lightning_ppo.settings.algorithm import TrustRegionConfig
+from lightning_ppo.support.distributed import Reduce, mean_over_ranks
 
 ConstrainedLoss = Callable[[Minibatch], tuple[Tensor, Tensor]]
 """Loss and divergence, both of shape ()."""
@@ -127,6 +128,10 @@ class TrustRegion(torch.optim.Optimizer):
         self.unmoved: list[Tensor] = []
         """Parameters that the divergence did not depend on in the latest step."""
 
+    def follow(self, coefficients: Mapping[str, float]) -> None:
+        """Take the current values of what is scheduled."""
+        self.max_kl, self.damping = coefficients["max_kl"], coefficients["damping"]
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made from; the base class knows of parameters and their state only."""
         names = ("max_kl", "damping", "cg_iterations", "line_search_steps", "average", "last", "unmoved")
@@ -185,6 +190,13 @@ class TrustRegion(torch.optim.Optimizer):
         used = [gradient is not None for gradient in gradients]
         self.unmoved = [p for p, moves in zip(parameters, used, strict=True) if not moves]
         return [p for p, moves in zip(parameters, used, strict=True) if moves]
+
+
+def make_trust_region(settings: TrustRegionConfig, parameters: Iterable[Tensor]) -> TrustRegion:
+    """Return the trust region that settings describe, the same on all ranks."""
+    values = {name: schedule(0.0) for name, schedule in settings.schedules().items()}
+    steps = settings.cg_iterations, settings.line_search_steps
+    return TrustRegion(parameters, values["max_kl"], values["damping"], *steps, mean_over_ranks)
 
 
 def step_policy(region: TrustRegion, policy: ActorCritic, batch: Minibatch, loss: ConstrainedLoss) -> None:

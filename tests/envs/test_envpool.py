@@ -168,6 +168,41 @@ def test_what_cannot_work_is_one_line(pool):
         pool("HalfCheetah-v5", 1, lenght=3)
 
 
+@pytest.mark.parametrize("names", [["reward_run", "reward_ctrl"], "auto"], ids=["named", "auto"])
+def test_what_the_pool_tells_is_logged(names):
+    pytest.importorskip("envpool", reason="needs the extra envpool")
+    data = RolloutDataModule(
+        "HalfCheetah-v4",
+        num_envs=2,
+        num_steps=18,
+        backend="envpool",
+        env_kwargs={"num_threads": 1, "max_episode_steps": 8},
+        rollouts_per_epoch=2,
+        evaluation={"episodes": 2, "num_envs": 2},
+        log_info=names,
+        seed=1,
+    )
+    model = PPO(data.observation_space, data.action_space, update={"epochs": 1, "minibatch_size": 36}, compile=False)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(model, data)
+    told = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    for prefix in ("rollout", "eval"):
+        # the terms of the reward add up to it, without the steps that only reset
+        terms = [told[f"{prefix}/info/{name}_per_episode"] for name in ("reward_run", "reward_ctrl")]
+        assert sum(terms) == pytest.approx(told[f"{prefix}/return_mean"], rel=1e-4)
+        assert told[f"{prefix}/length_mean"] == 8.0
+        per_step = told[f"{prefix}/info/reward_ctrl_per_step"]
+        assert -0.1 * 6 * 1.0 <= per_step < 0.0
+
+
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "envpool", None)
     with pytest.raises(EnvironmentFault, match=r"pip install 'lightning-ppo\[envpool\]'"):

@@ -425,7 +425,7 @@ def test_a_section_takes_schedules_as_objects_or_mappings() -> None:
         (RolloutConfig, {"gama": 0.9}, "rollout.gama: unknown setting; did you mean rollout.gamma?"),
         (RolloutConfig, {"num_steps": "many"}, "rollout.num_steps: "),
         (RolloutConfig, {"num_steps": None}, "rollout.num_steps: "),
-        (RolloutConfig, {"gamma": 1.5}, "rollout.gamma: must lie in [0, 1]"),
+        (RolloutConfig, {"gamma": 1.5}, "rollout.gamma: must be at most 1"),
         (RolloutConfig, EnvConfig(), "rollout.id: unknown setting"),
     ],
     ids=["unknown", "type", "null", "range", "other section"],

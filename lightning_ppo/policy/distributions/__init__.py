@@ -1,6 +1,7 @@
 """One action head per action space and distribution, in plain tensor arithmetic."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -39,7 +40,11 @@ __all__ = [
 
 
 def make_action_head(
-    space: gymnasium.Space, distribution: Any = "gaussian", log_std_init: float = 0.0, num_features: int = 0
+    space: gymnasium.Space,
+    distribution: Any = "gaussian",
+    log_std_init: float = 0.0,
+    num_features: int = 0,
+    log_std_bounds: Sequence[float] | None = None,
 ) -> ActionHead:
     """Return the action head of a space.
 
@@ -49,6 +54,7 @@ def make_action_head(
             head of their kind.
         log_std_init: Initial log standard deviation of the Gaussian ones.
         num_features: F, features of the policy network that `gsde` builds on; 0 if they are not known.
+        log_std_bounds: Bounds of that log standard deviation.
 
     Raises:
         UnsupportedSpaceError: If no head handles the space.
@@ -58,14 +64,19 @@ def make_action_head(
     if 0 in (space.shape or ()):
         raise UnsupportedSpaceError(f"action space {space} has no components; leave it out of what the agent does")
     if isinstance(space, spaces.Dict | spaces.Tuple) and space.spaces and not isinstance(space, own.handles):
-        return CompositeHead(space, lambda part: make_action_head(part, distribution, log_std_init, num_features))
+        rest = distribution, log_std_init, num_features, log_std_bounds
+        return CompositeHead(space, lambda part: make_action_head(part, *rest))
     if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
         raise _unsupported(space)
+    gaussian = {"log_std_init": log_std_init, "log_std_bounds": log_std_bounds}
     if isinstance(space, own.handles):
-        return _build(own, distribution, space, {"log_std_init": log_std_init, "num_features": num_features})
+        takes_bounds = distribution in DISTRIBUTIONS or "log_std_bounds" in inspect.signature(own).parameters
+        if log_std_bounds is not None and not takes_bounds:
+            raise ConfigError(f"policy.log_std_bounds: the constructor of {own.__name__} takes none")
+        return _build(own, distribution, space, {**gaussian, "num_features": num_features})
     for head in (CategoricalHead, MultiCategoricalHead, GaussianHead):
         if isinstance(space, head.handles):
-            return _build(head, head, space, {"log_std_init": log_std_init})
+            return _build(head, head, space, gaussian)
     raise _unsupported(space)
 
 

@@ -1,5 +1,7 @@
 """Distributions of Box actions that stay within the bounds by themselves."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -22,8 +24,10 @@ class TanhGaussianHead(GaussianHead):
     nodes: Tensor
     quadrature: Tensor
 
-    def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
-        super().__init__(space, log_std_init)
+    def __init__(
+        self, space: spaces.Box, log_std_init: float = 0.0, log_std_bounds: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(space, log_std_init, log_std_bounds)
         self._require_bounds("tanh_gaussian")
         # the trapezoidal rule for expectations over a standard normal, which converges geometrically (Trefethen and
         # Weideman 2014); Gauss-Hermite nodes lie too far apart for wide Gaussians, whose log slope has a kink

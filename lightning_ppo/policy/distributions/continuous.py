@@ -5,6 +5,7 @@ those of actions in these units.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -72,13 +73,21 @@ class GaussianHead(BoxHead):
 
     What the environment gets is clipped to its bounds, what is stored and scored is the sample. Parameters (B, 2A) are
     the means and the log standard deviations.
+
+    Args:
+        space: The action space.
+        log_std_init: Initial log standard deviation.
+        log_std_bounds: Least and largest log standard deviation; None sets none.
     """
 
     log_std: Tensor
     noise_color: Tensor
 
-    def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
+    def __init__(
+        self, space: spaces.Box, log_std_init: float = 0.0, log_std_bounds: Sequence[float] | None = None
+    ) -> None:
         super().__init__(space)
+        self.log_std_bounds = None if log_std_bounds is None else (log_std_bounds[0], log_std_bounds[1])
         # a tensor, so that copies in other processes get it with the weights
         self.register_buffer("noise_color", torch.zeros(()), persistent=False)
         self.num_outputs = self.num_noise = self.size
@@ -90,8 +99,13 @@ class GaussianHead(BoxHead):
 
     @torch.no_grad()
     def shrink(self, amount: float) -> None:
-        """Lower the log standard deviations by `amount`, in place."""
+        """Lower the log standard deviations by `amount`, in place, and bring those back that have left the bounds.
+
+        Beyond a bound there is no gradient that would do so.
+        """
         self.log_std.sub_(amount)
+        if self.log_std_bounds is not None:
+            self.log_std.clamp_(*self.log_std_bounds)
 
     @torch.no_grad()
     def set_noise_color(self, exponent: float) -> None:
@@ -103,7 +117,8 @@ class GaussianHead(BoxHead):
 
     def parameters_of(self, outputs: Tensor, action_masks: Tensor | None = None) -> Tensor:
         """Return means and log standard deviations, (B, 2A)."""
-        return torch.cat((outputs, self.log_std.expand_as(outputs)), -1)
+        log_std = self.log_std if self.log_std_bounds is None else self.log_std.clamp(*self.log_std_bounds)
+        return torch.cat((outputs, log_std.expand_as(outputs)), -1)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw standard normal noise, which is correlated over the T steps of a shape (T, N) unless it is white."""
@@ -144,17 +159,26 @@ class StateGaussianHead(GaussianHead):
     Outputs are means and log standard deviations, the latter relative to the buffer `log_std` (A,).
     """
 
-    def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
-        super().__init__(space, log_std_init)
+    log_std_bounds: tuple[float, float]
+
+    def __init__(
+        self, space: spaces.Box, log_std_init: float = 0.0, log_std_bounds: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(space, log_std_init, LOG_STD_BOUNDS if log_std_bounds is None else log_std_bounds)
         self.num_outputs = 2 * self.size
 
     def _add_log_std(self, initial: float) -> None:
         self.register_buffer("log_std", torch.full((self.size,), float(initial)))
 
+    @torch.no_grad()
+    def shrink(self, amount: float) -> None:
+        """Lower what the log standard deviations are relative to by `amount`, in place."""
+        self.log_std.sub_(amount)
+
     def parameters_of(self, outputs: Tensor, action_masks: Tensor | None = None) -> Tensor:
         """Return means and log standard deviations, (B, 2A)."""
         mean, log_std = outputs.chunk(2, -1)
-        return torch.cat((mean, (log_std + self.log_std).clamp(*LOG_STD_BOUNDS)), -1)
+        return torch.cat((mean, (log_std + self.log_std).clamp(*self.log_std_bounds)), -1)
 
 
 class StateDependentExplorationHead(GaussianHead):
