@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import wrappers
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorRewardWrapper, VectorWrapper
 from gymnasium.wrappers import vector as vector_wrappers
@@ -210,6 +211,14 @@ def _changed(env: Any) -> str:
         f"has wrappers that change rewards ({names}): these are learnt from, and returns are reported of the innermost "
         f"environment, {type(env.unwrapped).__name__} (env.scores=outermost reports what is learnt from)"
     )
+
+
+def tensor_scores(rewards: Tensor, infos: dict[str, Any]) -> Tensor | None:
+    """Return the scores (N,) of a step of tensors; where they are arrays, an environment of NumPy is within."""
+    given = infos.get(SCORE)
+    if given is None or isinstance(given, Tensor):
+        return given
+    return torch.as_tensor(scores_of(rewards.cpu().numpy(), infos), device=rewards.device)
 
 
 def scores_of(rewards: np.ndarray, infos: dict[str, Any]) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from lightning_ppo.envs.infos import AUTO, FINAL, SUCCESS, TensorInfoReader
-from lightning_ppo.envs.scores import SCORE
+from lightning_ppo.envs.scores import SCORE, tensor_scores
 from lightning_ppo.envs.stagger import set_clocks
 from lightning_ppo.envs.state import set_env_state
 from lightning_ppo.envs.stepper import Stepper, call, seed_argument
@@ -107,8 +107,9 @@ class TensorStepper(Stepper):
                     f"{self.num_steps}, expected {tuple(self._ended.shape)}{'' if name == 'rewards' else ' and bool'}"
                 )
         self.lesson = None
-        if SCORE in infos:
-            self.lesson, rewards = (rewards, terminations), infos[SCORE]
+        scores = tensor_scores(rewards, infos)
+        if scores is not None:
+            self.lesson, rewards = (rewards, terminations), scores
         ended = terminations | truncations
         self.successes = self.infos.successes(infos, ended)
         if self.infos.reads:

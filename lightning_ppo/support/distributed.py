@@ -119,8 +119,9 @@ def raise_together(error: UserError | None, device: torch.device, digest: int = 
         UserError: Of the type of `error`, or EnvironmentFault where only other ranks have one.
         ConfigError: If the digests differ.
     """
-    told = torch.tensor([0 if error is None else rank() + 1, digest, -digest], device=device)
-    failed, most, least = max_over_ranks(told).tolist()
+    told = [0 if error is None else rank() + 1, digest, -digest]
+    # one rank has nobody to ask, and need not wait for its device
+    failed, most, least = told if world_size() == 1 else max_over_ranks(torch.tensor(told, device=device)).tolist()
     if error is not None:
         raise type(error)(f"rank {rank()}: {error}" if world_size() > 1 else str(error)) from error
     if failed:

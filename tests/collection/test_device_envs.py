@@ -178,6 +178,17 @@ def test_a_policy_elsewhere_gets_observations_as_they_come(monkeypatch):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
+@pytest.mark.parametrize("mode", [NEXT_STEP, SAME_STEP])
+def test_arrays_that_a_wrapper_makes_tensors_of_are_learnt_from_and_scored(mode):
+    """The wrapper may change rewards, for all one knows, so that those within are reported: arrays."""
+    lengths = [2, 3, 5, 7]
+    env = Tensors(vector([lambda length=length: Sampled(length, "term") for length in lengths], mode))
+    data = RolloutDataModule(env, num_steps=16, rollouts_per_epoch=1)
+    model = PPO(data.observation_space, data.action_space, update={"minibatch_size": 32})
+    make_trainer().fit(model, data)
+    assert model.env_steps >= 48 and {*model.recent_lengths} == {*lengths}
+
+
 def test_resuming_goes_on_exactly():
     def collector():
         torch.manual_seed(0)
