@@ -7,7 +7,9 @@ from torch import Tensor
 
 from lightning_ppo.policy.actor_critic import ActorCritic, Evaluation
 from lightning_ppo.policy.modes import eval_mode
+from lightning_ppo.rollout.advantages import estimate_advantages, following_values
 from lightning_ppo.rollout.shapes import Minibatch, Observations, Rollout, split
+from lightning_ppo.support.distributed import sum_over_ranks
 from lightning_ppo.support.tree import tree_leaves, tree_map
 
 EVALUATION_ROWS = 8192
@@ -42,6 +44,15 @@ def rollout_values(policy: ActorCritic, rollout: Rollout, sequence_length: int =
     with eval_mode(policy):
         values = _values(policy, batch.observations, batch.states, batch.starts)
         return rollout.unflatten(values, sequence_length), _boundary_values(policy, rollout)
+
+
+@torch.no_grad()
+def estimated_again(policy: ActorCritic, rollout: Rollout, sequence_length: int, normalize: bool) -> Rollout:
+    """Return a rollout with advantages and value targets of the current critic; all ranks call it."""
+    values, boundary_values = rollout_values(policy, rollout, sequence_length)
+    next_values = following_values(values, boundary_values, rollout.boundary_rows)
+    advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)
+    return replace(rollout, advantages=advantages, returns=returns)
 
 
 @torch.no_grad()

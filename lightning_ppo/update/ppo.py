@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ppo.policy.actor_critic import ActorCritic
-from lightning_ppo.policy.scoring import divergences, rollout_values
-from lightning_ppo.rollout.advantages import estimate_advantages, following_values
+from lightning_ppo.policy.scoring import divergences, estimated_again
 from lightning_ppo.rollout.shapes import Minibatch, Rollout, select
 from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, UpdateConfig, resolve_sequence_length
 from lightning_ppo.settings.class_path import as_path
 from lightning_ppo.settings.loading import as_section, to_container
 from lightning_ppo.settings.networks import PolicyConfig
 from lightning_ppo.settings.schedules import Schedule
-from lightning_ppo.support.distributed import mean_over_ranks, sum_over_ranks
+from lightning_ppo.support.distributed import mean_over_ranks
 from lightning_ppo.support.spaces import space_from_spec, space_to_spec
 from lightning_ppo.update import hooks, sharding, training_state
 from lightning_ppo.update.budget import Budget
@@ -116,8 +115,8 @@ class PPO(pl.LightningModule):
         freeze(self.named_parameters(), self.optimizer_settings)
         weights = {f"{name}_weight": weight for name, weight in weights.items()}
         region = self.update_settings.trust_region.schedules() if made.trust_region else {}
-        self.coefficients = Coefficients(self.update_settings.schedules() | region | weights)
-        self.entropy_matters = self.coefficients.schedules["entropy_coefficient"] != Schedule()
+        self.coefficients = Coefficients(self.update_settings.schedules(), region | weights)
+        self.entropy_matters = self.coefficients.matters("entropy_coefficient")
         self.statistics = (*LOSSES, *(f"loss/{name}" for name in terms), *MEASURES)  # of a minibatch
 
         self.shuffle = Shuffle()
@@ -198,6 +197,8 @@ class PPO(pl.LightningModule):
     def _prepare(self, batch: Minibatch) -> tuple[MinibatchUpdate, Snapshot]:
         """Set what is scheduled; return what makes the steps, and what undoes them."""
         progress = self.progress
+        self.coefficients.adopt(self.update_settings.schedules())
+        self.entropy_matters = self.coefficients.matters("entropy_coefficient")
         self.coefficients.follow(progress, self.device)
         self.fit_optimizers.set_rates(self.steered_rate(), progress)
         if self.trust_region is not None:
@@ -216,8 +217,7 @@ class PPO(pl.LightningModule):
             optimizers: Any = self.optimizers()
             optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
             how = self.compile_update and self.compile_setting
-            micro = self.update_settings.micro_batch_size
-            shared = sharding.is_sharded(self.trainer)
+            micro, shared = self.update_settings.micro_batch_size, sharding.is_sharded(self.trainer)
             self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how, micro, shared)
         return self.minibatch_update
 
@@ -247,15 +247,10 @@ class PPO(pl.LightningModule):
         divergence, rows = mean_over_ranks(torch.stack((self.divergence(batch), batch.weights.sum())))
         return bool(divergence > bound * rows)
 
-    @torch.no_grad()
     def _estimate_again(self, rollout: Rollout) -> Minibatch:
         """Return the rollout's rows with advantages and value targets of the current critic."""
-        length = self.sequence_length(rollout.num_steps)
-        values, boundary_values = rollout_values(self.policy, rollout, length)
-        next_values = following_values(values, boundary_values, rollout.boundary_rows)
-        normalize = self.update_settings.normalize_advantages
-        advantages, returns = estimate_advantages(rollout, values, next_values, normalize, sum_over_ranks)
-        return replace(rollout, advantages=advantages, returns=returns).flatten(length)
+        length, normalize = self.sequence_length(rollout.num_steps), self.update_settings.normalize_advantages
+        return estimated_again(self.policy, rollout, length, normalize).flatten(length)
 
     # ---------------------------------------------------------------- the loss
 

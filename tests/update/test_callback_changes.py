@@ -1,4 +1,4 @@
-"""What callbacks change in a rollout before the update."""
+"""What callbacks change in a rollout and in the settings of the update."""
 
 import pytest
 import pytorch_lightning as pl
@@ -55,3 +55,40 @@ def test_advantages_that_a_callback_sets_are_learnt_from():
         make_trainer(max_epochs=1, callbacks=[change]).fit(model, data)
         weights.append(torch.cat([parameter.flatten() for parameter in model.policy.network.parameters()]))
     assert torch.equal(weights[0], weights[1]) and not torch.allclose(weights[0], weights[2], atol=1e-4)
+
+
+class ChangesSettings(pl.Callback):
+    """Changes settings of the update after the first iteration."""
+
+    def __init__(self, **values):
+        self.values = values
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        for name, value in self.values.items():
+            setattr(pl_module.update_settings, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "begins"),
+    [
+        ("clip_range", 0.01, None),
+        ("entropy_coefficient", 10.0, None),
+        ("entropy_coefficient", 0.0, 10.0),
+        ("max_grad_norm", None, 1e-4),
+        ("max_grad_norm", {"kind": "linear", "start": 1e-4, "end": 1e-5}, None),
+        ("value_clip_range", 1e-3, None),
+        ("epochs", 1, 4),
+        ("minibatch_size", 16, None),
+    ],
+)
+def test_settings_of_the_update_that_a_callback_changes_have_their_effect(name, value, begins):
+    def trained(callbacks, **settings):
+        torch.manual_seed(0)
+        given = {"epochs": 2, "max_grad_norm": None, "minibatch_size": 32} | settings
+        model, data = make_pair("Pendulum-v1", update=given, optimizer={"learning_rate": 1e-2})
+        make_trainer(max_epochs=3, callbacks=callbacks).fit(model, data)
+        return torch.cat([parameter.detach().flatten() for parameter in model.policy.network.parameters()])
+
+    start = {} if begins is None else {name: begins}
+    changed, unchanged = trained([ChangesSettings(**{name: value})], **start), trained([], **start)
+    assert changed.isfinite().all() and not torch.allclose(changed, unchanged, atol=1e-5)
