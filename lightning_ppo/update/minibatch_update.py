@@ -199,9 +199,10 @@ class MinibatchUpdate:
 
     def _passes(self, batch: Minibatch, pieces: Sequence[Tensor], scale: Tensor) -> list[MinibatchReport]:
         self.zero_grad()
+        policy: Any = self.module.policy
         reports = []
         for number, piece in enumerate(pieces, 1):
-            loss, reported = self.module.policy.through(partial(_checked, self.loss, batch, piece, scale))
+            loss, reported = policy.through(partial(_checked, self.loss, batch, piece, scale))
             with nullcontext() if number == len(pieces) else self._unaveraged():
                 self.module.manual_backward(loss)
             reports.append(reported)

@@ -124,7 +124,7 @@ class WholeWeights:
 
 def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
     """Return the norm of all gradients, over all ranks where they are shared out."""
-    norms = [_whole_norm(part) for part in _apart(parameters) if part]
+    norms = [_whole_norm(part) for part in _apart(parameters) if part] or [torch.zeros(())]
     return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
 
 
@@ -149,5 +149,6 @@ def _apart(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _whole_norm(parameters: Sequence[Tensor]) -> Tensor:
-    norm: Any = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm: Any = nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
