@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lightning_ppo.cli import check_env, configs, doctor, evaluate, export, import_sb3, report, train, tune
+from lightning_ppo.cli import check_env, configs, doctor, evaluate, export, import_sb3, pull, push, report, train, tune
 from lightning_ppo.speed.waiting import sleep_while_waiting
 from lightning_ppo.support.errors import ConfigError, nearest, print_error
 from lightning_ppo.support.program import columns, program
 
-COMMANDS = (evaluate, tune, report, export, import_sb3, configs, check_env, doctor)
+COMMANDS = (evaluate, tune, report, export, import_sb3, push, pull, configs, check_env, doctor)
 """Modules with NAME, HELP and EXAMPLES, `add_arguments(parser)` and `run(options)`, which returns the exit code.
 
 The command `train` takes settings instead of options, so it reads its arguments itself."""

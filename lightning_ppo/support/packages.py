@@ -25,6 +25,7 @@ EXTRAS = {
     "video": Extra(("imageio-ffmpeg", "pygame-ce"), "evaluate --video and --render, the RecordVideo callback"),
     "export": Extra(("onnx", "onnxscript", "onnxruntime"), "export --format onnx"),
     "search": Extra(("optuna",), "the search for settings in examples/"),
+    "hub": Extra(("huggingface-hub",), "push, pull and PPO.from_hub", ("huggingface_hub",)),
     "wandb": Extra(("wandb",), "loggers: [wandb]"),
     "mlflow": Extra(("mlflow-skinny", "sqlalchemy", "alembic"), "loggers: [mlflow]"),
     "docs": Extra(("sphinx", "furo", "myst-parser"), "building the documentation site"),

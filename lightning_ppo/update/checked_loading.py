@@ -9,6 +9,7 @@ from lightning_ppo.settings.trust import check_names
 from lightning_ppo.speed.internals import load_plain, restricted_classmethod
 from lightning_ppo.support.checkpoint_files import read_checkpoint
 from lightning_ppo.support.errors import ConfigError
+from lightning_ppo.support.hub import fetch
 
 
 def checked_loading(base: Any) -> Any:
@@ -59,3 +60,22 @@ def checked_loading(base: Any) -> Any:
         return load(checkpoint_path, map_location, **arguments)
 
     return restricted_classmethod(load_from_checkpoint)
+
+
+def from_hub(
+    cls: Any, repository: str, *, revision: str | None = None, map_location: Any = None, trust: Sequence[str] = ()
+) -> Any:
+    """Return the agent of a repository of the Hugging Face Hub, or of a folder, as `load_from_checkpoint` does.
+
+    Args:
+        cls: The class to build.
+        repository: `user/name`, or the path of a folder.
+        revision: A branch, tag or commit of the repository.
+        map_location: Where tensors go.
+        trust: Packages, or whole names, that the file may name besides what any file may.
+
+    Raises:
+        CheckpointError: If there is none, or the file names what is not trusted.
+        ConfigError: If the package that speaks with the Hub is missing.
+    """
+    return cls.load_from_checkpoint(fetch(repository, revision=revision), map_location, trust=trust)

@@ -23,7 +23,7 @@ from lightning_ppo.support.distributed import mean_over_ranks
 from lightning_ppo.support.spaces import space_from_spec, space_to_spec
 from lightning_ppo.update import hooks, sharding, training_state
 from lightning_ppo.update.budget import Budget
-from lightning_ppo.update.checked_loading import checked_loading
+from lightning_ppo.update.checked_loading import checked_loading, from_hub
 from lightning_ppo.update.checks import check_trust_region, tell_of_changes
 from lightning_ppo.update.coefficients import Coefficients
 from lightning_ppo.update.evaluation_results import EvaluationResults
@@ -66,7 +66,7 @@ class PPO(pl.LightningModule):
         UnsupportedSpaceError: If no network or action head handles a space.
     """
 
-    load_from_checkpoint = checked_loading(pl.LightningModule)
+    load_from_checkpoint, from_hub = checked_loading(pl.LightningModule), classmethod(from_hub)
 
     def __init__(
         self,

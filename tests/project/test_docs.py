@@ -8,13 +8,11 @@ states the conventions.
 import contextlib
 import dataclasses
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -24,6 +22,7 @@ from lightning_ppo.settings.environment import EnvConfig
 from lightning_ppo.settings.loading import load, valid_keys
 from lightning_ppo.settings.reference import sections, settings, to_markdown
 from lightning_ppo.settings.sections import Config
+from tests.kit.pages import BUDGET, ELSEWHERE, Block, blocks_of, commands_of
 from tests.kit.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,46 +30,8 @@ TINY = [
     *("env.num_envs=2", "rollout.num_steps=32", "update.epochs=1", "update.minibatch_size=32", "rollouts_per_epoch=1"),
     *("evaluation.episodes=1", "evaluation.final_episodes=1", "trainer.enable_progress_bar=false"),
 ]
-BUDGET = "total_env_steps=128"
 ONLY_CHECKED = ("trainer.devices", "compile=true", "--print-config")
 """Commands with one of these are not trained: their settings are read and printed."""
-
-ELSEWHERE = {"tensorboard", "cd", "git"}
-"""Programs of others that a block may name; they are not run."""
-
-
-class Block(NamedTuple):
-    """A fenced code block."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    @property
-    def file_name(self) -> str | None:
-        """The name in a first line such as `# maze.py`."""
-        match = re.match(r"# ([\w/]+\.(?:py|yaml))\n", self.text)
-        return match.group(1) if match else None
-
-
-def blocks_of(page: Path) -> list[Block]:
-    """Return the blocks of a page that are to be run."""
-    text = page.read_text()
-    found = []
-    for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        before = text[: match.start()].rstrip().splitlines()
-        comment = before[-1] if before else ""
-        # the README's commands for training and testing make virtual environments; .ci/run runs them as they stand
-        if re.fullmatch(r"<!-- (not run: .+|train command|test command) -->", comment):
-            continue
-        found.append(Block(page, text[: match.start()].count("\n") + 1, match.group(1), match.group(2)))
-    return found
-
-
-def commands_of(block: Block) -> list[list[str]]:
-    """Return the commands of a shell block as words, comments left out."""
-    return [words for line in block.text.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 def run_command(words: list[str]) -> None:

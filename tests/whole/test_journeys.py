@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.kit.commands import rows
+from tests.kit.pages import BUDGET, ELSEWHERE, blocks_of, commands_of
 from tests.kit.paths import ROOT
 from tests.kit.wheel import TINY, archives, installed
-from tests.project.test_docs import BUDGET, ELSEWHERE, blocks_of, commands_of
 
 pytestmark = pytest.mark.docs
 __all__ = ["archives", "installed"]  # fixtures
