@@ -29,7 +29,10 @@ HEADER_BYTES = 1 << 16
 TOKEN_BYTES = 16
 """At the end of the header, random: who opens the file knows by them that it is the right one."""
 SPIN_SECONDS = 1e-3
-"""Ranks that come no later than this are waited for without sleeping, where every rank has a core of its own."""
+"""Ranks that come no later than this are waited for without sleeping, where every rank has a core of its own.
+
+Each wait that takes longer halves the time, down to `SLEEP_SECONDS`, and each that does not doubles it: where other
+programs take turns with the ranks, waiting without sleep keeps the core from the one that is waited for."""
 SLEEP_SECONDS = 2e-5
 PROBE_SECONDS = 0.5
 """How often a waiting rank looks whether the one it waits for still lives."""
@@ -68,7 +71,7 @@ class SharedSums:
         ]
         self._views: dict[tuple[int, torch.dtype], list[list[Tensor]]] = {}
         self._calls = 0
-        self._spin = SPIN_SECONDS if usable_cores() >= ranks else 0.0
+        self._longest_spin = self._spin = SPIN_SECONDS if usable_cores() >= ranks else 0.0
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
 
     def takes(self, tensor: Tensor) -> bool:
@@ -119,6 +122,8 @@ class SharedSums:
                     raise RankLostError(f"rank {other} has ended; see its message. This rank ({self.rank}) ends, too")
             if waited > self._timeout:
                 raise RankLostError(f"rank {other} has not come to a collective operation for {waited:.0f} s")
+        late = time.perf_counter() - started > self._spin
+        self._spin = min(self._longest_spin, max(self._spin / 2 if late else self._spin * 2, SLEEP_SECONDS))
 
 
 def file_size(ranks: int) -> int:

@@ -69,6 +69,21 @@ def test_a_trial_is_a_training_that_leaves_nothing_behind(monkeypatch, tmp_path,
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(
+    ("overrides", "there", "expected"),
+    [
+        (["env.id=HalfCheetah-v5"], "1.2.5", True),
+        (["env.id=HalfCheetah-v5"], None, False),
+        (["env.id=Ant-v5"], "1.2.5", False),
+        (["env.id=HalfCheetah-v5", "env.kwargs={ctrl_cost_weight: 0.2}"], "1.2.5", False),
+        (["env.id=HalfCheetah-v5", "env.timeout=3"], "1.2.5", False),
+    ],
+)
+def test_envpool_is_tried_for_tasks_that_are_the_same(overrides, there, expected, monkeypatch):
+    monkeypatch.setattr(tuning, "installed", lambda package: there)
+    assert tuning._has_pool(load([], overrides)) == expected
+
+
 def test_only_new_runs_are_tuned(capsys):
     assert main(["tune", "resume=auto", "run_dir=nowhere"]) == 2
     assert "resume: tune measures" in capsys.readouterr().err
