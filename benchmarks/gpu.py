@@ -99,7 +99,14 @@ def now() -> float:
     return time.perf_counter()
 
 
-def ours(workload: Workload, device: str, seed: int, compiled: bool, precision: str = "32-true") -> list[float]:
+def ours(
+    workload: Workload,
+    device: str,
+    seed: int,
+    compiled: bool,
+    precision: str = "32-true",
+    callbacks: Sequence[pl.Callback] = (),
+) -> list[float]:
     """Train with lightning_ppo and return when each iteration ended."""
     laps = Laps()
     in_torch = workload.env_id == CARTPOLE
@@ -115,7 +122,7 @@ def ours(workload: Workload, device: str, seed: int, compiled: bool, precision: 
             *([f"env.kwargs.device={device}"] if in_torch else []),
             *workload.settings,
         ]
-        train(load([], overrides), [laps])
+        train(load([], overrides), [laps, *callbacks])
     return laps.times
 
 

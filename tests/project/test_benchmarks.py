@@ -14,7 +14,19 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablations, family, gpu, learning, memory, recurrent, shortcuts, speed, table1, where_time_goes
+from benchmarks import (
+    ablations,
+    family,
+    gpu,
+    gpu_day,
+    learning,
+    memory,
+    recurrent,
+    shortcuts,
+    speed,
+    table1,
+    where_time_goes,
+)
 from lightning_ppo.policy.actor_critic import ActorCritic
 from lightning_ppo.policy.distributions.continuous import GaussianHead
 from lightning_ppo.settings.algorithm import NormalizeConfig, OptimizerConfig, RolloutConfig, UpdateConfig
@@ -520,6 +532,27 @@ def test_everything_that_is_timed_on_a_gpu_runs_on_the_cpu(monkeypatch, capsys):
         *("lightning_ppo, eager", "lightning_ppo, compile=true"),
     ]
     assert all("x of 1,000" in row for row in rows[1:4])
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("part", [name for name in gpu_day.PARTS if name != "tests"])
+def test_the_day_on_a_gpu_is_rehearsed_on_the_cpu(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    gpu_day.PARTS[part][0](gpu_day.Day("cpu", True, tmp_path, part))
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) >= 2 and all(row["part"] == part and row["value"] is not False for row in rows)
+
+
+@pytest.mark.docs
+def test_a_part_that_fails_or_takes_too_long_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    day = gpu_day.Day("cpu", True, tmp_path / "out", "graphs")
+    assert not gpu_day._run("graphs", day, 0.01, "")
+    ran = gpu_day.Day("nonsense", True, tmp_path / "out", "exact")
+    assert not gpu_day._run("exact", ran, 60, str(gpu_day.ROOT))
+    rows = [json.loads(line) for line in day.rows.read_text().splitlines()]
+    assert [row["what"] for row in rows] == ["failed (stopped after 0 s)", "failed (2)"]
+    assert "invalid choice: 'nonsense'" in rows[1]["value"]
 
 
 def test_what_a_shortcut_brings_is_compared_round_by_round(tmp_path):

@@ -1,4 +1,4 @@
-"""Training on a device that is not there: results of the CPU, no two devices in one operation, no wait but meant."""
+"""Training on a device that is not there: what the CPU computes, no two devices in one operation, no needless wait."""
 
 import pytest
 import pytorch_lightning as pl
