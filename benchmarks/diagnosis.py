@@ -25,7 +25,7 @@ RUNS = {
     "rate-too-high": ("optimizer.learning_rate=0.03",),
     "rate-too-low": ("optimizer.learning_rate=1e-6",),
     "rewards-as-they-are": ("normalize.rewards=false",),
-    "bonus-too-large": ("update.entropy_coefficient=0.1",),
+    "bonus-too-large": ("update.entropy_coefficient=0.5",),
     "no-exploration": ("policy.log_std_init=-4",),
 }
 """Overrides of each run."""
@@ -48,7 +48,6 @@ DRAWN = {
 }
 """The sick runs that each metric tells apart."""
 PAGE = "docs/curves.md"
-BEGIN, END = "<!-- diagnosis: begin -->", "<!-- diagnosis: end -->"
 
 
 def train(name: str) -> None:
@@ -100,11 +99,12 @@ def draw(folder: Path | None = None) -> None:
     """Draw each metric, of the healthy run on the left and of sick ones on the right."""
     from benchmarks import drawing
 
+    colors = dict(zip(RUNS, ("blue", *drawing.SICK), strict=True))
     for metric, sick in DRAWN.items():
         figure, (axes,) = drawing.panels(1, 2, 4.6, 2.8)
         for axis, title, names in zip(axes, ("healthy", "sick"), (("healthy",), sick), strict=True):
             curves = {name.replace("-", " "): curve(name, metric) for name in names}
-            drawing.lines(axis, curves, ["blue"] if axis is axes[0] else drawing.SICK)
+            drawing.lines(axis, curves, [colors[name] for name in names])
             axis.set_title(title)
             axis.set_xlabel("environment steps")
             if metric == "kl":
@@ -124,9 +124,7 @@ def main() -> None:
     if not parser.parse_args().draw:
         for name in RUNS:
             train(name)
-    page = learning.ROOT / PAGE
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text("\n".join([before + BEGIN, *table(), END + rest.partition(END)[2]]))
+    learning.write_between_markers(learning.ROOT / PAGE, table(), "diagnosis")
     draw()
 
 

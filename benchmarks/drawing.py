@@ -82,5 +82,7 @@ def lines(axis: Any, curves: dict[str, Sequence[tuple[float, float]]], colors: S
         axis.plot(*zip(*points, strict=True), color=LIGHT[color], label=name)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.xaxis.set_major_locator(plt.MaxNLocator(4))
-    if len(curves) > 1:
+    if len(curves) > 3:
+        axis.legend(fontsize=10, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    elif len(curves) > 1:
         axis.legend(fontsize=10)

@@ -75,16 +75,13 @@ def comparison() -> list[str]:
     return ["", *returns_table(), "", *speed_table(), ""]
 
 
-def between(page: str, begin: str = "<!-- comparison: begin -->", end: str = "<!-- comparison: end -->") -> str:
-    """Return what stands between the markers of a page's text."""
-    return page.partition(begin)[2].partition(end)[0]
-
-
 def draw(folder: Path | None = None) -> None:
     """Draw scores by task and the speed on HalfCheetah."""
+    from matplotlib.ticker import MaxNLocator
+
     from benchmarks import drawing
 
-    figure, ((left, right),) = drawing.panels(1, 2, 5.4, 3.6)
+    figure, ((left, right),) = drawing.panels(1, 2, 4.9, 3.4)
     table = learning.load_results(["universal", "random", "sb3"])
     scores = learning.normalized_scores(table, "universal")
     tasks = sorted(scores, key=lambda task: statistics.mean(scores[task]))
@@ -93,7 +90,7 @@ def draw(folder: Path | None = None) -> None:
     bars = left.barh(names, means, color=drawing.LIGHT["blue"])
     left.bar_label(bars, fmt="{:.2f}", padding=4)
     left.axvline(1.0, color=drawing.LIGHT["orange"], linestyle="--")
-    left.set_title("Return on a scale of 0, random actions,\nto 1, Stable-Baselines3 (dashed)")
+    left.set_title("Return: 0 is random actions,\n1 is Stable-Baselines3 (dashed)")
     workload = RACES["HalfCheetah 8 x 256"]
     rates = speed.medians(learning.read_rows(learning.RESULTS / "speed.csv"), "env_steps_per_second")[workload]
     racers = [*reversed(RACERS)]
@@ -102,11 +99,12 @@ def draw(folder: Path | None = None) -> None:
         [speed.SYSTEMS[racer].label for racer in racers], [rates[racer] for racer in racers], color=colors
     )
     right.bar_label(bars, fmt="{:,.0f}", padding=4)
-    right.set_title("Environment steps per second on one core,\nHalfCheetah, 8 environments, learning included")
+    right.set_title("Training, steps per second on a core;\nHalfCheetah 8 x 256")
     for axis in (left, right):
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.16)
         axis.tick_params(axis="y", length=0)
+    right.xaxis.set_major_locator(MaxNLocator(3))
     right.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     drawing.save(figure, "overview", folder or drawing.PICTURES)
 
@@ -114,9 +112,7 @@ def draw(folder: Path | None = None) -> None:
 def main() -> None:
     """Write the tables of both pages and draw."""
     for name in PAGES:
-        page = learning.ROOT / name
-        text = page.read_text()
-        page.write_text(text.replace(between(text), "\n".join(["", *comparison(), ""])))
+        learning.write_between_markers(learning.ROOT / name, comparison(), "comparison")
     draw()
 
 

@@ -19,6 +19,8 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = "lightning_ppo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_copyright = False
 
 # the reference of settings is made from the source at every build, and included by configuration.md
