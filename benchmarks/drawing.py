@@ -4,7 +4,6 @@ Colours are names here. In a file they are CSS variables that follow the reader'
 ground of its own, so that it can be read on any page.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +75,9 @@ def save(figure: Figure, name: str, folder: Path = PICTURES) -> None:
     path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n")
 
 
-def lines(axis: Any, curves: dict[str, Sequence[tuple[float, float]]], colors: Sequence[str] = ("blue", "orange")) -> None:
+def lines(
+    axis: Any, curves: dict[str, Sequence[tuple[float, float]]], colors: Sequence[str] = ("blue", "orange")
+) -> None:
     """Draw curves by name, each in the next colour, with a legend if there are several."""
     for (name, points), color in zip(curves.items(), colors, strict=False):
         axis.plot(*zip(*points, strict=True), color=LIGHT[color], label=name)

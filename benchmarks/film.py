@@ -39,7 +39,8 @@ def run(*command: str) -> str:
 def play(folder: Path, env_steps: int) -> tuple[Path, dict]:
     """Train for so many steps, and return the film and the `summary.json` of an agent."""
     run_dir = folder / f"{env_steps}"
-    run("train", "halfcheetah", f"total_env_steps={env_steps}", f"run_dir={run_dir}", "resume=auto")
+    settings = [f"total_env_steps={env_steps}", "evaluation.final_episodes=10"]
+    run("train", "halfcheetah", *settings, f"run_dir={run_dir}", "resume=auto")
     film = run_dir / "film.mp4"
     run("evaluate", f"{run_dir / 'checkpoints' / 'last.ckpt'}", "--video", f"{film}", "--episodes", "1")
     return film, json.loads((run_dir / "summary.json").read_text())

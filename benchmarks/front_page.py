@@ -2,12 +2,12 @@
 
     python benchmarks/front_page.py
 
-It runs nothing: it writes the tables between the markers of both pages, and draws docs/pictures/overview.svg.
+It runs nothing: it writes the tables between the markers of both pages, and draws docs/pictures/overview-*.svg.
 """
 
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,10 +40,9 @@ def returns_table() -> list[str]:
     """Return the table of returns: the defaults, Stable-Baselines3 measured here, and what others have published."""
     table = learning.load_results(["universal", "sb3"])
     published = learning.read_rows(learning.RESULTS.parent / "references.csv")
-    rows = [
-        f"| return after 1M steps | lightning_ppo | Stable-Baselines3 | {' | '.join(f'*{name}*' for name in PUBLISHED)} |",
-        "|---|---:|---:|" + "---:|" * len(PUBLISHED),
-    ]
+    others = " | ".join(f"*{name}*" for name in PUBLISHED)
+    rows = [f"| return after 1M steps | lightning_ppo | Stable-Baselines3 | {others} |"]
+    rows.append("|---|---:|---:|" + "---:|" * len(PUBLISHED))
     for task in TASKS:
         means = {
             name: statistics.mean(float(row["train_return_mean"]) for row in table[task][name])
@@ -76,37 +75,33 @@ def comparison() -> list[str]:
 
 
 def draw(folder: Path | None = None) -> None:
-    """Draw scores by task and the speed on HalfCheetah."""
-    from matplotlib.ticker import MaxNLocator
-
+    """Draw scores by task, and the speed on HalfCheetah."""
     from benchmarks import drawing
 
-    figure, ((left, right),) = drawing.panels(1, 2, 4.9, 3.4)
-    table = learning.load_results(["universal", "random", "sb3"])
-    scores = learning.normalized_scores(table, "universal")
-    tasks = sorted(scores, key=lambda task: statistics.mean(scores[task]))
-    means = [statistics.mean(scores[task]) for task in tasks]
-    names = [task.removesuffix("-v5") for task in tasks]
-    bars = left.barh(names, means, color=drawing.LIGHT["blue"])
-    left.bar_label(bars, fmt="{:.2f}", padding=4)
-    left.axvline(1.0, color=drawing.LIGHT["orange"], linestyle="--")
-    left.set_title("Return: 0 is random actions,\n1 is Stable-Baselines3 (dashed)")
+    def bars(name: str, title: str, values: dict[str, float], form: str, ours: Callable[[str], bool]) -> None:
+        figure, ((axis,),) = drawing.panels(1, 1, 4.1, 3.0)
+        colors = [drawing.LIGHT["blue" if ours(label) else "other"] for label in values]
+        axis.bar_label(axis.barh([*values], [*values.values()], color=colors), fmt=form, padding=4)
+        if name == "overview-returns":
+            axis.axvline(1.0, color=drawing.LIGHT["orange"], linestyle="--")
+        axis.grid(visible=False)
+        axis.margins(x=0.2)
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.set_visible(False)
+        axis.spines["bottom"].set_visible(False)
+        figure.suptitle(title, x=0.02, ha="left", fontsize=12)
+        drawing.save(figure, name, folder or drawing.PICTURES)
+
+    scores = learning.normalized_scores(learning.load_results(["universal", "random", "sb3"]), "universal")
+    means = {task.removesuffix("-v5"): statistics.mean(values) for task, values in scores.items()}
+    means = dict(sorted(means.items(), key=lambda item: item[1]))
+    title = "Return of the defaults: 0 is random actions,\n1 is Stable-Baselines3 (dashed)"
+    bars("overview-returns", title, means, "{:.2f}", lambda _: True)
     workload = RACES["HalfCheetah 8 x 256"]
     rates = speed.medians(learning.read_rows(learning.RESULTS / "speed.csv"), "env_steps_per_second")[workload]
-    racers = [*reversed(RACERS)]
-    colors = [drawing.LIGHT["blue" if racer.startswith("lightning_ppo") else "other"] for racer in racers]
-    bars = right.barh(
-        [speed.SYSTEMS[racer].label for racer in racers], [rates[racer] for racer in racers], color=colors
-    )
-    right.bar_label(bars, fmt="{:,.0f}", padding=4)
-    right.set_title("Training, steps per second on a core;\nHalfCheetah 8 x 256")
-    for axis in (left, right):
-        axis.grid(axis="y", visible=False)
-        axis.margins(x=0.16)
-        axis.tick_params(axis="y", length=0)
-    right.xaxis.set_major_locator(MaxNLocator(3))
-    right.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    drawing.save(figure, "overview", folder or drawing.PICTURES)
+    rates = {speed.SYSTEMS[racer].label: rates[racer] for racer in reversed(RACERS)}
+    title = "Environment steps per second on one core,\nHalfCheetah 8 x 256, learning included"
+    bars("overview-speed", title, rates, "{:,.0f}", lambda label: label.startswith("lightning_ppo"))
 
 
 def main() -> None:

@@ -68,7 +68,8 @@ def own_network() -> Rows:
 
     encoder = cartpole(PPO, policy={"encoder": own_network.ENCODER, "hidden_sizes": [64]})
     network = cartpole(PPO, policy={"network": "own_network.SharedNetwork"})
-    return [("env_steps", "FourierEncoder", "SharedNetwork"), *((s, a, b) for (s, a), (_, b) in zip(encoder, network))]
+    both = [(steps, value, other) for (steps, value), (_, other) in zip(encoder, network, strict=False)]
+    return [("env_steps", "FourierEncoder", "SharedNetwork"), *both]
 
 
 def own_loss() -> Rows:
@@ -139,8 +140,8 @@ def search() -> Rows:
     import search
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = ["configs/cartpole.yaml", "total_env_steps=30000", "evaluation.final_episodes=20"]
-        study = search.search(Path(folder), 8, settings)
+        short = ["total_env_steps=20480", "update.epochs=4", "evaluation.final_episodes=20"]
+        study = search.search(Path(folder), 8, ["configs/cartpole.yaml", *short])
     rows = [(trial.number, trial.params["learning_rate"], trial.value, trial.state.name) for trial in study.trials]
     return [("trial", "learning_rate", "return", "state"), *rows]
 
@@ -214,7 +215,7 @@ def draw(folder: Path | None = None) -> None:
             for seed in (1, 2, 3):
                 rows = learning.read_rows(learning.RESULTS / "curves" / experiment / f"HalfCheetah-v5-{seed}.csv")
                 points = [(float(row["env_steps"]), float(row["return"])) for row in rows]
-                axis.plot(*zip(*points), color=colors[color], label=name if seed == 1 else None)
+                axis.plot(*zip(*points, strict=True), color=colors[color], label=name if seed == 1 else None)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.legend(fontsize=10)
 

@@ -1,7 +1,7 @@
-"""What pages show is what was measured: tables and pictures follow from rows, and the API reference has every public name.
+"""What pages show is what was measured: tables and pictures follow from rows. The API reference has every public name.
 
-`python benchmarks/front_page.py`, `diagnosis.py --draw`, `gallery.py --draw` and the `report` commands of the benchmarks
-write the tables and draw the pictures anew.
+`python benchmarks/front_page.py`, `diagnosis.py --draw` and `gallery.py --draw`, and the `report` commands of the
+benchmarks, write the tables and draw the pictures anew.
 """
 
 import ast
@@ -33,7 +33,8 @@ REGISTRIES = (
 
 
 def between(page: Path, name: str) -> list[str]:
-    return page.read_text().partition(f"<!-- {name}: begin -->\n")[2].partition(f"\n<!-- {name}: end -->")[0].split("\n")
+    _, _, rest = page.read_text().partition(f"<!-- {name}: begin -->\n")
+    return rest.partition(f"\n<!-- {name}: end -->")[0].split("\n")
 
 
 @pytest.mark.parametrize("name", front_page.PAGES)
@@ -118,7 +119,8 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("path", sorted(PICTURES.glob("*.svg")), ids=lambda path: path.stem)
 def test_pictures_are_readable_in_light_and_in_dark(path):
     text = path.read_text()
-    light, dark = (dict(re.findall(r"--(\w+):(#\w{6})", scheme)) for scheme in text.split("prefers-color-scheme:dark")[:2])
+    schemes = text.split("prefers-color-scheme:dark")
+    light, dark = (dict(re.findall(r"--(\w+):(#\w{6})", scheme)) for scheme in schemes)
     used = set(re.findall(r"var\(--(\w+)", text))
     assert {"ground", "ink"} <= used <= light.keys() == dark.keys()
     assert not re.findall(r"(?:fill|stroke): #", text)  # a colour that does not follow the scheme
@@ -193,16 +195,14 @@ def test_the_api_reference_has_every_public_name():
 
 
 def test_what_the_api_reference_shows_is_documented():
-    def silent(path: str, thing: object) -> list[str]:
+    def shown(thing: object) -> list[str]:
         members = vars(thing).items() if inspect.isclass(thing) else ()
-        shown = [
-            name
-            for name, value in members
-            if not name.startswith("_") and (callable(value) or isinstance(value, property | classmethod | staticmethod))
-        ]
-        return [path] * (not inspect.getdoc(thing)) + [
-            f"{path}.{name}" for name in shown if not inspect.getdoc(getattr(thing, name))
-        ]
+        kinds = (property, classmethod, staticmethod)
+        return [n for n, value in members if n[0] != "_" and (callable(value) or isinstance(value, kinds))]
+
+    def silent(path: str, thing: object) -> list[str]:
+        named = {path: thing} | {f"{path}.{name}": getattr(thing, name) for name in shown(thing)}
+        return [name for name, value in named.items() if not inspect.getdoc(value)]
 
     assert [name for path, thing in documented().items() for name in silent(path, thing)] == []
 
