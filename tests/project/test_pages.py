@@ -104,6 +104,14 @@ def test_every_picture_is_shown_described_and_small():
     assert max(path.stat().st_size for path in shown) < 1_000_000
 
 
+def test_the_moving_picture_is_of_the_agents_in_its_rows():
+    first, last = learning.read_rows(learning.RESULTS / "film.csv")
+    assert int(first["env_steps"]) == 64 * 64  # one update with the defaults
+    assert float(last["eval_return_mean"]) > float(first["eval_return_mean"]) + 1000
+    for page in front_page.PAGES:
+        assert f"after one update and after {int(last['env_steps']):,} steps](" in (ROOT / page).read_text()
+
+
 def luminance(color: str) -> float:
     """Relative luminance of `#rrggbb` (WCAG 2.2)."""
     parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
