@@ -350,9 +350,9 @@ def spread(rows: Sequence[Mapping[str, str]]) -> str:
     return f"{mean:,.1f} ± {(sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5:,.1f}"
 
 
-def write_between_markers(path: Path, lines: Sequence[str]) -> None:
-    """Replace what stands between the table markers of a Markdown page."""
-    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
+def write_between_markers(path: Path, lines: Sequence[str], name: str = "table") -> None:
+    """Replace what stands between the markers of that name in a Markdown page."""
+    begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
     before, _, rest = path.read_text().partition(begin)
     _, _, after = rest.partition(end)
     path.write_text("\n".join([before + begin, *lines, end + after]))

@@ -7,6 +7,7 @@ states the conventions.
 
 import contextlib
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -142,25 +143,63 @@ def test_every_setting_of_the_source_is_in_the_reference():
     assert f"| `seed` | `int` | `1` | {by_key['seed'].meaning} |" in to_markdown()
 
 
-@pytest.mark.docs
-def test_the_site_builds_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The documentation as a site."""
     for module in ("sphinx", "furo", "myst_parser"):
         pytest.importorskip(module, reason="needs the extra docs")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "-q",
-        "-d",
-        str(tmp_path / "cache"),
-        "docs",
-        str(tmp_path / "site"),
-    ]
+    folder = tmp_path_factory.mktemp("docs")
+    options = ["-W", "-q", "-d", str(folder / "cache")]
+    command = [sys.executable, "-m", "sphinx", *options, "docs", str(folder / "site")]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+    return folder / "site"
+
+
+@pytest.mark.docs
+def test_the_site_builds_without_a_warning(site):
     for page in ROOT.glob("docs/*.md"):
-        assert (tmp_path / "site" / f"{page.stem}.html").is_file()
-    text = (tmp_path / "site" / "configuration.html").read_text()
+        assert (site / f"{page.stem}.html").is_file()
+    text = (site / "configuration.html").read_text()
     assert "runs/&lt;env id&gt;/&lt;timestamp&gt;" in text
     assert "update.clip_range" in text and "Epsilon of the clipped surrogate" in text
+    text = (site / "api.html").read_text()
+    assert 'id="lightning_ppo.PPO.predict"' in text and "(B, *shape)" in text
+
+
+PROBE = """
+const wide = (element) => element.scrollWidth - element.clientWidth;
+const seen = Array.from({length: frames.length}, (_, index) => frames[index].document).map((page) => ({
+  width: page.documentElement.clientWidth,
+  page: wide(page.documentElement),
+  blocks: Math.max(0, ...[...page.querySelectorAll("article pre, article .sig")].map(wide)),
+  tables: Math.max(0, ...[...page.querySelectorAll(".table-wrapper")].map(wide)),
+  pictures: [...page.querySelectorAll("article img")].map((image) => image.naturalWidth),
+}));
+document.body.append(Object.assign(document.createElement("pre"), {id: "probe", textContent: JSON.stringify(seen)}));
+"""
+"""Pixels by which what pages show is wider than its place, after all of them have been loaded in frames."""
+
+
+@pytest.mark.docs
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_is_cut_off(width, site, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no browser: apt install chromium")
+    pages = [page.stem for page in sorted(ROOT.glob("docs/*.md"))]
+    shown = "".join(f'<iframe width={width} height=900 src="{(site / page).as_uri()}.html"></iframe>' for page in pages)
+    harness = tmp_path / "harness.html"
+    style = "<style>iframe { border: 0 }</style>"
+    harness.write_text(f"<!DOCTYPE html>{style}<body>{shown}<script>onload = () => {{{PROBE}}}</script></body>")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", harness.as_uri()]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    probe = re.search(r'<pre id="probe">(.*?)</pre>', finished.stdout, re.DOTALL)
+    assert probe, finished.stderr
+    for page, seen in zip(pages, json.loads(probe.group(1)), strict=True):
+        assert 0 < seen["width"] <= width, page
+        assert (seen["page"], seen["blocks"]) == (0, 0), page
+        assert seen["tables"] == 0 or width < 1280, page  # on a telephone tables can be moved sideways
+        assert all(seen["pictures"]), page
