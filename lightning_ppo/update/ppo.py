@@ -217,7 +217,7 @@ class PPO(pl.LightningModule):
             optimizers: Any = self.optimizers()
             optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
             how = self.compile_update and self.compile_setting
-            micro, shared = self.update_settings.micro_batch_size, sharding.is_sharded(self.trainer)
+            micro, shared = self.update_settings.micro_batch_size, sharding.has_shards(self.policy)
             self.minibatch_update = MinibatchUpdate(self, self.minibatch_loss, optimizers, how, micro, shared)
         return self.minibatch_update
 
@@ -296,7 +296,7 @@ class PPO(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer of the settings, and the scheduler of its learning rate."""
-        plain = self.plain or sharding.is_sharded(self.trainer)
+        plain = self.plain or sharding.has_shards(self.policy)
         return make_optimizer(self.optimizer_settings, self.named_parameters(), plain)
 
     # ---------------------------------------------------------------- Lightning's other hooks

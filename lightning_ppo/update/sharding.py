@@ -33,6 +33,11 @@ def is_sharded(trainer: Any) -> bool:
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
+def has_shards(policy: ActorCritic) -> bool:
+    """Return whether the weights of a policy are shared out."""
+    return isinstance(policy.whole_weights, WholeWeights)
+
+
 def share_when_configured(module: Any) -> None:
     """Have the policy's weights shared out after the module's `configure_model`, if the Trainer's strategy does so.
 
@@ -41,7 +46,7 @@ def share_when_configured(module: Any) -> None:
     """
     trainer, policy = module.trainer, module.policy
     if not is_sharded(trainer):
-        if isinstance(policy.whole_weights, WholeWeights):
+        if has_shards(policy):
             raise ConfigError(
                 "trainer.strategy: an earlier fit has shared the weights out; load them from a checkpoint"
             )
