@@ -167,7 +167,7 @@ class TransformerCore(nn.Module):
         """
         starts = torch.zeros(x.shape[1], x.shape[0], dtype=torch.bool, device=x.device)
         outputs, seen = self._run(x.transpose(0, 1), states, starts)
-        known = (states[:, -1:] + x.shape[0]).clamp(max=self.memory)
+        known = (self._known(states) + x.shape[0]).clamp(max=self.memory)
         kept = [inputs[:, -self.memory :].flatten(1) for inputs in seen]
         return outputs.transpose(0, 1), torch.cat((*kept, known), -1)
 
@@ -191,13 +191,17 @@ class TransformerCore(nn.Module):
             states: (S, H), before the first step.
             starts: (S, L) bool, an episode starts with the step.
         """
-        *past, known = states.split([self.memory * self.num_features] * len(self.layers) + [1], -1)
+        past = states[:, :-1].chunk(len(self.layers), -1)
         stream, seen = full_precision(self.embedding(x)), []
-        hidden = _hidden(known, starts, self.memory)
+        hidden = _hidden(self._known(states), starts, self.memory)
         for layer, kept in zip(self.layers, past, strict=True):
             stream, of_layer = layer(stream, kept.unflatten(-1, (self.memory, -1)), hidden)
             seen.append(of_layer)
         return stream, seen
+
+    def _known(self, states: Tensor) -> Tensor:
+        """Return how many steps in memory are of the episode (S, 1); any numbers (S, H) are a state."""
+        return states[:, -1:].floor().clamp(0.0, self.memory)
 
 
 def _softmax(scores: Tensor, bias: Tensor) -> Tensor:
