@@ -50,5 +50,5 @@ def _asked(repository: str, function: str, *arguments: Any, **settings: Any) -> 
         raise ConfigError(f"{repository}: needs the package huggingface_hub: {install('hub')}") from None
     try:
         return getattr(huggingface_hub, function)(*arguments, **settings)
-    except (OSError, ValueError, RuntimeError) as error:  # what its errors derive from
+    except Exception as error:  # its own, and those of an HTTP client that is another one in each of its versions
         raise CheckpointError(f"{repository}: {one_line(error, 200)}") from error

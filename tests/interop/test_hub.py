@@ -113,12 +113,23 @@ def test_what_cannot_be_filmed_is_said(run_dir, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "replay.mp4").exists() and "replay.mp4" not in card_of(tmp_path)[1]
 
 
+class ConnectError(Exception):
+    """What an HTTP client raises, which is no OSError."""
+
+
+def unreachable(*arguments, **settings):
+    raise ConnectError("Name or service not known")
+
+
 def test_mistakes_are_one_line(run_dir, hub, tmp_path, monkeypatch, capsys):
     assert cli.main(["push", str(tmp_path), "me/nothing"]) == 2
     assert "push the directory of a run that has finished" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"^me/nothing: 404 Client Error") as error:
         PPO.from_hub("me/nothing", revision="v1")
     assert "\n" not in str(error.value)
+    monkeypatch.setattr(sys.modules["huggingface_hub"], "create_repo", unreachable)
+    assert cli.main(["push", str(run_dir), "me/nothing", "--no-video"]) == 1
+    assert "error: me/nothing: Name or service not known" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"there is no agent\.ckpt in this folder"):
         PPO.from_hub(str(tmp_path))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
