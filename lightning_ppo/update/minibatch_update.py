@@ -134,7 +134,7 @@ class MinibatchUpdate:
             self._flat,
             lambda batch, rows, scale: _checked(loss, batch, rows, scale),
             accumulate=size < minibatch_size,
-            pure=not own_code(self.module),
+            pure=self._only_computes(),
         )
         rows, scale = torch.arange(size, device=device), torch.ones((), device=device)
         failure = listener_of(self.module) if self.compile == "auto" else None
@@ -148,6 +148,11 @@ class MinibatchUpdate:
         failed = torch.tensor([failure is not None], dtype=torch.float32, device=device)
         if max_over_ranks(failed):
             self._leave_uncompiled(failure or "another rank cannot compile")
+
+    def _only_computes(self) -> bool:
+        """Return whether no code of the user's own runs between the minibatches of an iteration, or in their losses."""
+        ours = type(self.module).__module__.startswith("lightning_ppo.")
+        return ours and self._short_step and not own_code(self.module)
 
     def _leave_uncompiled(self, reason: str) -> None:
         say = rank_zero_only(_log.warning) if self.compile == "auto" else rank_zero_warn

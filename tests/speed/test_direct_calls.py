@@ -78,6 +78,13 @@ class OwnLoss(PPO):
         return super().policy_loss(terms)
 
 
+class OwnStep(PPO):
+    """What it does before a step could replace what the loss reads."""
+
+    def on_before_optimizer_step(self, optimizer):
+        super().on_before_optimizer_step(optimizer)
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize(
     ("model", "settings", "expected"),
@@ -85,6 +92,7 @@ class OwnLoss(PPO):
         (PPO, {}, 2 * (7 * [True])),
         (PPO, {"recompute_advantages": True}, 2 * (3 * [True] + [False] + 3 * [True])),
         (OwnLoss, {}, []),
+        (OwnStep, {}, []),
     ],
 )
 def test_an_iteration_is_traced_once_for_each_batch_and_learns_the_same(model, settings, expected, monkeypatch):
