@@ -12,6 +12,8 @@ from lightning_ppo.support.env_maker import EnvMaker
 from lightning_ppo.support.errors import EnvironmentFault, described, nearest
 from lightning_ppo.support.packages import EXTRAS, install
 
+JAX_FAMILIES = ("brax", "playground", "gymnax")
+"""What stands before the colon in the ids of tasks that are written in JAX."""
 PROVIDERS = {module: name for name, extra in EXTRAS.items() for module in extra.modules}
 """Extra of this package that provides a module."""
 
@@ -23,6 +25,11 @@ def find_spec(env_id: str) -> EnvSpec:
         EnvironmentFault: If there is no such environment, or a package is missing.
     """
     module_name, separator, attribute = env_id.partition(":")
+    if module_name in JAX_FAMILIES and separator:
+        named = {"family": module_name, "task": attribute}
+        return EnvSpec(
+            id=f"{attribute}-v0", vector_entry_point="lightning_ppo.envs.jax_envs:JaxVectorEnv", kwargs=named
+        )
     if separator:
         entry_point: Any = env_id.make if isinstance(env_id, EnvMaker) else _imported(env_id, module_name, attribute)
         name = re.sub(r"[^\w.-]", "_", attribute)

@@ -21,6 +21,11 @@ EXTRAS = {
     "box2d": Extra(("box2d",), "LunarLander-v3 and BipedalWalker-v3", ("Box2D",)),
     "atari": Extra(("ale-py",), "Atari environments, ALE/...", ("ale_py", "opencv")),
     "envpool": Extra(("envpool",), "environments stepped in C++ threads", ("envpool",)),
+    "jax": Extra(
+        ("jax", "brax", "playground", "gymnax"),
+        "simulators in JAX: brax:ant, playground:CartpoleBalance, gymnax:CartPole-v1",
+        ("jax", "brax", "mujoco_playground", "gymnax", "six"),
+    ),
     "minigrid": Extra(("minigrid",), "MiniGrid environments, configs/minigrid_memory.yaml"),
     "video": Extra(("imageio-ffmpeg", "pygame-ce"), "evaluate --video and --render, the RecordVideo callback"),
     "export": Extra(("onnx", "onnxscript", "onnxruntime"), "export --format onnx"),
