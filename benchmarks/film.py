@@ -42,7 +42,8 @@ def train(folder: Path, env_steps: int) -> Path:
     """Train for so many steps, or go on with it, and return the run directory."""
     run_dir = folder / f"{env_steps}"
     command = [sys.executable, "-m", "lightning_ppo", *settings(env_steps), f"run_dir={run_dir}", "resume=auto"]
-    subprocess.run(command, cwd=learning.ROOT, check=True)
+    if not (run_dir / "summary.json").exists():
+        subprocess.run(command, cwd=learning.ROOT, check=True)
     return run_dir
 
 
@@ -57,7 +58,8 @@ def keep(runs: list[Path]) -> None:
 
 def frames_of(run_dir: Path) -> Iterator[Image.Image]:
     """Yield what an agent does at the start of an episode."""
-    env = gymnasium.make("HalfCheetah-v5", render_mode="rgb_array", width=SIZE[0], height=SIZE[1])
+    width, height = SIZE
+    env = gymnasium.make("HalfCheetah-v5", render_mode="rgb_array", width=width, height=height, camera_name="track")
     model = PPO.load_from_checkpoint(run_dir / "checkpoints" / "last.ckpt", map_location="cpu")
     observation, _ = env.reset(seed=1)
     for _ in range(FRAMES):
@@ -75,7 +77,7 @@ def beside(runs: list[Path]) -> list[Image.Image]:
         picture = Image.new("RGB", (SIZE[0] * len(runs), SIZE[1] + 24), "#161b22")
         for number, (frame, summary) in enumerate(zip(frames, summaries, strict=True)):
             picture.paste(frame, (number * SIZE[0], 24))
-            label = f"after {summary['env_steps']:,} steps: return {summary['eval_return_mean']:,.0f}"
+            label = f"after {summary['env_steps']:,} steps: return {round(summary['eval_return_mean']):,}"
             ImageDraw.Draw(picture).text((number * SIZE[0] + 8, 4), label, fill="#e6edf3", font_size=14)
         pictures.append(picture)
     return pictures

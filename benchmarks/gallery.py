@@ -201,8 +201,11 @@ def draw(folder: Path | None = None) -> None:
         for state, color in (("COMPLETE", "blue"), ("PRUNED", "other")):
             rows = [row for row in kept("search") if row["state"] == state and row["return"]]
             points = [[float(row[column]) for row in rows] for column in ("learning_rate", "return")]
-            axis.scatter(*points, color=colors[color], label=f"{state.lower()} trial")
+            if rows:
+                axis.scatter(*points, color=colors[color], label=f"{state.lower()} trial")
         axis.set_xscale("log")
+        axis.minorticks_off()
+        axis.set_xticks([1e-4, 3e-4, 1e-3, 3e-3], ["0.0001", "0.0003", "0.001", "0.003"])
         axis.legend(fontsize=10)
 
     picture("search", "learning rate", "return", trials)
