@@ -407,6 +407,7 @@ def draw(path: Path, experiments: Sequence[str], env_ids: Sequence[str]) -> None
             axis.fill_between(steps, bounds[:, 0], bounds[:, 1], color=f"C{number}", alpha=0.2, linewidth=0)
         axis.set_title(env_id)
         axis.set_xlabel("environment steps")
+        axis.locator_params(axis="x", nbins=4)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("return, last 100 episodes")
     lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
