@@ -27,7 +27,7 @@ class UnsupportedSpaceError(UserError):
 
 
 class NonFiniteError(UserError):
-    """A loss, gradient or rollout tensor became NaN or infinite; the weights are those from before the iteration."""
+    """A loss, gradient or rollout tensor became NaN or infinite; nothing was learnt from it."""
 
 
 class RankLostError(UserError):

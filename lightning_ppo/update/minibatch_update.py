@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -74,7 +74,7 @@ class MinibatchUpdate:
         self._short_step = switch.is_on() and shortcuts.nobody_listens(module, "on_before_optimizer_step")
         self._scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
         self._norm: Tensor | None = None
-        self._refused = False
+        self._refused = self._stepping = False
         self._found_inf: Tensor | None = None
         self._trained: list[nn.Parameter] = []
         self._flat: FlatParameters | None = None
@@ -233,14 +233,17 @@ class MinibatchUpdate:
         """
         self._norm = None
         if not self._short_step and not self._scaled:
-            self._may_step()  # Lightning calls the hook within the first step, too late to leave it out
+            self._may_step()  # Lightning calls the hook within the first step
+            self._stepping = True
         for optimizer in self.optimizers:
             if self._refused:
                 break
             if self._short_step:
                 shortcuts.step(self.module, optimizer, self._may_step)
             else:
-                optimizer.step()
+                with suppress(_StepRefusedError):
+                    optimizer.step()
+        self._stepping = False
         return self._measured()
 
     def _measured(self) -> Tensor:
@@ -261,6 +264,8 @@ class MinibatchUpdate:
             self._found_inf.copy_(torch.maximum(self._found_inf, (~norm.isfinite()).float()))
         elif not self._scaled:  # else the scaler skips the step
             self._refused = self._refused or not math.isfinite(norm)
+            if self._refused and self._stepping:
+                raise _StepRefusedError
 
     def clip(self, bound: float | None) -> None:
         """Scale the gradients to a global norm of at most `bound`, in place; None only measures."""
@@ -283,6 +288,10 @@ def one(loss: Tensor) -> Tensor:
 def _checked(loss: Loss, batch: Minibatch, rows: Tensor, scale: Tensor) -> tuple[Tensor, MinibatchReport]:
     found, reported = loss(select(batch, rows, scale))
     return found * one(found), reported
+
+
+class _StepRefusedError(Exception):
+    """Leaves a step out within which Lightning calls the hook that finds gradients not finite."""
 
 
 class Snapshot:

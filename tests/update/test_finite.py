@@ -6,6 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from gymnasium import spaces
+from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor, nn
 
 from lightning_ppo import PPO, RolloutDataModule
@@ -145,3 +146,22 @@ def test_statistics_of_batch_normalisation_are_put_back():
     moved = {name for name, x in before.items() if not torch.equal(x, after[name])}
     assert all("reward_scaler" in name for name in moved)  # which takes rewards in before they are learnt from
     assert after["policy.network.actor_trunk.encoder.layer.num_batches_tracked"] > 0
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("hook", ["on_before_optimizer_step", "on_after_backward"])
+@pytest.mark.parametrize(
+    "optimizer", [{}, {"class_path": "torch.optim.SGD", "learning_rate": 1e-3}], ids=["adam", "sgd"]
+)
+def test_a_gradient_that_a_callback_breaks_is_not_learnt_from(plain, hook, optimizer):
+    seen = []
+
+    def breaks(trainer, module, *_):
+        seen.append([parameter.detach().clone() for parameter in module.parameters()])
+        if len(seen) == 6:
+            next(parameter for parameter in module.parameters() if parameter.grad is not None).grad.fill_(torch.inf)
+
+    model, data = make_pair(plain=plain, optimizer=optimizer)
+    with pytest.raises(NonFiniteError, match=r"grad_norm is (inf|nan) in minibatch 2 of update epoch 1, iteration 2"):
+        make_trainer(callbacks=[LambdaCallback(**{hook: breaks})]).fit(model, data)
+    assert all(torch.equal(one, other) for one, other in zip(seen[5], model.parameters(), strict=True))
