@@ -201,7 +201,7 @@ class TransformerCore(nn.Module):
 
     def _known(self, states: Tensor) -> Tensor:
         """Return how many steps in memory are of the episode (S, 1); any numbers (S, H) are a state."""
-        return states[:, -1:].floor().clamp(0.0, self.memory)
+        return states[:, -1:].floor().clamp(min=0)
 
 
 def _softmax(scores: Tensor, bias: Tensor) -> Tensor:
