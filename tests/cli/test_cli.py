@@ -283,7 +283,7 @@ def test_train_takes_a_config_in_every_form(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"env\.num_env: unknown setting; did you mean env\.num_envs\?"):
         lightning_ppo.train({"env.num_env": 2})
     with pytest.raises(ConfigError, match="expected plain data"):
-        lightning_ppo.train({"env.kwargs": {"thing": object()}})
+        lightning_ppo.train({"env.num_envs": object()})
 
 
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--episodes", "0"]])

@@ -217,7 +217,7 @@ def test_a_reader_who_types_what_the_page_says(page, installed, tmp_path):
                 if own and not any(word.startswith("trainer.") for word in arguments):
                     trained += not resumed
                     arguments += [*([] if resumed else TINY), BUDGET]
-                else:
+                elif "--help" not in arguments:
                     arguments.append("--print-config")  # the settings are read
             elif arguments[0] == "evaluate":
                 if "--render" in arguments:
