@@ -42,7 +42,7 @@ REFUSED = (
     "nll_loss_forward",
     "_adaptive_avg_pool2d_backward",
 )
-"""Operations on floating-point numbers that torch has no deterministic kernels for on a GPU, and refuses if asked to."""
+"""Operations on floating-point numbers without a deterministic kernel for GPUs, which torch then refuses."""
 UNKNOWN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
