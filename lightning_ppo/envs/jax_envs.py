@@ -121,6 +121,8 @@ class JaxVectorEnv(VectorEnv):
         ended = terminations | truncations
 
         def begun(now: Any, drawn: Any) -> Any:
+            if now.shape[:1] != ended.shape:  # mjx has empty arrays that belong to no copy
+                return now
             mask = ended.reshape(-1, *[1] * (now.ndim - 1))
             return jnp.where(mask, jnp.roll(drawn, count, 0).astype(now.dtype), now)
 

@@ -59,8 +59,11 @@ def _check(family: str, name: str, names: Iterable[str]) -> None:
 def _brax(name: str, **kwargs: Any) -> JaxTask:
     from brax import envs
 
-    _check("brax", name, envs._envs)
-    return _of_states(envs.get_environment(name, **kwargs), LIMIT)
+    try:
+        env = envs.get_environment(name, **kwargs)
+    except KeyError:
+        raise EnvironmentFault(f"env.id: brax has no {name!r}; its environments are those of brax.envs") from None
+    return _of_states(env, LIMIT)
 
 
 def _playground(name: str, **overrides: Any) -> JaxTask:

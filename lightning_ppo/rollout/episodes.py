@@ -1,5 +1,6 @@
 """Returns and lengths of episodes that span rollouts."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -60,7 +61,7 @@ class EpisodeRecorder:
         """
         device = rewards.device
         skips, returns, lengths = (x.to(device) for x in (self.skips, self.returns, self.lengths))
-        sums = torch.cat((returns[None], torch.where(valid, rewards, 0.0).double())).cumsum(0)[1:]
+        sums = running_sums(torch.cat((returns[None], torch.where(valid, rewards, 0.0).double())))[1:]
         counts = torch.cat((lengths[None], valid.long())).cumsum(0)[1:]
         # the row of the latest end up to each row, and before it; -1 where there is none
         rows = torch.arange(len(rewards), device=device).unsqueeze(1)
@@ -86,7 +87,7 @@ class EpisodeRecorder:
             both = torch.where(told, values, 0.0).double(), told.double()
             for steps, begun in zip(both, running.unbind(1), strict=True):
                 # what was told before belongs to the first episode alone, so that it may be unknown
-                totals = steps.cumsum(0)
+                totals = running_sums(steps)
                 columns.append((totals - at(totals, before, 0.0) + torch.where(before < 0, begun, 0.0))[reported])
                 after.append((totals[-1:] - at(totals, last, 0.0) + torch.where(last < 0, begun, 0.0))[0])
             self.infos[name] = torch.stack(after, 1)
@@ -116,6 +117,16 @@ class EpisodeRecorder:
         unknown = torch.full((len(self.returns), 2), torch.nan, dtype=torch.float64)
         saved = state.get("episode_infos", {})
         self.infos = {name: saved.get(name, unknown).clone() for name in names}
+
+
+def running_sums(x: Tensor) -> Tensor:
+    """Return the sums of the rows (T, ...) of a tensor up to each of them.
+
+    On a GPU torch adds in an order that varies, and refuses to where the Trainer is to be deterministic.
+    """
+    if x.device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
+        return torch.stack(list(itertools.accumulate(x.unbind())))
+    return x.cumsum(0)
 
 
 def check_returns(returns: Tensor) -> None:

@@ -32,6 +32,17 @@ ITERATION = "next_rollout", "training_step"
 """Functions of the package that an iteration consists of."""
 WITH_MASKS = "index", "index_put", "index_put_", "_index_put_impl_"
 """Operations that count the rows of a mask, where one is given."""
+REFUSED = (
+    "cumsum",
+    "put_",
+    "histc",
+    "bincount",
+    "median",
+    "kthvalue",
+    "nll_loss_forward",
+    "_adaptive_avg_pool2d_backward",
+)
+"""Operations on floating-point numbers without a deterministic kernel for GPUs, which torch then refuses."""
 UNKNOWN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -113,6 +124,8 @@ class Watch(TorchDispatchMode):
             # as CUDA has it, a single number on the host may take part
             mixed = [x for x in tensors if not isinstance(x, Elsewhere) and x.dim() > 0]
             assert not mixed, f"{_place()}: {function} is given tensors of two devices"
+        if theirs and torch.are_deterministic_algorithms_enabled():
+            assert name not in REFUSED or not theirs[0].is_floating_point(), f"{_place()}: {name} is not deterministic"
         if theirs and (target == HOST or _asks(function, name, args)):
             self._note(self.waits, name)
         if target == ELSEWHERE and len(theirs) < len(tensors):

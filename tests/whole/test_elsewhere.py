@@ -68,12 +68,13 @@ def train(device: torch.device, kind: object, num_steps: int = SEQUENCE, epochs:
     pl.seed_everything(3, verbose=False)
     env = env_of(kind, device, **{key: given.pop(key) for key in ("mode", "masked") if key in given})
     data = RolloutDataModule(env, num_steps=num_steps, rollouts_per_epoch=2)
+    flags = given.pop("trainer", {})
     policy = {"hidden_sizes": [8], "core_size": 4} | given.pop("policy", {})
     length = SEQUENCE if policy.get("core") else None
     update = {"epochs": epochs, "minibatch_size": 16, "sequence_length": length} | given.pop("update", {})
     model = PPO(data.observation_space, data.action_space, update=update, policy=policy, compile=False, **given)
     how = {} if device == HOST else {"accelerator": "auto", "strategy": strategy()}
-    make_trainer(**how).fit(model, data)
+    make_trainer(**how, **flags).fit(model, data)
     return model
 
 
@@ -164,6 +165,15 @@ def test_neither_steps_nor_minibatches_wait(monkeypatch):
             train(ELSEWHERE, TorchCartPole, num_steps, epochs, policy={"core": "lstm"})
         counts.append((sorted(watch.waits), sorted(watch.sent)))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("policy", [{}, {"core": "lstm"}], ids=["mlp", "lstm"])
+def test_deterministic_training_calls_nothing_that_torch_refuses_then(monkeypatch, policy):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # which Lightning sets
+    try:
+        check_waits(compare(monkeypatch, TorchPendulum, policy=policy, trainer={"deterministic": True}), MEANT)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_the_watch_sees_what_it_looks_for(monkeypatch):
