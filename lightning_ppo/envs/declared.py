@@ -244,7 +244,8 @@ class _Rule:
             if fatal:
                 low, high = kind.min, min(kind.max, np.iinfo(np.int64).max)
             elif (space.low > kind.min).any() or (space.high < kind.max).any():
-                low, high = (np.minimum(x, np.iinfo(np.int64).max).astype(np.int64) for x in (space.low, space.high))
+                most = space.dtype.type(min(kind.max, np.iinfo(np.int64).max))
+                low, high = (np.minimum(x, most).astype(np.int64) for x in (space.low, space.high))
         elif isinstance(space, spaces.Box) and space.dtype.kind == "f":
             low, high = finite_bounds(space)
             fatal = False

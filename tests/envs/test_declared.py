@@ -183,6 +183,31 @@ def test_what_keeps_its_meaning_is_learnt_from_and_said_once(kind, backend, said
     env.close()
 
 
+class Integers(Count):
+    """Shows the bounds of a Box of integers in turn, or a value beyond them."""
+
+    def __init__(self, dtype: str, beyond: bool = False) -> None:
+        super().__init__(1000)
+        self.observation_space, self.beyond = spaces.Box(3, 11, (2,), np.dtype(dtype)), beyond
+
+    def _observation(self):
+        return np.array([3, 12 if self.beyond else 11], self.observation_space.dtype)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("beyond", [False, True])
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_bounds_of_integers_of_any_width_hold(dtype, beyond, backend, caplog):
+    kwargs = {"dtype": dtype, "beyond": beyond}
+    env = make_vector_env("tests.envs.test_declared:Integers", 2, backend=backend, kwargs=kwargs)
+    seen = train(env).observations
+    assert (seen[..., 0] == 3).all() and (seen[..., 1] == (12 if beyond else 11)).all()
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(lines) == beyond and all("returned the observation 12 " in line and dtype in line for line in lines)
+    env.close()
+
+
 def test_integers_of_another_width_and_whole_floats_are_what_was_declared():
     space = spaces.Dict({"image": pair(0, 255, np.uint8), "bits": spaces.MultiBinary(2), "n": spaces.Discrete(5)})
     shown = {"image": np.int64([0, 255]), "bits": np.array([True, False]), "n": np.float32(3.0)}
