@@ -86,8 +86,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, kind: object, **given) -> Watch:
         found = found.to(HOST)
     for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
         assert type(ours) is nn.Parameter
-        # memory takes another way than on the CPU, and Adam enlarges rounding where gradients are nearly 0
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     return watch
 
 
