@@ -198,7 +198,8 @@ class MinibatchUpdate:
         reports = []
         for piece in pieces:
             loss, reported = self.loss(select(batch, piece, scale))
-            loss.backward(one(loss))
+            loss.backward()
+            flat.gradients[0].add_(loss.detach(), alpha=0.0)  # NaN if the loss is not finite, as by `one`
             reports.append(reported)
         return reports
 

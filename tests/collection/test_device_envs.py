@@ -149,24 +149,6 @@ def test_a_step_never_waits_for_the_device(policy):
     assert counts[0] == counts[1] <= 12
 
 
-def test_minibatches_do_not_wait_for_the_device(monkeypatch):
-    counts = []
-    for epochs in (1, 4):
-        data = RolloutDataModule(TorchCartPole(8), num_steps=16, rollouts_per_epoch=1)
-        model = PPO(data.observation_space, data.action_space, update={"epochs": epochs, "minibatch_size": 16})
-        looks = Looks()
-
-        def watched(rollout, batch_idx, step=model.training_step, looks=looks):
-            with looks:
-                step(rollout, batch_idx)
-
-        monkeypatch.setattr(model, "training_step", watched)
-        make_trainer(max_epochs=1).fit(model, data)
-        assert model.trainer.global_step == 8 * epochs
-        counts.append(looks.count)
-    assert counts[0] == counts[1]
-
-
 def test_a_policy_elsewhere_gets_observations_as_they_come(monkeypatch):
     """With copies on another device, here forced onto the CPU, rollouts are the same."""
     expected = collect(counters(SAME_STEP, True), 10, action_mask="observation:mask", core="gru", core_size=4)

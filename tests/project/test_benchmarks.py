@@ -483,15 +483,15 @@ def test_a_reproduction_leaves_nothing_to_the_defaults(name):
     """Whatever changes what is learnt is written down, so that a new default cannot change it."""
     given = yaml.safe_load((learning.ROOT / "configs" / name).read_text())
     without_effect = {
-        "update": {"sequence_length"},
+        "update": {"sequence_length", "micro_batch_size"},
         "optimizer": {"init_args"},  # Adam has settings of its own
-        "policy": {"core_size", "critic_observation_keys"},
+        "policy": {"core_size", "core_layers", "core_heads", "core_memory", "critic_observation_keys"},
         "normalize": set(),
     }
     if name != "paper/mujoco.yaml":  # whose other objectives are compared
         without_effect["update"] |= {"kl_coefficient", "kl_target", "trust_region"}
     if name == "paper/atari.yaml":  # no layers after the CNN, discrete actions, nothing normalised
-        without_effect["policy"] |= {"activation", "log_std_init"}
+        without_effect["policy"] |= {"activation", "log_std_init", "log_std_bounds"}
         without_effect["normalize"] |= {"observation_clip", "epsilon"}
     if not given["normalize"]["rewards"]:
         without_effect["normalize"] |= {"reward_clip"}

@@ -22,9 +22,12 @@ class Eager:
     fails: Exception | None = None
     breaks_after = 10**9
 
-    def __init__(self, policy, flat, loss, pure) -> None:
+    def __init__(self, policy, flat, loss, accumulate, pure) -> None:
         type(self).made += 1
         self.flat, self.loss, self.calls, self.alike = flat, loss, 0, False
+
+    def begin(self):
+        pass
 
     def compile(self, *example):
         if self.fails:
