@@ -201,6 +201,7 @@ def test_both_lessons_can_be_left_out():
     assert rollout.rewards.abs().max() == 1 and rollout.terminations.sum() == 2
 
 
+@pytest.mark.exhaustive(strength=0)
 @pytest.mark.parametrize("backend", ["auto", "sync", "envpool"])
 def test_training_learns_from_lessons_and_reports_whole_games(game, backend):
     game("SpaceInvaders", 1, backend)  # skips where it is missing

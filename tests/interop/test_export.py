@@ -45,7 +45,7 @@ def make(case: str, seed: int = 0) -> Deployed:
 @pytest.mark.parametrize(
     ("case", "kind"),
     [
-        *((case, "torch") for case in CASES),
+        *(pytest.param(case, "torch", marks=[pytest.mark.compiled] * (case == "attention")) for case in CASES),
         *(pytest.param(case, "onnx", marks=pytest.mark.compiled) for case in ("memory", "attention")),
     ],
 )

@@ -286,6 +286,7 @@ def test_differences_of_table_1_have_the_spread_of_both_columns():
     assert table1.difference({"A": [1.0]}, {"A": [0.5, 0.5]}) == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.docs
 def test_a_run_goes_on_with_the_settings_it_began_with_only(results, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
     small = ["total_env_steps=128", "env.num_envs=2", "rollout.num_steps=32", "update.minibatch_size=64"]

@@ -32,7 +32,6 @@ def test_ranks_that_share_weights_out_equal_one(control, tmp_path):
     assert shards[0]["final"]["eval/episodes"] == 3
 
 
-@pytest.mark.representative
 def test_blocks_loss_terms_and_pieces_are_those_of_one_rank_in_float64(tmp_path):
     """With rows that are no transitions, parameters that no rank shares, and the first minibatch at ratio 1."""
     (alone,) = launch(tmp_path / "one", 1, "CartPole-v1", "blocks, pieces", "64-true")
