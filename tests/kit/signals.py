@@ -19,10 +19,13 @@ _pipe: list[int] = []
 _pid = os.getpid()
 
 
+_raise = signal.raise_signal
+
+
 def send(number: int) -> None:
     """Send this process a signal that is meant for what is tested, and does not end the tests."""
     _own[number] += 1
-    signal.raise_signal(number)
+    _raise(number)
 
 
 def end(number: int, frame: FrameType | None) -> None:

@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from lightning_ppo import PPO, RolloutDataModule, cli
 from tests.kit.paths import ROOT
+from tests.kit.signals import send
 
 EXAMPLES = ROOT / "examples"
 MULTI_NODE = EXAMPLES / "multi_node"
@@ -122,6 +124,7 @@ def test_the_notebook_runs_and_shows_the_agent(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     matplotlib.use("agg")
     namespace: dict = {"__name__": "__main__"}
+    monkeypatch.setattr(signal, "raise_signal", send)
     shown = []
     for cell in cells(EXAMPLES / "quickstart.ipynb", "code"):
         source = "".join(line for line in cell["source"] if not line.startswith(("!", "%")))
