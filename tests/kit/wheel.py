@@ -68,7 +68,8 @@ class Installed(NamedTuple):
 
 def pip(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # else pip sees a clone there
+    finished = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=200)
     assert finished.returncode == 0, finished.stderr[-2000:]
 
 
