@@ -115,11 +115,10 @@ def test_torch_environments(monkeypatch, distribution, core):
 @pytest.mark.parametrize("core", [None, "lstm"])
 @pytest.mark.parametrize("seen", ["vector", "image", "dict", "nested"])
 @pytest.mark.parametrize("taken", ["discrete", "multi-discrete", "multi-binary", "tuple", "mixed gaussian"])
-def test_spaces(request, monkeypatch, seen, taken, core, masked, mode):
-    if (seen, taken, core, masked, mode) == ("dict", "discrete", "lstm", True, AutoresetMode.SAME_STEP):
-        reason = "weights of convolutions differ by 1e-4 with the shortcuts, by 0 with plain=true; not understood yet"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-    watch = compare(monkeypatch, (seen, taken), masked=masked, mode=mode, policy={"core": core})
+def test_spaces(monkeypatch, seen, taken, core, masked, mode):
+    # else Adam takes the last digit of a small gradient for a whole step
+    given = {"policy": {"core": core}, "optimizer": {"epsilon": 0.1}}
+    watch = compare(monkeypatch, (seen, taken), masked=masked, mode=mode, **given)
     of_parts = "policy/inputs.py:update index", "rollout/shapes.py:final index", NOISE
     check_waits(watch, MEANT | dict.fromkeys(of_parts, 9))
 
