@@ -40,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
         switch.is_on = lambda: False
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("shortcut") and not switch.is_on():
+        pytest.skip("is about a shortcut")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -56,6 +56,7 @@ def test_both_actors_take_the_same_actions(action_space, observation_space, hidd
     assert len(torch.unique(quick.actions.flatten(2) if quick.actions.dim() > 2 else quick.actions)) > 1
 
 
+@pytest.mark.shortcut
 @pytest.mark.parametrize("activation", ["relu", "elu", "silu"])
 @pytest.mark.parametrize(
     "settings",
@@ -103,6 +104,7 @@ def test_weights_are_those_of_the_policy_at_the_rollout():
     torch.testing.assert_close(sampled(NumpyActor), sampled(TorchActor), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.shortcut
 def test_which_actor_is_taken():
     box = ACTIONS["box"]
 

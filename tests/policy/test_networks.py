@@ -166,7 +166,7 @@ class Actor(Whole):
         ("encoder", "Missing", "policy.encoder: cannot import"),
         ("encoder", "SEEN", "policy.encoder: .* is no torch.Module"),
         ("core", "Stateless", "policy.core: Stateless.state_size must be a number of at least 1, got 0"),
-        ("core", "Hasty", "the network fails on 6 observations: IndexError"),
+        pytest.param(*("core", "Hasty", "the network fails on 6 observations: IndexError"), marks=pytest.mark.shortcut),
         ("core", "Forgetful", r"gives states of shape \(2, 4\), expected \(2, 16\)"),
         ("network", "Columns", r"gives values of shape \(6, 1\), expected \(6,\)"),
         ("network", "Narrow", r"gives outputs of shape \(6, 1\), expected \(6, 2\)"),

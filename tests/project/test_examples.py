@@ -4,6 +4,8 @@ tests/project/test_search.py runs examples/search.py.
 """
 
 import ast
+import asyncio
+import gc
 import importlib
 import json
 import re
@@ -11,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -160,7 +163,11 @@ def test_the_notebook_runs_in_a_kernel(tmp_path, monkeypatch):
     manager = AsyncKernelManager()
     manager._kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
     client = NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # of sockets that nbclient leaves open
+        client.execute(reset_kc=True)
+        asyncio.run(manager.shutdown_kernel(now=True))
+        del client, manager
+        gc.collect()
     written = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     texts = "".join(output.get("text", "") for output in written)
     pictures = [output.data for output in written if "data" in output]

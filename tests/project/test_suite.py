@@ -21,7 +21,7 @@ MARKERS = {re.match(r"\w+", marker).group() for marker in PYTEST["markers"]}
 
 
 def test_every_family_is_declared_and_has_a_representative(request):
-    assert {*FAMILIES, "exhaustive", "representative"} == MARKERS
+    assert {*FAMILIES, "exhaustive", "representative", "shortcut"} == MARKERS
     items = request.session.items
     if {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")} != {item.path.parent.name for item in items}:
         pytest.skip("the whole suite has not been collected")

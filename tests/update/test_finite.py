@@ -96,6 +96,7 @@ def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is(monkeypa
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 
 
+@pytest.mark.shortcut
 def test_a_step_is_left_out_on_the_device_as_it_is_on_the_host(monkeypatch):
     """Where looking at a norm would be to wait, Adam is told by a flag."""
 

@@ -114,6 +114,7 @@ def test_every_rank_goes_on_with_what_was_its_own():
     assert in_ranks(2, restored) == [([0.0], [1.0]), ([1.0], [2.0])]
 
 
+@pytest.mark.shortcut
 def test_gradients_are_those_that_ranks_average(monkeypatch):
     asked = []
 
