@@ -168,7 +168,7 @@ class MinibatchUpdate:
 
     def backward(self, batch: Minibatch, rows: Tensor, scale: Tensor) -> MinibatchReport:
         """Set the gradients of the minibatch `rows` (B,) of a batch, its weights scaled, and return what it reports."""
-        pieces = rows.split(self.micro_batch_size or len(rows))
+        pieces = [rows] if self.micro_batch_size is None else rows.split(self.micro_batch_size)
         if self._compiled is not None:
             try:
                 reports = self._compiled_passes(self._compiled, batch, pieces, scale)
