@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from multiprocessing import forkserver, reduction
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,7 +89,10 @@ class Command:
     """A function in a process of its own, called as a program is: with arguments, an exit code and what it prints."""
 
     def __init__(self, function: Callable, *args: Any, **environment: str) -> None:
-        self._files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115, closed in `wait`
+        self._open = ExitStack()
+        out = self._open.enter_context(tempfile.TemporaryFile("w+"))
+        err = self._open.enter_context(tempfile.TemporaryFile("w+"))
+        self._files = out, err
         numbers = [file.fileno() for file in self._files]
         self._process = Process(_in_folder, (os.getcwd(), function, *args), *numbers, **environment)
         self._process.start()
@@ -102,12 +106,10 @@ class Command:
         """Return exit code, output and errors; kill the process if it takes longer than `timeout` seconds."""
         self._process.join(timeout)
         self.kill()
-        texts = []
-        for file in self._files:
-            file.seek(0)
-            texts.append(file.read())
-            file.close()
-        return self._process.exitcode, *texts
+        with self._open:
+            for file in self._files:
+                file.seek(0)
+            return self._process.exitcode, *[file.read() for file in self._files]
 
     def kill(self) -> None:
         self._process.kill()

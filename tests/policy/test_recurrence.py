@@ -193,6 +193,7 @@ def test_minibatches_hold_whole_sequences_of_one_environment_with_its_own_state(
         assert torch.equal(minibatch.starts, (code % 100 == 0) | (code == 4))
 
 
+@pytest.mark.shortcut
 def test_pieces_of_a_minibatch():
     """6 envs x 8 steps, one episode of env 0 ends at step 3: envs 0 to 2 are four pieces, envs 3 to 5 three."""
     rollout = identifiable(8, 6, [(3, 0)])
@@ -564,7 +565,11 @@ class Shapeless(LastOnly):
     ("settings", "message"),
     [
         ({"core": "tests.policy.test_recurrence.BatchFirst"}, "policy: the network fails on 2 observations"),
-        ({"core": "tests.policy.test_recurrence.LastOnly"}, "policy: the network fails on 6 observations"),
+        pytest.param(  # one step after the other, it works
+            {"core": "tests.policy.test_recurrence.LastOnly"},
+            "policy: the network fails on 6 observations",
+            marks=pytest.mark.shortcut,
+        ),
         (
             {"core": "tests.policy.test_recurrence.Shapeless"},
             "network gives states of shape (2, 4), expected (2, 6)",

@@ -6,6 +6,7 @@ import json
 import sys
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -59,7 +60,7 @@ class Scheduler(torch.optim.lr_scheduler.StepLR): pass
 class Own(Count):
     """An environment of the user's own, with memory enough for an encoder's argument."""
 
-    metadata = {"render_modes": ["rgb_array", "human"]}  # noqa: RUF012
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array", "human"]}
 
     def __init__(self, render_mode=None, note="", **kwargs):
         super().__init__(**kwargs)
