@@ -10,12 +10,11 @@ import os
 import runpy
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from multiprocessing import forkserver, reduction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,14 +88,14 @@ class Command:
     """A function in a process of its own, called as a program is: with arguments, an exit code and what it prints."""
 
     def __init__(self, function: Callable, *args: Any, **environment: str) -> None:
-        self._open = ExitStack()
-        out = self._open.enter_context(tempfile.TemporaryFile("w+"))
-        err = self._open.enter_context(tempfile.TemporaryFile("w+"))
-        self._files = out, err
-        numbers = [file.fileno() for file in self._files]
+        self._open = TemporaryDirectory()
+        self._paths = [Path(self._open.name) / name for name in ("out", "err")]
+        numbers = [os.open(path, os.O_RDWR | os.O_CREAT) for path in self._paths]
         self._process = Process(_in_folder, (os.getcwd(), function, *args), *numbers, **environment)
         self._process.start()
         self.pid = self._process.pid
+        for number in numbers:
+            os.close(number)
 
     def poll(self) -> int | None:
         """Return the exit code of a process that has ended, None of one that has not."""
@@ -107,9 +106,7 @@ class Command:
         self._process.join(timeout)
         self.kill()
         with self._open:
-            for file in self._files:
-                file.seek(0)
-            return self._process.exitcode, *[file.read() for file in self._files]
+            return self._process.exitcode, *[path.read_text() for path in self._paths]
 
     def kill(self) -> None:
         self._process.kill()
